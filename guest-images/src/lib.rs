@@ -1,1 +1,13 @@
-//! Placeholder until the crate's first module lands.
+//! Guest kernels and root file systems, made from Debian's packages without installing any.
+//!
+//! Folders are made aside and renamed into place, so what exists is whole.
+
+pub mod aside;
+pub mod bzimage;
+pub mod cpio;
+pub mod deb;
+pub mod error;
+pub mod kernel;
+pub mod modules;
+pub mod tool;
+pub mod unpack;
