@@ -1,0 +1,91 @@
+//! The keyboard controller, as far as a microVM needs it: its reset command.
+
+use std::sync::Mutex;
+
+use vm_superio::{I8042Device, Trigger};
+
+use crate::bus::BusDevice;
+use crate::state::{Savable, StateError};
+use crate::stop::{SharedStopSink, StopReason};
+
+/// First port of the controller (data register; the command register is four further).
+pub const I8042_BASE: u64 = 0x60;
+/// Ports it occupies.
+pub const I8042_LEN: u64 = 5;
+
+struct ResetTrigger(SharedStopSink);
+
+impl Trigger for ResetTrigger {
+    type E = std::convert::Infallible;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.stop(StopReason::Reset);
+        Ok(())
+    }
+}
+
+/// The controller at ports 0x60 to 0x64.
+pub struct I8042(Mutex<I8042Device<ResetTrigger>>);
+
+impl I8042 {
+    /// A controller that reports a reset to `stop`.
+    pub fn new(stop: SharedStopSink) -> I8042 {
+        I8042(Mutex::new(I8042Device::new(ResetTrigger(stop))))
+    }
+}
+
+impl BusDevice for I8042 {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let ([byte], Ok(mut chip)) = (data, self.0.lock()) {
+            *byte = chip.read(offset as u8);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let ([byte], Ok(mut chip)) = (data, self.0.lock()) {
+            let Ok(()) = chip.write(offset as u8, *byte);
+        }
+    }
+}
+
+impl Savable for I8042 {
+    fn version(&self) -> u32 {
+        1
+    }
+
+    /// The chip has no registers that outlive a command.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
+        crate::state::decode::<()>(version, 1, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::{StopReason, StopSink};
+    use std::sync::Arc;
+
+    #[derive(Default)]
+    struct Sink(Mutex<Vec<StopReason>>);
+    impl StopSink for Sink {
+        fn stop(&self, reason: StopReason) {
+            self.0.lock().unwrap().push(reason);
+        }
+    }
+
+    #[test]
+    fn only_the_reset_command_resets() {
+        let sink = Arc::new(Sink::default());
+        let chip = I8042::new(sink.clone());
+        chip.write(0, &[0xfe]);
+        chip.write(4, &[0xd1]);
+        chip.write(4, &[0xfe, 0xfe]);
+        assert!(sink.0.lock().unwrap().is_empty());
+        chip.write(4, &[0xfe]);
+        assert_eq!(*sink.0.lock().unwrap(), [StopReason::Reset]);
+    }
+}

@@ -1,0 +1,121 @@
+//! What a device may touch while it handles an event: memory, its queues, its interrupt.
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+
+use super::BrokenQueue;
+use crate::interrupt::{STATUS_CONFIG, STATUS_USED, VirtioInterrupt};
+use crate::memory::DeviceMemory;
+
+/// A descriptor chain over the guest's memory.
+pub type Chain<'a> = DescriptorChain<&'a DeviceMemory>;
+
+/// A device's view of the machine during one call.
+pub struct DeviceIo<'a> {
+    /// Guest memory.
+    pub mem: &'a DeviceMemory,
+    /// The device's queues, by index. A queue that the driver did not set up is not ready.
+    pub queues: &'a mut [Queue],
+    /// The device's interrupt.
+    pub interrupt: &'a VirtioInterrupt,
+    /// Queues to be called for again, as a bit set; see [`DeviceIo::requeue`].
+    pub(super) again: u64,
+}
+
+impl<'a> DeviceIo<'a> {
+    pub(super) fn new(
+        mem: &'a DeviceMemory,
+        queues: &'a mut [Queue],
+        interrupt: &'a VirtioInterrupt,
+    ) -> DeviceIo<'a> {
+        DeviceIo { mem, queues, interrupt, again: 0 }
+    }
+
+    /// Asks for another queue event for `queue` after the other devices had their turn.
+    pub fn requeue(&mut self, queue: usize) {
+        self.again |= 1u64.checked_shl(queue as u32).unwrap_or(0);
+    }
+
+    /// The next chain that the driver made available on `queue`, if any.
+    ///
+    /// A queue that is not set up has none. An error means that the available ring lies (its index
+    /// is ahead by more than the queue holds) or is outside of memory.
+    pub fn pop(&mut self, queue: usize) -> Result<Option<Chain<'a>>, BrokenQueue> {
+        let mem = self.mem;
+        let Some(q) = self.queues.get_mut(queue).filter(|q| q.ready()) else { return Ok(None) };
+        match q.iter(mem) {
+            Ok(mut iter) => Ok(iter.next()),
+            Err(cause) => Err(BrokenQueue { queue, cause }),
+        }
+    }
+
+    /// Gives the last popped chain back unused: the next [`DeviceIo::pop`] returns it again.
+    pub fn undo_pop(&mut self, queue: usize) {
+        self.queues[queue].go_to_previous_position();
+    }
+
+    /// Hands chain `head` back to the driver, `written` bytes into it.
+    pub fn add_used(&mut self, queue: usize, head: u16, written: u32) -> Result<(), BrokenQueue> {
+        self.queues[queue]
+            .add_used(self.mem, head, written)
+            .map_err(|cause| BrokenQueue { queue, cause })
+    }
+
+    /// Interrupts the driver for what was handed back on `queue`, unless it asked not to be.
+    pub fn signal_used(&mut self, queue: usize) -> Result<(), BrokenQueue> {
+        let needed = self.queues[queue]
+            .needs_notification(self.mem)
+            .map_err(|cause| BrokenQueue { queue, cause })?;
+        if needed {
+            self.interrupt.raise(STATUS_USED);
+        }
+        Ok(())
+    }
+
+    /// Takes all chains of `queue`, one by one, through `handle`, which returns how many bytes it
+    /// wrote into the chain; then interrupts the driver once.
+    ///
+    /// Notifications are off while it works and it looks once more after they are on again, so
+    /// that none is lost and a busy driver does not exit for each buffer. It ends when the ring is
+    /// empty; a driver that refills it faster than it is worked through is served in portions, so
+    /// that one guest queue never holds the event loop.
+    pub fn drain(
+        &mut self,
+        queue: usize,
+        mut handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> u32,
+    ) -> Result<(), BrokenQueue> {
+        if !self.queues.get(queue).is_some_and(|q| q.ready()) {
+            return Ok(());
+        }
+        let mem = self.mem;
+        let broken = |cause| BrokenQueue { queue, cause };
+        let mut budget = usize::from(self.queues[queue].size()) * 2;
+        let mut used = false;
+        'rounds: loop {
+            self.queues[queue].disable_notification(mem).map_err(broken)?;
+            while let Some(chain) = self.pop(queue)? {
+                let head = chain.head_index();
+                let written = handle(chain, mem);
+                self.add_used(queue, head, written)?;
+                used = true;
+                budget = budget.saturating_sub(1);
+                if budget == 0 {
+                    self.requeue(queue);
+                    self.queues[queue].enable_notification(mem).map_err(broken)?;
+                    break 'rounds;
+                }
+            }
+            if !self.queues[queue].enable_notification(mem).map_err(broken)? {
+                break;
+            }
+        }
+        if used {
+            self.signal_used(queue)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the driver that the configuration space changed.
+    pub fn signal_config(&self) {
+        self.interrupt.raise(STATUS_CONFIG);
+    }
+}

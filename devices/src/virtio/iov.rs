@@ -1,0 +1,110 @@
+//! Vectored I/O straight between descriptors and guest memory.
+//!
+//! UNSAFETY: the kernel is handed pointers into guest memory; this file is the only place of the
+//! crate that does so.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::bitmap::Bitmap;
+
+use super::buffers::{Run, Slice};
+
+/// The kernel takes no more pieces than this in one call (UIO_MAXIOV).
+const MAX_PIECES: usize = 1024;
+
+/// Which way the bytes go, and where in the file.
+#[derive(Clone, Copy)]
+enum Op {
+    Read(Option<u64>),
+    Write(Option<u64>),
+}
+
+/// Fills `run` from `fd` at `offset`, whole; a file that ends earlier is an error.
+pub fn read_exact_at(fd: BorrowedFd, run: &Run, offset: u64) -> io::Result<()> {
+    all(fd, run, offset, |o| Op::Read(Some(o)))
+}
+
+/// Writes all of `run` to `fd` at `offset`.
+pub fn write_all_at(fd: BorrowedFd, run: &Run, offset: u64) -> io::Result<()> {
+    all(fd, run, offset, |o| Op::Write(Some(o)))
+}
+
+/// One read of a packet or stream into `run`: returns the bytes that came.
+pub fn read(fd: BorrowedFd, run: &Run) -> io::Result<usize> {
+    let slices: Vec<&Slice> = run.slices().take(MAX_PIECES).collect();
+    transfer(fd, &slices, 0, Op::Read(None))
+}
+
+/// One write of `run` as a packet or to a stream: returns the bytes that went.
+pub fn write(fd: BorrowedFd, run: &Run) -> io::Result<usize> {
+    let slices: Vec<&Slice> = run.slices().take(MAX_PIECES).collect();
+    transfer(fd, &slices, 0, Op::Write(None))
+}
+
+fn all(fd: BorrowedFd, run: &Run, mut offset: u64, op: impl Fn(u64) -> Op) -> io::Result<()> {
+    let slices: Vec<&Slice> = run.slices().collect();
+    let (mut first, mut skip) = (0, 0);
+    while first < slices.len() {
+        let end = slices.len().min(first + MAX_PIECES);
+        let mut done = match transfer(fd, &slices[first..end], skip, op(offset)) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        offset += done as u64;
+        while first < slices.len() && done >= slices[first].len() - skip {
+            done -= slices[first].len() - skip;
+            skip = 0;
+            first += 1;
+        }
+        skip += done;
+    }
+    Ok(())
+}
+
+/// One system call over `slices`, the first `skip` bytes (inside the first slice) left out.
+fn transfer(fd: BorrowedFd, slices: &[&Slice], skip: usize, op: Op) -> io::Result<usize> {
+    let writes_memory = matches!(op, Op::Read(_));
+    // The guards keep the pointers valid until the call returns.
+    let guards: Vec<_> = slices.iter().map(|s| s.ptr_guard_mut()).collect();
+    let mut iov: Vec<libc::iovec> = guards
+        .iter()
+        .map(|g| libc::iovec { iov_base: g.as_ptr().cast(), iov_len: g.len() })
+        .collect();
+    if let Some(first) = iov.first_mut() {
+        first.iov_base = first.iov_base.wrapping_byte_add(skip);
+        first.iov_len -= skip;
+    }
+    let (fd, ptr, count) = (fd.as_raw_fd(), iov.as_ptr(), iov.len() as i32);
+    let at = |o: u64| libc::off_t::try_from(o).map_err(|_| io::ErrorKind::InvalidInput);
+    let result = match op {
+        // SAFETY: each of the `count` entries at `ptr` covers a part of a guest memory slice that
+        // its guard keeps mapped during the call; guest memory is accessed by raw pointers only,
+        // so the kernel's writes alias no Rust reference. Same for the three calls below.
+        Op::Read(Some(o)) => unsafe { libc::preadv(fd, ptr, count, at(o)?) },
+        // SAFETY: as above.
+        Op::Read(None) => unsafe { libc::readv(fd, ptr, count) },
+        // SAFETY: as above.
+        Op::Write(Some(o)) => unsafe { libc::pwritev(fd, ptr, count, at(o)?) },
+        // SAFETY: as above.
+        Op::Write(None) => unsafe { libc::writev(fd, ptr, count) },
+    };
+    let done = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+    if writes_memory {
+        mark_dirty(slices, skip, done);
+    }
+    Ok(done)
+}
+
+/// The kernel wrote `done` bytes behind vm-memory's back: the dirty bitmap must know.
+fn mark_dirty(slices: &[&Slice], skip: usize, mut done: usize) {
+    done += skip;
+    for slice in slices {
+        let n = slice.len().min(done);
+        slice.bitmap().mark_dirty(0, n);
+        done -= n;
+    }
+}
