@@ -1,1 +1,9 @@
-//! Placeholder until the crate's first module lands.
+//! What a varve snapshot says and how it is stored.
+//!
+//! This crate is pure: no guest memory, no KVM, no `unsafe`. It knows page ranges and what they
+//! mean; where pages are at run time is `varve-memory-tiers`' business.
+#![forbid(unsafe_code)]
+
+mod page;
+
+pub use page::{PAGE_SIZE, PageRange, PageRangeError};

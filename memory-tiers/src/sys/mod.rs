@@ -1,0 +1,3 @@
+//! The system calls on guest memory, each behind a safe interface.
+
+pub mod mmap;
