@@ -42,7 +42,7 @@ pub struct PageRange {
 impl PageRange {
     /// The pages at guest physical address `start`, `len` bytes of them.
     pub fn new(start: u64, len: u64) -> Result<PageRange, PageRangeError> {
-        if start % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
+        if !start.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(PageRangeError::Unaligned { start, len });
         }
         if len == 0 {
