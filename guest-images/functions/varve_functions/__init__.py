@@ -1,0 +1,1 @@
+"""The sample functions, one module each; worker.py serves them."""
