@@ -14,8 +14,11 @@ mod io;
 pub mod iov;
 pub mod mmio;
 mod queue_state;
+pub mod rng;
 mod transport;
 
+#[cfg(test)]
+pub(crate) mod conformance;
 #[cfg(test)]
 pub(crate) mod testing;
 

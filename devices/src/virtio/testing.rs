@@ -83,6 +83,11 @@ impl Rig {
         Rig { mem, transport, bus, features: 0, events, sizes, avail, used, next_desc }
     }
 
+    /// How many queues the device has.
+    pub fn queues(&self) -> usize {
+        self.sizes.len()
+    }
+
     pub fn read(&self, offset: u64) -> u32 {
         let mut b = [0; 4];
         self.bus.read(offset, &mut b);
@@ -132,15 +137,16 @@ impl Rig {
     /// Writes one raw descriptor.
     pub fn descriptor(&self, queue: usize, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
         let at = GuestAddress(queue as u64 * RINGS + 16 * u64::from(index));
-        self.raw_descriptor(at, addr, len, flags, next);
+        self.raw_descriptor(at.0, addr, len, flags, next);
     }
 
-    pub fn raw_descriptor(&self, at: GuestAddress, addr: u64, len: u32, flags: u16, next: u16) {
+    /// Writes one raw descriptor anywhere (indirect tables).
+    pub fn raw_descriptor(&self, at: u64, addr: u64, len: u32, flags: u16, next: u16) {
         let mut bytes = addr.to_le_bytes().to_vec();
         bytes.extend(len.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes.extend(next.to_le_bytes());
-        self.mem.write_slice(&bytes, at).unwrap();
+        self.mem.write_slice(&bytes, GuestAddress(at)).unwrap();
     }
 
     /// Makes the chain that starts at `head` available, without a notification.

@@ -1,0 +1,146 @@
+//! virtio entropy source over the host's random number generator (virtio 1.2, 5.4).
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::buffers::{Buffers, ChainError};
+use super::{BrokenQueue, Chain, DeviceIo, VirtioDevice};
+use crate::memory::DeviceMemory;
+use crate::state::{self, Savable, StateError};
+
+/// Most bytes that one request gets; a driver that asks for more is given less and asks again
+/// (virtio 1.2, 5.4.6: the device may use fewer bytes than the buffer has).
+pub const MAX_BYTES: usize = 64 << 10;
+
+const VERSION: u32 = 1;
+const QUEUE_SIZE: u16 = 256;
+
+/// An entropy source. It has no config and no state.
+#[derive(Debug, Default)]
+pub struct Rng;
+
+impl Rng {
+    /// An entropy source.
+    pub fn new() -> Rng {
+        Rng
+    }
+}
+
+/// Fills the writable part of `chain`; returns how many bytes went there.
+fn request(chain: Chain, mem: &DeviceMemory) -> u32 {
+    let mut written = 0;
+    if let Err(e) = fill(chain, mem, &mut written) {
+        log::warn!("rng: malformed request: {e}");
+    }
+    written
+}
+
+fn fill(chain: Chain, mem: &DeviceMemory, written: &mut u32) -> Result<(), ChainError> {
+    let mut buffers = Buffers::new(chain, mem)?;
+    let mut left = buffers.writable.len().min(MAX_BYTES);
+    // Random bytes are never written straight to guest memory: the guest could watch them come.
+    let mut bytes = [0u8; 1024];
+    while left > 0 {
+        let want = left.min(bytes.len());
+        let got = match getrandom(&mut bytes[..want], GetRandomFlags::empty()) {
+            Ok(n) => n,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => {
+                log::error!("rng: getrandom: {e}");
+                return Ok(());
+            }
+        };
+        buffers.writable.write_all(&bytes[..got])?;
+        *written += got as u32;
+        left -= got;
+    }
+    Ok(())
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn activate(&mut self, _features: u64) {}
+
+    fn reset(&mut self) {}
+
+    fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
+        io.drain(queue, request)
+    }
+}
+
+impl Savable for Rng {
+    fn version(&self) -> u32 {
+        VERSION
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
+        state::decode(version, VERSION, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{BUFFERS, Rig};
+
+    fn device() -> Option<Box<dyn VirtioDevice>> {
+        Some(Box::new(Rng::new()))
+    }
+
+    crate::virtio::conformance::device_conformance!(device);
+
+    #[test]
+    fn fills_all_pieces_and_no_more() {
+        let mut rig = Rig::new(device().unwrap());
+        rig.push(0, &[(BUFFERS, 100, true), (BUFFERS + 200, 100, true)]);
+        rig.push(0, &[(BUFFERS + 0x1000, 100, true)]);
+        rig.notify(0);
+        assert_eq!(rig.used(0), [(0, 200), (2, 100)]);
+        for (from, len) in [(0, 100), (200, 100), (0x1000, 100)] {
+            // All zero by chance: 1 in 2^800.
+            assert!(rig.get(BUFFERS + from, len).iter().any(|&b| b != 0));
+        }
+        for (from, len) in [(100, 100), (300, 100), (0x1064, 100)] {
+            assert_eq!(rig.get(BUFFERS + from, len), vec![0; len], "outside of the buffers");
+        }
+        assert_ne!(rig.get(BUFFERS, 100), rig.get(BUFFERS + 200, 100));
+        assert!(rig.interrupts() > 0);
+    }
+
+    #[test]
+    fn bounds_a_request() {
+        let mut rig = Rig::new(device().unwrap());
+        rig.push(0, &[(BUFFERS, 1 << 20, true)]);
+        rig.notify(0);
+        assert_eq!(rig.used(0), [(0, MAX_BYTES as u32)]);
+        assert_eq!(rig.get(BUFFERS + MAX_BYTES as u64, 64), [0; 64]);
+    }
+
+    #[test]
+    fn leaves_readable_buffers_alone() {
+        let mut rig = Rig::new(device().unwrap());
+        rig.push(0, &[(BUFFERS, 64, false)]);
+        rig.push(0, &[(BUFFERS, 64, false), (BUFFERS + 64, 64, true)]);
+        rig.notify(0);
+        assert_eq!(rig.used(0), [(0, 0), (1, 64)]);
+        assert_eq!(rig.get(BUFFERS, 64), [0; 64]);
+    }
+}
