@@ -1,2 +1,62 @@
-//! Placeholder.
-fn main() {}
+//! `varve-lab`: see the library for what it does.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use varve_lab::cli::{Action, Cli, ExecOptions, OPTIONS_VARIABLE};
+use varve_lab::detect::{Mode, detect};
+use varve_lab::place::Place;
+use varve_lab::run::{LAB_FAILED, run, say};
+use varve_lab::setup::setup;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // An error of the options must not look like an exit code of the command.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { LAB_FAILED } else { 0 });
+        }
+    };
+    let code = match cli.action {
+        Action::Setup => Place::find().and_then(|place| setup(&place, &say)).map(|_| 0),
+        Action::Run(options) => run(options),
+        Action::Exec(options) => exec(options),
+        Action::Detect { json } => tell(json),
+    };
+    match code {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            say(&format!("{error:#}"));
+            ExitCode::from(LAB_FAILED)
+        }
+    }
+}
+
+/// Becomes the command, or runs it in the lab.
+fn exec(options: ExecOptions) -> Result<u8> {
+    let verdict = detect();
+    if verdict.mode == Mode::Lab {
+        let words = std::env::var(OPTIONS_VARIABLE).unwrap_or_default();
+        return run(options.in_lab(&words)?);
+    }
+    let [program, arguments @ ..] = options.command.as_slice() else {
+        anyhow::bail!("there is no command to run");
+    };
+    let error = Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot run `{}`", program.display()))
+}
+
+fn tell(json: bool) -> Result<u8> {
+    let verdict = detect();
+    if json {
+        println!("{}", serde_json::to_string(&verdict)?);
+    } else {
+        println!("{}", verdict.mode);
+        say(&verdict.reason);
+    }
+    Ok(0)
+}

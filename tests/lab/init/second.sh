@@ -1,0 +1,93 @@
+# The lab's init, second stage: process 1 in the host's root, with the control port as descriptor 3.
+#
+# It makes the devices that were asked for, runs the command, and reports its exit code.
+
+B=/run/lab/busybox
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+off() {
+  $B sync
+  $B printf '\000' | $B dd of=/dev/port bs=1 seek=244 2>/dev/null
+  $B poweroff -f
+}
+fail() {
+  echo "fail $*" >&3
+  $B sleep 0.2
+  off
+}
+# Runs a step of the set-up; what it says is shown if it fails.
+step() {
+  if ! said=$("$@" 2>&1); then fail "\`$*\`: $(echo "$said" | $B tail -n 3 | $B tr '\n' ' ')"; fi
+}
+
+for port in /sys/class/virtio-ports/*; do
+  read -r name <"$port/name"
+  $B ln -s "/dev/${port##*/}" "/run/lab/$name"
+done
+# A watcher on the host takes silence here for a hang of the whole lab.
+(while :; do echo beat; $B sleep 1; done) >/run/lab/beat 3>&- &
+
+$B mkdir -p /dev/pts /dev/shm /dev/hugepages /dev/net
+$B mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+$B mount -t tmpfs -o mode=1777 shm /dev/shm
+$B mount -t hugetlbfs huge /dev/hugepages
+$B mount -t cgroup2 cgroup /sys/fs/cgroup
+$B mount -t debugfs debug /sys/kernel/debug
+$B mount -t tracefs trace /sys/kernel/tracing
+[ -e /dev/fd ] || $B ln -s /proc/self/fd /dev/fd
+for stream in 0:stdin 1:stdout 2:stderr; do
+  [ -e "/dev/${stream#*:}" ] || $B ln -s "/proc/self/fd/${stream%:*}" "/dev/${stream#*:}"
+done
+[ -e /dev/net/tun ] || $B mknod -m 666 /dev/net/tun c 10 200
+$B ip link set lo up
+$B hostname lab
+ulimit -n 65536
+
+[ -e /dev/kvm ] || fail "the lab's kernel has no /dev/kvm"
+if [ -n "$DAX" ]; then
+  tries=0
+  while [ ! -e /dev/pmem0 ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 500 ] || fail "/dev/pmem0 does not appear"
+    $B usleep 10000
+  done
+  step mkfs.ext4 -qF -b 4096 /dev/pmem0
+  $B mkdir -p "$DAX"
+  step $B mount -t ext4 -o dax=always /dev/pmem0 "$DAX"
+fi
+if [ -n "$NET" ]; then
+  link=
+  for path in /sys/class/net/*; do [ "${path##*/}" = lo ] || link=${path##*/}; done
+  [ -n "$link" ] || fail "the network device does not appear"
+  step ip link set "$link" name lab0
+  step ip address add "$NET/24" dev lab0
+  step ip link set lab0 up
+fi
+if [ -n "$RDMA" ]; then
+  if [ -z "$NET" ]; then
+    step ip link add lab0 type dummy
+    step ip link set lab0 mtu 9000
+    step ip address add "$RDMA/24" dev lab0
+    step ip link set lab0 up
+  fi
+  step rdma link add rxe0 type rxe netdev lab0
+fi
+
+# Pumps stand between the command and the ports, so that the command sees plain pipes.
+$B mkfifo /run/lab/1 /run/lab/2
+$B cat /run/lab/1 >/run/lab/out 3>&- &
+out=$!
+$B cat /run/lab/2 >/run/lab/err 3>&- &
+err=$!
+if [ -n "$INPUT" ]; then exec 4</run/lab/in; else exec 4</dev/null; fi
+/bin/sh /run/lab/command <&4 >/run/lab/1 2>/run/lab/2 3>&- 4<&-
+code=$?
+exec 4<&-
+# Whatever the command left running may hold its pipes open; then the rest is not waited for.
+tries=0
+while { $B kill -0 $out || $B kill -0 $err; } 2>/dev/null && [ $tries -lt 40 ]; do
+  $B usleep 25000
+  tries=$((tries + 1))
+done
+echo "exit $code" >&3
+off
