@@ -19,6 +19,8 @@ pub struct DeviceIo<'a> {
     pub interrupt: &'a VirtioInterrupt,
     /// Queues to be called for again, as a bit set; see [`DeviceIo::requeue`].
     pub(super) again: u64,
+    /// The configuration space changed; see [`DeviceIo::signal_config`].
+    pub(super) config_changed: bool,
 }
 
 impl<'a> DeviceIo<'a> {
@@ -27,7 +29,7 @@ impl<'a> DeviceIo<'a> {
         queues: &'a mut [Queue],
         interrupt: &'a VirtioInterrupt,
     ) -> DeviceIo<'a> {
-        DeviceIo { mem, queues, interrupt, again: 0 }
+        DeviceIo { mem, queues, interrupt, again: 0, config_changed: false }
     }
 
     /// Asks for another queue event for `queue` after the other devices had their turn.
@@ -57,6 +59,17 @@ impl<'a> DeviceIo<'a> {
     pub fn add_used(&mut self, queue: usize, head: u16, written: u32) -> Result<(), BrokenQueue> {
         self.queues[queue]
             .add_used(self.mem, head, written)
+            .map_err(|cause| BrokenQueue { queue, cause })
+    }
+
+    /// Asks the driver to notify when it makes more available on `queue` than was popped; whether
+    /// there is more by now, so that no notification will come for it.
+    ///
+    /// What is given back by [`DeviceIo::undo_pop`] afterwards does not count: no notification
+    /// comes until the driver adds something.
+    pub fn enable_notification(&mut self, queue: usize) -> Result<bool, BrokenQueue> {
+        self.queues[queue]
+            .enable_notification(self.mem)
             .map_err(|cause| BrokenQueue { queue, cause })
     }
 
@@ -114,8 +127,10 @@ impl<'a> DeviceIo<'a> {
         Ok(())
     }
 
-    /// Tells the driver that the configuration space changed.
-    pub fn signal_config(&self) {
+    /// Tells the driver that the configuration space changed; its generation changes with it
+    /// (virtio 1.2, 2.5.2).
+    pub fn signal_config(&mut self) {
+        self.config_changed = true;
         self.interrupt.raise(STATUS_CONFIG);
     }
 }

@@ -8,6 +8,7 @@ use event_manager::EventSet;
 
 use crate::state::Savable;
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 mod io;

@@ -197,7 +197,8 @@ impl Transport {
         }
         let mut io = DeviceIo::new(&self.mem, &mut core.queues, &self.interrupt);
         let result = call(&mut *core.device, &mut io);
-        let again = io.again;
+        let (again, config_changed) = (io.again, io.config_changed);
+        core.config_generation = core.config_generation.wrapping_add(config_changed.into());
         match result {
             Ok(()) => {
                 (0..self.queue_events.len() as u32)
@@ -242,7 +243,10 @@ impl Transport {
     pub fn with_device<R>(&self, f: impl FnOnce(&mut dyn VirtioDevice, &mut DeviceIo) -> R) -> R {
         let core = &mut *self.core();
         let mut io = DeviceIo::new(&self.mem, &mut core.queues, &self.interrupt);
-        f(&mut *core.device, &mut io)
+        let result = f(&mut *core.device, &mut io);
+        let config_changed = io.config_changed;
+        core.config_generation = core.config_generation.wrapping_add(config_changed.into());
+        result
     }
 }
 
