@@ -57,6 +57,11 @@ impl Apt {
         &self.codename
     }
 
+    /// The sources that this apt uses, a file in the form of `sources.list`.
+    pub fn sources_file(&self) -> PathBuf {
+        self.dir.join("sources.list")
+    }
+
     /// The packages on which `package` (a name, or `name/suite`) depends directly.
     pub fn depends(&self, package: &str) -> Result<Vec<String>> {
         let text = self.query("apt-cache", &["depends", "--important", package], package)?;

@@ -98,6 +98,35 @@ pub enum Error {
         reason: String,
     },
 
+    /// Tools are missing, and only root can install them.
+    #[error("{tools} missing; as root: apt-get install {packages}")]
+    MissingTools {
+        /// The tools, with a verb: "`a` is", "`a`, `b` are".
+        tools: String,
+        /// Their packages, as apt-get wants them.
+        packages: String,
+    },
+
+    /// The function image could not be made.
+    #[error("mmdebstrap could not make the function image ({status}); its log is {}", log.display())]
+    Bootstrap {
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// Where it tells why.
+        log: PathBuf,
+    },
+
+    /// A program of the checkout could not be built.
+    #[error("cannot build {what}: `{command}` failed ({status}); see above")]
+    Build {
+        /// The program.
+        what: &'static str,
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
+
     /// A compressed file could not be unpacked.
     #[error("cannot unpack {} as {format}", path.display())]
     Unpack {
