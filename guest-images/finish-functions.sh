@@ -7,21 +7,28 @@ set -eu
 root=$1 functions=$2 out=$3 seed=$4
 home=/opt/varve
 
+# What only installation reads: compilers that a package drags in, Perl's library beyond perl-base,
+# sanitizers, media types, drivers for video hardware, the packages' own tests.
+for path in '/usr/bin/*-linux-gnu-*' /usr/lib/gcc /usr/share/perl /usr/share/perl5 '/usr/lib/*/perl' \
+    '/usr/lib/*/lib[alt]san.so*' '/usr/lib/*/libubsan.so*' '/usr/lib/*/libz3.so*' '/usr/lib/*/mfx' \
+    /usr/share/mime /usr/share/X11 /usr/share/icons /usr/lib/python3/dist-packages/pythran; do
+    # shellcheck disable=SC2086 # the pattern is to be expanded, below the new root
+    rm -rf "$root"$path
+done
+find "$root/usr/lib/python3/dist-packages" -depth -type d -name tests -exec rm -rf {} +
+
 mkdir -p "$root$home/varve_functions"
 cp "$functions/worker.py" "$functions/smoke.py" "$functions/train.py" "$root$home/"
 cp "$functions"/varve_functions/*.py "$root$home/varve_functions/"
 chroot "$root" python3 "$home/train.py" "$home/model.pickle"
 chroot "$root" python3 -m compileall -q "$home"
 chroot "$root" python3 "$home/smoke.py" "$seed" > "$out/checksums.json"
-# Some packages have the word amd64 in their names, hence the explicit format.
 chroot "$root" dpkg-query --show --showformat='${Package}\t${Version}\n' > "$out/packages"
 
 # Nothing of the machine on which the image is made stays in it.
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/* "$root"/tmp/* \
     "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* "$root"/etc/apt/apt.conf.d/99mmdebstrap \
     "$root$home/train.py"
-# Perl's library served the installation only; the few modules of perl-base stay.
-rm -rf "$root"/usr/share/perl "$root"/usr/share/perl5 "$root"/usr/lib/*/perl
 : > "$root/etc/resolv.conf"
 echo varve > "$root/etc/hostname"
 echo '127.0.0.1 localhost varve' > "$root/etc/hosts"

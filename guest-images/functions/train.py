@@ -19,7 +19,7 @@ from sklearn.neural_network import MLPClassifier
 def main(output):
     digits = load_digits()
     split = 1400
-    model = MLPClassifier((64,), max_iter=60, random_state=1)
+    model = MLPClassifier((64,), max_iter=300, random_state=1)
     model.fit(digits.data[:split], digits.target[:split])
     score = model.score(digits.data[split:], digits.target[split:])
     if score < 0.85:
