@@ -17,9 +17,9 @@ fail() {
 $B mount -t proc proc /proc
 $B mount -t sysfs sys /sys
 $B mount -t devtmpfs dev /dev
-for module in $($B cat /modules/order); do
-  $B insmod "/modules/$module" || fail "module $module cannot be loaded"
-done
+while read -r module parameters; do
+  $B insmod "/modules/$module" $parameters || fail "module $module cannot be loaded"
+done </modules/order
 
 # Ports appear when the host has announced them, a little after the driver.
 tries=0

@@ -5,6 +5,7 @@
 B=/run/lab/busybox
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
+. /run/lab/settings
 off() {
   $B sync
   $B printf '\000' | $B dd of=/dev/port bs=1 seek=244 2>/dev/null

@@ -51,6 +51,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 600.0, value_parser = parse_seconds)]
     pub timeout: f64,
 
+    /// Take the lab for hung after so many seconds without a sign of life
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = parse_seconds)]
+    pub hang_after: f64,
+
     /// Pass standard input on to the command
     #[arg(long)]
     pub stdin: bool,

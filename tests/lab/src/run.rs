@@ -29,17 +29,17 @@ const PEER: Duration = Duration::from_secs(120);
 
 /// Runs the command of `options` in the lab and returns the exit code to end with.
 pub fn run(options: RunOptions) -> Result<u8> {
-    let RunOptions { mut machine, timeout, stdin, no_snapshot, verbose, command } = options;
+    let RunOptions { mut machine, timeout, hang_after, stdin, no_snapshot, verbose, command } =
+        options;
     machine.check()?;
     if machine.cpus > 1 {
         say("with several CPUs, guests in the lab hang now and then: see docs/lab.md");
     }
-    let run = Duration::try_from_secs_f64(timeout).context("--timeout")?;
     let factor = if machine.icount { ICOUNT_FACTOR } else { 1 };
     let limits = Limits {
-        run,
+        run: Duration::try_from_secs_f64(timeout).context("--timeout")?,
         boot: Duration::from_secs(120) * factor,
-        silence: Duration::from_secs(30) * factor,
+        silence: Duration::try_from_secs_f64(hang_after).context("--hang-after")? * factor,
     };
     let place = Place::find()?;
     let lab = prepared(&place, machine.kernel.as_deref())?;

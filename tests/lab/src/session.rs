@@ -15,7 +15,7 @@ use crate::ports::Ends;
 /// How much of the console is kept for a failure's report, in bytes.
 const TAIL: usize = 16 << 10;
 /// How many of its lines are shown.
-const TAIL_LINES: usize = 30;
+const TAIL_LINES: usize = 60;
 /// Between the command's exit code and the end of QEMU.
 const ENDING: Duration = Duration::from_secs(15);
 

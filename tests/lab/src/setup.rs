@@ -61,6 +61,8 @@ pub fn prepared(place: &Place, other: Option<&Path>) -> Result<Prepared> {
         None if Kernel::open(Flavour::Lab, &place.kernel())?.is_some() => place.kernel(),
         None => bail!(not_ready()),
     };
+    // Seen from the lab, a link of this machine would lead elsewhere.
+    let kernel = fs::canonicalize(&kernel).with_context(not_ready)?;
     let vmlinux = kernel.join("vmlinux");
     let modules = kernel.join("lib/modules");
     let indexed = only_entry(&modules)?;
