@@ -98,15 +98,9 @@ impl Apt {
                 .args(packages);
             run_text(&mut command, "apt")
         };
-        // Also lists what is in the cache already: apt prints a file's address unless it is there
-        // and complete, so the names are taken from the plan and not from the addresses.
+        // The plan names versions, and older ones may be in the cache beside them.
         let plan = install("--simulate")?;
-        let wanted: BTreeSet<&str> = plan
-            .lines()
-            .filter_map(|line| line.strip_prefix("Inst "))
-            .filter_map(|line| line.split_whitespace().next())
-            .map(|name| name.split(':').next().unwrap_or(name))
-            .collect();
+        let wanted = parse_plan(&plan);
         install("--download-only")?;
         let archives = self.archives();
         let mut files = Vec::new();
@@ -114,7 +108,7 @@ impl Apt {
             let path = entry.map_err(Error::io("read", &archives))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.extension().is_some_and(|end| end == "deb")
-                && name.split('_').next().is_some_and(|package| wanted.contains(package))
+                && name.rsplit_once('_').is_some_and(|(package, _)| wanted.contains(package))
             {
                 files.push(path);
             }
@@ -228,11 +222,27 @@ fn parse_codename(os_release: &str) -> Result<String> {
     }
 }
 
+/// The packages that `apt-get install --simulate` would install, as their files' names begin.
+fn parse_plan(plan: &str) -> BTreeSet<String> {
+    let lines = plan.lines().filter_map(|line| line.strip_prefix("Inst "));
+    // Inst name (version suites [architecture])
+    lines
+        .filter_map(|line| {
+            let (name, rest) = line.split_once(" (")?;
+            let name = name.split([':', ' ']).next()?;
+            let version = rest.split_whitespace().next()?;
+            Some(format!("{name}_{}", version.replace(':', "%3a")))
+        })
+        .collect()
+}
+
 /// The machine's sources of Debian's `main`.
 fn machine_sources(codename: &str) -> Result<Vec<Source>> {
-    let format = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(CODENAME)";
     let mut command = Command::new("apt-get");
-    command.args(["indextargets", "--format", format, "Created-By: Packages"]);
+    // As configured: a machine that was never updated has no release files to tell more, and a
+    // plain user may not read those that are there.
+    command.args(["indextargets", "--no-release-info", "--format"]);
+    command.args(["$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]);
     let sources = parse_sources(&run_text(&mut command, "apt")?, codename);
     if sources.is_empty() {
         return Err(Error::NoMirror { codename: codename.to_owned() });
@@ -240,23 +250,22 @@ fn machine_sources(codename: &str) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
-/// Lines of `address suite component codename`; the last is empty before the first update.
+/// Lines of `address suite component`.
 fn parse_sources(text: &str, codename: &str) -> Vec<Source> {
-    let ours = |name: &str| {
-        name.strip_prefix(codename)
-            .is_some_and(|rest| ["", "-updates", "-security"].contains(&rest))
-    };
     let sources: BTreeSet<Source> = text
         .lines()
         .filter_map(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let (&[uri, suite, "main"] | &[uri, suite, "main", _]) = words.as_slice() else {
-                return None;
+            let &[uri, suite, "main"] = words.as_slice() else { return None };
+            // A source may name the release by its role.
+            let (release, kind) = suite.split_once('-').unwrap_or((suite, ""));
+            let ours = [codename, "stable", "oldstable", "testing"].contains(&release);
+            let name = match kind {
+                "" => codename.to_owned(),
+                "updates" | "security" => format!("{codename}-{kind}"),
+                _ => return None,
             };
-            // A source may name the suite by its role ("stable"), then the code name tells.
-            let name = words.get(3).copied().filter(|name| !name.is_empty()).unwrap_or(suite);
-            (ours(name) || ours(suite))
-                .then(|| Source { uri: uri.to_owned(), suite: name.to_owned() })
+            ours.then(|| Source { uri: uri.to_owned(), suite: name })
         })
         .collect();
     sources.into_iter().collect()
@@ -288,11 +297,13 @@ fn sources_list(sources: &[Source], keyring: bool) -> String {
 mod tests {
     use super::*;
 
-    const TARGETS: &str = "http://mirror.test/debian/ bookworm main bookworm
-http://mirror.test/debian/ bookworm-updates main bookworm-updates
-http://mirror.test/security/ bookworm-security main bookworm-security
-http://mirror.test/debian/ bookworm contrib bookworm
-http://other.test/node nodistro main nodistro
+    const TARGETS: &str = "http://mirror.test/debian/ bookworm main
+http://mirror.test/debian/ bookworm main
+http://mirror.test/debian/ bookworm-updates main
+http://mirror.test/debian/ bookworm-backports main
+http://mirror.test/security/ bookworm-security main
+http://mirror.test/debian/ bookworm contrib
+http://other.test/node nodistro main
 ";
 
     #[test]
@@ -304,11 +315,21 @@ http://other.test/node nodistro main nodistro
     }
 
     #[test]
-    fn a_role_is_read_as_its_release_and_missing_code_names_are_borne() {
-        let text = "http://m.test/debian/ stable main bookworm\nhttp://m.test/debian/ bookworm-updates main \n";
+    fn a_role_is_read_as_the_installed_release() {
+        let text = "http://m.test/debian/ stable main\nhttp://m.test/debian/ stable-updates main\n";
         let suites: Vec<String> =
             parse_sources(text, "bookworm").into_iter().map(|source| source.suite).collect();
-        assert_eq!(suites, ["bookworm", "bookworm-updates"]);
+        assert_eq!(suites, ["bookworm", "bookworm-updates", "bookworm-security"]);
+    }
+
+    #[test]
+    fn a_plan_names_files() {
+        let plan = "NOTE: This is only a simulation!\n\
+            Inst libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64]) []\n\
+            Inst busybox-static (1:1.35.0-4 Debian:12.15/oldstable [amd64])\n\
+            Conf libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64])\n";
+        let names: Vec<String> = parse_plan(plan).into_iter().collect();
+        assert_eq!(names, ["busybox-static_1%3a1.35.0-4", "libc6_2.36-9+deb12u14"]);
     }
 
     #[test]
