@@ -1,2 +1,8 @@
-//! Placeholder.
-fn main() {}
+//! The `varve` command.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    varve_vmm::cli::main(Instant::now())
+}

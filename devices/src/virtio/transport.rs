@@ -5,7 +5,7 @@
 //! the event loop learns of them through the `changed` descriptor and then adds or removes the
 //! device's own sources.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet, EventSubscriber, Events};
 use serde::{Deserialize, Serialize};
@@ -282,12 +282,14 @@ impl EventSubscriber for Transport {
     }
 }
 
-impl Savable for Arc<Transport> {
-    fn version(&self) -> u32 {
+impl Transport {
+    /// Version of what [`Transport::save`] writes.
+    pub fn version(&self) -> u32 {
         VERSION
     }
 
-    fn save(&self) -> Vec<u8> {
+    /// The state of transport, queues and device.
+    pub fn save(&self) -> Vec<u8> {
         let core = self.core();
         state::encode(&TransportStateV1 {
             status: core.status,
@@ -303,7 +305,8 @@ impl Savable for Arc<Transport> {
         })
     }
 
-    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
+    /// Takes over a saved state. The lock makes this possible for a device that is shared already.
+    pub fn restore(&self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
         let TransportStateV1 {
             status,
             features_select,
@@ -342,5 +345,19 @@ impl Savable for Arc<Transport> {
             core.device.activate(driver_features);
         }
         core.device.restore(device_version, &device)
+    }
+}
+
+impl Savable for Transport {
+    fn version(&self) -> u32 {
+        Transport::version(self)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Transport::save(self)
+    }
+
+    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
+        Transport::restore(self, version, bytes)
     }
 }

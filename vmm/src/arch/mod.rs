@@ -1,0 +1,11 @@
+//! What is particular to x86-64: the address map, tables, registers and the way a kernel is started.
+
+pub mod acpi;
+pub mod cmdline;
+pub mod cpuid;
+pub mod kernel;
+pub mod layout;
+pub mod mptable;
+pub mod msr;
+pub mod protocol;
+pub mod registers;

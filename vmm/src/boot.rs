@@ -1,0 +1,100 @@
+//! Making a machine ready for the first instruction of a kernel.
+
+use std::time::Duration;
+
+use kvm_ioctls::VcpuFd;
+use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
+use varve_memory_tiers::GuestRam;
+
+use crate::arch::acpi::{MmioSlot, Platform};
+use crate::arch::cpuid::{self, Topology};
+use crate::arch::kernel::Entry;
+use crate::arch::protocol::BootInfo;
+use crate::arch::{acpi, cmdline, kernel, layout, mptable, msr, protocol, registers};
+use crate::config::VmConfig;
+use crate::error::VmmError;
+use crate::kvm::{KvmError, KvmVm};
+use crate::machine::VMGENID_GSI;
+
+/// Loads the kernel with all that it is told, and returns vCPUs that stand at its entry.
+pub fn load(
+    config: &VmConfig,
+    vm: &KvmVm,
+    ram: &GuestRam,
+    slots: &[MmioSlot],
+) -> Result<Vec<VcpuFd>, VmmError> {
+    let mem = ram.memory();
+    let boot = &config.boot;
+    let kernel = kernel::load(mem, &boot.kernel, boot.protocol)?;
+    let initrd =
+        boot.initrd.as_ref().map(|path| kernel::load_initrd(mem, &kernel, path)).transpose()?;
+    let mut extra = Vec::new();
+    if config.boot_timer {
+        extra.push(format!("varve.boot_timer={:#x}", layout::BOOT_TIMER));
+    }
+    if !boot.cmdline.split_whitespace().any(|p| p.starts_with("pci=")) {
+        // There is no PCI bus; looking for one takes a few milliseconds.
+        extra.push("pci=off".into());
+    }
+    let line = cmdline::build(&boot.cmdline, &extra, slots)?;
+    log::debug!("kernel command line: {}", cmdline::text(&line));
+    cmdline::write(mem, &line)?;
+    mptable::write(mem, config.vcpus)?;
+    let platform =
+        Platform { vcpus: config.vcpus, virtio: slots.to_vec(), vmgenid_gsi: VMGENID_GSI };
+    let rsdp = acpi::write_tables(mem, &platform)?;
+    let ranges: Vec<_> = ram.regions().iter().map(|r| r.pages).collect();
+    let info = BootInfo {
+        memory_map: &layout::memory_map(&ranges),
+        initrd,
+        cmdline_len: cmdline::text(&line).len(),
+        rsdp,
+    };
+    protocol::write(mem, &kernel, &info)?;
+    registers::write_tables(mem, kernel.entry)?;
+    create_vcpus(config, vm, kernel.entry)
+}
+
+fn create_vcpus(config: &VmConfig, vm: &KvmVm, entry: Entry) -> Result<Vec<VcpuFd>, VmmError> {
+    let supported = vm.supported_cpuid()?;
+    let topology = Topology { vcpus: config.vcpus, smt: config.smt };
+    let mut fds = Vec::with_capacity(config.vcpus.into());
+    for id in 0..config.vcpus {
+        let fd = vm.create_vcpu(id)?;
+        let entries = cpuid::for_vcpu(&supported, id, topology);
+        set_up(&fd, &entries, entry).map_err(|(what, e)| KvmError::Call(what, e))?;
+        fds.push(fd);
+    }
+    Ok(fds)
+}
+
+type Failed = (&'static str, kvm_ioctls::Error);
+
+/// All vCPUs get the same registers; those but the first wait for the guest to start them.
+fn set_up(fd: &VcpuFd, cpuid: &kvm_bindings::CpuId, entry: Entry) -> Result<(), Failed> {
+    let failed = |what| move |e| (what, e);
+    fd.set_cpuid2(cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+    let msrs = msr::at_boot();
+    let written = fd.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))?;
+    if written != msrs.as_slice().len() {
+        log::warn!("this host took only {written} of {} boot MSRs", msrs.as_slice().len());
+    }
+    fd.set_regs(&registers::general(entry)).map_err(failed("KVM_SET_REGS"))?;
+    fd.set_fpu(&registers::fpu()).map_err(failed("KVM_SET_FPU"))?;
+    let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    registers::set_system(&mut sregs, entry);
+    fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    let mut lapic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+    registers::set_local_interrupts(&mut lapic);
+    fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))
+}
+
+/// Prints what the boot timer was told, one line each, for people and scripts.
+pub fn report_boot_time(mark: u8, time: Duration) {
+    let what = match mark {
+        INIT_REACHED => "init reached",
+        AGENT_READY => "agent ready",
+        _ => return,
+    };
+    eprintln!("varve: boot timer: {what} after {:.3} ms", time.as_secs_f64() * 1e3);
+}

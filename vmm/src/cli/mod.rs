@@ -1,0 +1,71 @@
+//! The command line: flags to a configuration, errors to exit codes.
+//!
+//! | exit code | meaning |
+//! | --- | --- |
+//! | 0 | the guest powered off or reset, or SIGINT, SIGTERM or SIGHUP ended the machine |
+//! | 1 | the machine could not be started or the monitor failed |
+//! | 2 | the command line is wrong |
+//! | 3 | the guest crashed (kernel panic, or something that KVM cannot emulate) |
+//! | 4 | KVM failed |
+
+mod keyval;
+mod run;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+
+/// A microVM monitor: one process runs one Linux guest on KVM.
+#[derive(Debug, Parser)]
+#[command(name = "varve", version, about, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 the guest ended by itself or by a signal to varve, 1 varve \
+                        failed, 2 wrong usage, 3 the guest crashed, 4 KVM failed.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How much to report on standard error: off, error, warn, info, debug, trace
+    #[arg(long, global = true, default_value = "warn", value_name = "LEVEL", value_parser = level)]
+    log_level: log::LevelFilter,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a guest and run it until it ends
+    #[command(after_help = run::EXAMPLES)]
+    Run(Box<run::RunArgs>),
+}
+
+/// Parses the process's arguments, does what they say, and returns the exit code. `start` is when
+/// the process began.
+pub fn main(start: Instant) -> ExitCode {
+    let cli = Cli::parse();
+    crate::logger::init(cli.log_level);
+    let result = match cli.command {
+        Command::Run(args) => run::main(*args, start),
+    };
+    result.unwrap_or_else(|e| {
+        eprintln!("varve: error: {}", chain(&*e));
+        ExitCode::from(1)
+    })
+}
+
+fn level(text: &str) -> Result<log::LevelFilter, String> {
+    text.parse().map_err(|_| "one of off, error, warn, info, debug and trace".into())
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

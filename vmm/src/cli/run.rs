@@ -1,0 +1,251 @@
+//! `varve run`: its options, and the machine that they mean.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use varve_devices::virtio::balloon::BalloonConfig;
+use varve_devices::virtio::block::BlockConfig;
+use varve_devices::virtio::net::NetConfig;
+use varve_devices::virtio::vsock::VsockConfig;
+
+use super::keyval::KeyValues;
+use crate::arch::kernel::BootProtocol;
+use crate::config::{BootConfig, ConfigError, Console, VmConfig, firecracker, parse_size};
+
+/// Shown below the options.
+pub const EXAMPLES: &str = "\
+Examples:
+  Boot a kernel with an initrd on this terminal (Ctrl-C ends the machine):
+    varve run --kernel vmlinux --initrd initramfs.cpio
+
+  A root file system that the guest may not change, two vCPUs, a socket to the guest:
+    varve run --kernel vmlinux --rootfs root.ext4:ro --vcpus 2 --memory 512M \\
+              --vsock cid=3,uds=/tmp/vm.sock
+
+  The machine that a Firecracker configuration file describes:
+    varve run --config-file vm.json";
+
+/// Command line of a guest whose user gives none: console on the serial port, and a panic or reboot
+/// ends the machine.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+const NET: &str = "tap=NAME[,mac=06:00:ac:10:00:02][,mtu=1500]";
+const VSOCK: &str = "cid=3,uds=PATH";
+const BALLOON: &str = "size=64M[,deflate-on-oom][,reporting][,hinting][,stats=SECONDS]";
+
+/// Options of `varve run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Kernel: an uncompressed ELF vmlinux, or a bzImage (vmlinuz)
+    #[arg(long, value_name = "FILE", required_unless_present = "config_file")]
+    kernel: Option<PathBuf>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// Kernel command line [default: "console=ttyS0 reboot=k panic=-1"]
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+
+    /// How to enter the kernel
+    #[arg(long, value_name = "PROTOCOL", default_value = "auto")]
+    boot_protocol: Protocol,
+
+    /// Raw image of the root file system, /dev/vda in the guest; with :ro the guest cannot write it
+    #[arg(long, value_name = "FILE[:ro]")]
+    rootfs: Option<String>,
+
+    /// Raw image of one more drive (repeat for more)
+    #[arg(long = "drive", value_name = "FILE[:ro]")]
+    drives: Vec<String>,
+
+    /// Network interface on a tap device (repeat for more): tap=NAME[,mac=…][,mtu=…]
+    #[arg(long = "net", value_name = "tap=NAME")]
+    nets: Vec<String>,
+
+    /// Sockets between host and guest: the host connects to UDS and writes "CONNECT <port>"; the
+    /// guest's connections to port P come to UDS_P
+    #[arg(long, value_name = "cid=3,uds=PATH")]
+    vsock: Option<String>,
+
+    /// Memory balloon: size=64M[,deflate-on-oom][,reporting][,hinting][,stats=SECONDS]
+    #[arg(long, value_name = "size=SIZE")]
+    balloon: Option<String>,
+
+    /// Give the guest a source of random numbers
+    #[arg(long)]
+    entropy: bool,
+
+    /// Memory, in bytes or with a unit K, M or G [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+
+    /// Number of vCPUs, 1 to 32 [default: 1]
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u8>,
+
+    /// Serial console: stdio, file=PATH (output only) or off
+    #[arg(long, value_name = "WHERE", value_parser = parse_console, default_value = "stdio")]
+    console: Console,
+
+    /// Configuration file with Firecracker's schema, in place of the options that describe the
+    /// machine
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "kernel", "initrd", "cmdline", "rootfs", "drives", "nets", "vsock", "balloon", "entropy",
+        "memory", "vcpus",
+    ])]
+    config_file: Option<PathBuf>,
+
+    /// Report on standard error when the guest's init starts and its agent is ready (for guests
+    /// that write to the boot timer, whose address is added to the command line)
+    #[arg(long)]
+    boot_timer: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Protocol {
+    /// PVH where the kernel has it, else the Linux protocol
+    Auto,
+    /// Linux 64-bit boot protocol
+    Linux,
+    /// PVH
+    Pvh,
+}
+
+/// Boots the guest and waits for its end.
+pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
+    let config = args.into_config()?;
+    let end = crate::run::run(&config, start)?;
+    eprintln!("varve: {end}");
+    Ok(ExitCode::from(end.exit_code()))
+}
+
+impl RunArgs {
+    fn into_config(self) -> Result<VmConfig, ConfigError> {
+        let protocol = match self.boot_protocol {
+            Protocol::Auto => BootProtocol::Auto,
+            Protocol::Linux => BootProtocol::Linux64,
+            Protocol::Pvh => BootProtocol::Pvh,
+        };
+        let mut config = match &self.config_file {
+            Some(path) => firecracker::read(path)?,
+            None => self.machine()?,
+        };
+        config.boot.protocol = protocol;
+        config.console = self.console;
+        config.boot_timer = self.boot_timer;
+        Ok(config)
+    }
+
+    fn machine(&self) -> Result<VmConfig, ConfigError> {
+        let kernel =
+            self.kernel.clone().ok_or_else(|| ConfigError::field("--kernel", "missing"))?;
+        let mut cmdline = self.cmdline.clone().unwrap_or_else(|| DEFAULT_CMDLINE.into());
+        let mut drives = Vec::new();
+        if let Some(text) = &self.rootfs {
+            let drive = parse_drive(text, "rootfs".into());
+            if !cmdline.split_whitespace().any(|p| p.starts_with("root=")) {
+                let mode = if drive.read_only { "ro" } else { "rw" };
+                cmdline = format!("{cmdline} root=/dev/vda {mode}");
+            }
+            drives.push(drive);
+        }
+        for (index, text) in self.drives.iter().enumerate() {
+            drives.push(parse_drive(text, format!("drive{index}")));
+        }
+        let nets = self
+            .nets
+            .iter()
+            .enumerate()
+            .map(|(i, text)| parse_net(text, format!("net{i}")))
+            .collect::<Result<_, _>>()
+            .map_err(|e| ConfigError::field("--net", e))?;
+        let field = |name: &'static str| move |e: String| ConfigError::field(name, e);
+        Ok(VmConfig {
+            vcpus: self.vcpus.unwrap_or(1),
+            smt: false,
+            memory: self.memory.unwrap_or(256 << 20),
+            track_dirty_pages: false,
+            boot: BootConfig {
+                kernel,
+                initrd: self.initrd.clone(),
+                cmdline,
+                protocol: BootProtocol::Auto,
+            },
+            drives,
+            nets,
+            vsock: self.vsock.as_deref().map(parse_vsock).transpose().map_err(field("--vsock"))?,
+            balloon: self
+                .balloon
+                .as_deref()
+                .map(parse_balloon)
+                .transpose()
+                .map_err(field("--balloon"))?,
+            entropy: self.entropy,
+            console: Console::Off,
+            boot_timer: false,
+        })
+    }
+}
+
+fn parse_console(text: &str) -> Result<Console, String> {
+    match text.split_once('=') {
+        Some(("file", path)) if !path.is_empty() => Ok(Console::File(path.into())),
+        None if text == "stdio" => Ok(Console::Stdio),
+        None if text == "off" => Ok(Console::Off),
+        _ => Err("one of stdio, file=PATH and off".into()),
+    }
+}
+
+fn parse_drive(text: &str, id: String) -> BlockConfig {
+    let (path, read_only) = match text.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (text.strip_suffix(":rw").unwrap_or(text), false),
+    };
+    BlockConfig { id, path: path.into(), read_only, flush: true }
+}
+
+fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {
+    let mut kv = KeyValues::parse("net", NET, text)?;
+    let tap = kv.require("tap")?.to_owned();
+    let mac = kv
+        .take("mac")?
+        .map(|m| firecracker::parse_mac(m).ok_or(format!("{m:?} is not a MAC; write {NET}")))
+        .transpose()?;
+    let mtu = kv
+        .take("mtu")?
+        .map(|m| m.parse().map_err(|_| format!("{m:?} is not an MTU; write {NET}")))
+        .transpose()?;
+    kv.finish()?;
+    Ok(NetConfig { id, tap, mac, mtu })
+}
+
+fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
+    let mut kv = KeyValues::parse("vsock", VSOCK, text)?;
+    let cid = kv.require("cid")?;
+    let guest_cid = cid.parse().map_err(|_| format!("{cid:?} is not a CID; write {VSOCK}"))?;
+    let uds_path = kv.require("uds")?.into();
+    kv.finish()?;
+    Ok(VsockConfig { guest_cid, uds_path })
+}
+
+fn parse_balloon(text: &str) -> Result<BalloonConfig, String> {
+    let mut kv = KeyValues::parse("balloon", BALLOON, text)?;
+    let size = parse_size(kv.take("size")?.unwrap_or("0"))?;
+    let stats = kv.take("stats")?.unwrap_or("0");
+    let config = BalloonConfig {
+        amount_mib: u32::try_from(size >> 20).map_err(|_| format!("{size} is too large"))?,
+        deflate_on_oom: kv.flag("deflate-on-oom")?,
+        stats_polling_interval_s: stats
+            .parse()
+            .map_err(|_| format!("{stats:?} are not seconds; write {BALLOON}"))?,
+        free_page_reporting: kv.flag("reporting")?,
+        free_page_hinting: kv.flag("hinting")?,
+    };
+    kv.finish()?;
+    Ok(config)
+}

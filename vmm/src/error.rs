@@ -1,0 +1,100 @@
+//! Why a machine cannot be built or run.
+
+use std::io;
+use std::path::PathBuf;
+
+use varve_devices::bus::BusError;
+use varve_devices::state::StateError;
+use varve_devices::virtio;
+use varve_devices::vmgenid::VmGenIdError;
+use varve_memory_tiers::RamError;
+
+use crate::arch::{acpi, cmdline, kernel, protocol};
+use crate::config::ConfigError;
+use crate::kvm::KvmError;
+use crate::vcpu::VcpuError;
+
+/// Building or running a machine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No guest memory.
+    #[error("guest memory")]
+    Ram(#[from] RamError),
+    /// KVM refused.
+    #[error("KVM")]
+    Kvm(#[from] KvmError),
+    /// A vCPU does not start or answer.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// No kernel.
+    #[error(transparent)]
+    Kernel(#[from] kernel::KernelError),
+    /// No command line.
+    #[error(transparent)]
+    Cmdline(#[from] cmdline::CmdlineError),
+    /// Boot parameters do not go into memory.
+    #[error(transparent)]
+    Protocol(#[from] protocol::ProtocolError),
+    /// ACPI tables do not go into memory.
+    #[error(transparent)]
+    Acpi(#[from] acpi::AcpiError),
+    /// Boot tables do not go into memory.
+    #[error("cannot write boot tables to guest memory")]
+    GuestMemory(#[from] vm_memory::GuestMemoryError),
+    /// A drive.
+    #[error("drive {id:?}")]
+    Block {
+        /// Its name.
+        id: String,
+        /// Why not.
+        source: virtio::block::BlockError,
+    },
+    /// A network interface.
+    #[error("network interface {id:?}")]
+    Net {
+        /// Its name.
+        id: String,
+        /// Why not.
+        source: virtio::net::NetError,
+    },
+    /// The vsock device.
+    #[error("vsock")]
+    Vsock(#[from] virtio::vsock::VsockError),
+    /// The balloon.
+    #[error("balloon")]
+    Balloon(#[from] virtio::balloon::BalloonError),
+    /// The VM generation id.
+    #[error(transparent)]
+    VmGenId(#[from] VmGenIdError),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// More devices than interrupts.
+    #[error("{0} virtio devices; this machine has interrupts for {1}")]
+    TooManyDevices(usize, usize),
+    /// A device does not take its saved state.
+    #[error("device {name:?}")]
+    State {
+        /// The device.
+        name: String,
+        /// Why not.
+        source: StateError,
+    },
+    /// The console's file does not open.
+    #[error("console file {path:?}")]
+    Console {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A system call that does not fail on a healthy host.
+    #[error("{0}")]
+    System(&'static str, #[source] io::Error),
+    /// The event loop.
+    #[error("event loop: {0}")]
+    Events(String),
+}

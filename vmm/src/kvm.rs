@@ -1,0 +1,163 @@
+//! The virtual machine as KVM has it: memory slots, interrupt controller, event descriptors.
+//!
+//! UNSAFETY: a memory slot lets the guest reach host memory; registering one is the only unsafe
+//! call here.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use varve_devices::interrupt::IrqLine;
+use varve_memory_tiers::GuestRam;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::layout;
+
+/// What KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// /dev/kvm does not open.
+    #[error("cannot open /dev/kvm ({0}): {hint}", hint = open_hint(.0))]
+    Open(kvm_ioctls::Error),
+    /// A KVM from before 2007.
+    #[error("KVM API version {0}, need 12")]
+    ApiVersion(i32),
+    /// A capability is missing.
+    #[error("this host's KVM lacks {0}")]
+    Missing(&'static str),
+    /// An ioctl failed.
+    #[error("{0}")]
+    Call(&'static str, #[source] kvm_ioctls::Error),
+    /// More vCPUs than this host's KVM runs.
+    #[error("{wanted} vCPUs asked for; this host's KVM allows {allowed}")]
+    TooManyVcpus {
+        /// Asked for.
+        wanted: u8,
+        /// Allowed.
+        allowed: usize,
+    },
+}
+
+fn open_hint(error: &kvm_ioctls::Error) -> &'static str {
+    match error.errno() {
+        libc::ENOENT => {
+            "load the kvm_intel or kvm_amd module, or enable virtualization in firmware"
+        }
+        libc::EACCES | libc::EPERM => "add this user to the group that owns it (usually kvm)",
+        libc::ENODEV | libc::ENXIO => "the kernel has no virtualization on this processor",
+        _ => "virtual machines need it",
+    }
+}
+
+fn call(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
+    move |e| KvmError::Call(what, e)
+}
+
+/// What the monitor cannot do without.
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::Irqchip, "an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)"),
+];
+
+/// A machine in KVM. Field order is drop order: the slots go before the memory behind them.
+pub struct KvmVm {
+    fd: VmFd,
+    kvm: Kvm,
+    ram: Arc<GuestRam>,
+}
+
+impl KvmVm {
+    /// Creates a machine over `ram` with its interrupt controllers and timer.
+    pub fn new(ram: Arc<GuestRam>, vcpus: u8) -> Result<KvmVm, KvmError> {
+        let kvm = Kvm::new().map_err(KvmError::Open)?;
+        let version = kvm.get_api_version();
+        if version != 12 {
+            return Err(KvmError::ApiVersion(version));
+        }
+        if let Some((_, name)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmError::Missing(name));
+        }
+        let allowed = kvm.get_max_vcpus();
+        if usize::from(vcpus) > allowed {
+            return Err(KvmError::TooManyVcpus { wanted: vcpus, allowed });
+        }
+        let fd = create_vm(&kvm)?;
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(call("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(layout::KVM_TSS as usize).map_err(call("KVM_SET_TSS_ADDR"))?;
+        // Before any vCPU: each takes its local APIC from it.
+        fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
+        // Port 0x61 reads as an idle speaker, without an exit each time.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
+        let vm = KvmVm { fd, kvm, ram };
+        vm.register_memory()?;
+        Ok(vm)
+    }
+
+    fn register_memory(&self) -> Result<(), KvmError> {
+        for (slot, region) in (0u32..).zip(self.ram.regions()) {
+            let memory = kvm_userspace_memory_region {
+                slot,
+                guest_phys_addr: region.pages.start(),
+                memory_size: region.pages.len(),
+                userspace_addr: region.host,
+                flags: 0,
+            };
+            // SAFETY: the region is a mapping that `self.ram` keeps, and `self.fd` is dropped before
+            // `self.ram`; Rust code touches it by volatile accesses only, as it must with a guest
+            // that changes it at any time.
+            unsafe { self.fd.set_user_memory_region(memory) }
+                .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(())
+    }
+
+    /// A new vCPU with APIC id `id`.
+    pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, KvmError> {
+        self.fd.create_vcpu(id.into()).map_err(call("KVM_CREATE_VCPU"))
+    }
+
+    /// The CPUID leaves that this host can give to a guest.
+    pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))
+    }
+
+    /// Makes each write to `line` an edge on interrupt `gsi`.
+    pub fn connect_irq(&self, line: &IrqLine, gsi: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(line.event(), gsi).map_err(call("KVM_IRQFD"))
+    }
+
+    /// Makes a guest write of `value` to the 32-bit register at `address` a write to `event`,
+    /// without an exit to the monitor.
+    pub fn connect_doorbell(
+        &self,
+        event: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(call("KVM_IOEVENTFD"))
+    }
+}
+
+/// KVM_CREATE_VM gives up when a signal comes while it waits.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    loop {
+        match kvm.create_vm() {
+            Err(e) if e.errno() == libc::EINTR => continue,
+            result => return result.map_err(call("KVM_CREATE_VM")),
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Putting a machine together: the one construction path.
+//!
+//! Order matters and is this: memory, KVM machine, platform devices, virtio devices, vCPUs, boot
+//! state. A machine that boots and one that is restored differ in where memory and states come from,
+//! not in how they are built.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use event_manager::{EventManager, EventSubscriber, SubscriberOps};
+use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
+use varve_devices::bus::{Bus, BusDevice};
+use varve_devices::i8042::{I8042, I8042_BASE, I8042_LEN};
+use varve_devices::interrupt::IrqLine;
+use varve_devices::power::{POWER_BASE, POWER_LEN, PowerRegisters};
+use varve_devices::pvpanic::{PVPANIC_PORT, PvPanic};
+use varve_devices::serial::{COM_LEN, COM1_BASE, COM1_IRQ, SerialPort};
+use varve_devices::state::Savable;
+use varve_devices::stop::SharedStopSink;
+use varve_devices::virtio::VirtioDevice;
+use varve_devices::virtio::balloon::{Balloon, BalloonHandle};
+use varve_devices::virtio::block::Block;
+use varve_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY, Transport};
+use varve_devices::virtio::net::Net;
+use varve_devices::virtio::rng::Rng;
+use varve_devices::virtio::vsock::Vsock;
+use varve_devices::vmgenid::VmGenId;
+use varve_memory_tiers::GuestRam;
+use vm_memory::GuestAddress;
+
+use crate::arch::acpi::MmioSlot;
+use crate::arch::layout;
+use crate::boot;
+use crate::config::VmConfig;
+use crate::console;
+use crate::device_set::DeviceSet;
+use crate::end::EndSignal;
+use crate::error::VmmError;
+use crate::kvm::KvmVm;
+use crate::reclaim::RamReclaim;
+use crate::vcpu::{Buses, VcpuHandle};
+
+/// Whoever waits for events on the event loop.
+pub type Subscriber = Arc<dyn EventSubscriber>;
+
+/// A machine, with its vCPUs paused until [`Machine::resume`].
+///
+/// Field order is drop order: vCPUs stop before the devices they call, and those before the memory.
+pub struct Machine {
+    vcpus: Vec<VcpuHandle>,
+    events: EventManager<Subscriber>,
+    devices: DeviceSet,
+    balloon: Option<BalloonHandle>,
+    end: Arc<EndSignal>,
+    _vm: KvmVm,
+    ram: Arc<GuestRam>,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes, ready to boot. `start` is when the process began,
+    /// for the boot timer.
+    pub fn boot(config: &VmConfig, start: Instant) -> Result<Machine, VmmError> {
+        config.validate()?;
+        let ranges = layout::memory_ranges(config.memory);
+        let ram = Arc::new(GuestRam::new(&ranges, config.track_dirty_pages)?);
+        let vm = KvmVm::new(ram.clone(), config.vcpus)?;
+        let mut builder = Builder::new(vm, ram, DeviceSet::new())?;
+        builder.platform(config, start)?;
+        builder.virtio(config)?;
+        let vmgenid = builder.vmgenid()?;
+        builder.devices.complete()?;
+        vmgenid.renew(builder.ram.memory())?;
+        let fds = boot::load(config, &builder.vm, &builder.ram, &builder.slots)?;
+        builder.finish(fds)
+    }
+
+    /// Lets all vCPUs run.
+    pub fn resume(&self) -> Result<(), VmmError> {
+        self.vcpus.iter().try_for_each(|v| v.resume()).map_err(VmmError::from)
+    }
+
+    /// Makes all vCPUs leave the guest, and waits until they have.
+    pub fn pause(&self) -> Result<(), VmmError> {
+        self.vcpus.iter().try_for_each(VcpuHandle::pause)?;
+        self.vcpus.iter().try_for_each(|v| v.call(|_| ()))?;
+        Ok(())
+    }
+
+    /// Where the machine's end is announced.
+    pub fn end(&self) -> &Arc<EndSignal> {
+        &self.end
+    }
+
+    /// The devices, by name.
+    pub fn devices(&self) -> &DeviceSet {
+        &self.devices
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// Control of the balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.balloon.as_ref()
+    }
+
+    /// Adds someone who waits for events.
+    pub fn subscribe(&mut self, subscriber: Subscriber) {
+        self.events.add_subscriber(subscriber);
+    }
+
+    /// Waits for events and handles them, once.
+    pub fn run_events(&mut self) -> Result<(), VmmError> {
+        self.events.run().map(drop).map_err(|e| VmmError::Events(e.to_string()))
+    }
+}
+
+/// A machine that is being put together.
+struct Builder {
+    vm: KvmVm,
+    ram: Arc<GuestRam>,
+    ports: Bus,
+    memory: Bus,
+    events: EventManager<Subscriber>,
+    devices: DeviceSet,
+    balloon: Option<BalloonHandle>,
+    slots: Vec<MmioSlot>,
+    end: Arc<EndSignal>,
+}
+
+/// The generation id's interrupt is the last one, so that adding a device moves no other.
+pub const VMGENID_GSI: u32 = layout::LAST_GSI;
+/// Interrupts, and so places, for virtio devices.
+const MAX_VIRTIO: usize = (VMGENID_GSI - layout::FIRST_GSI) as usize;
+
+impl Builder {
+    fn new(vm: KvmVm, ram: Arc<GuestRam>, devices: DeviceSet) -> Result<Builder, VmmError> {
+        let events = EventManager::new().map_err(|e| VmmError::Events(e.to_string()))?;
+        let end = EndSignal::new().map_err(|e| VmmError::System("event descriptor", e))?;
+        Ok(Builder {
+            vm,
+            ram,
+            ports: Bus::new(),
+            memory: Bus::new(),
+            events,
+            devices,
+            balloon: None,
+            slots: Vec::new(),
+            end: Arc::new(end),
+        })
+    }
+
+    /// Serial port, keyboard controller, power registers, panic port, boot timer.
+    fn platform(&mut self, config: &VmConfig, start: Instant) -> Result<(), VmmError> {
+        let line = self.line(COM1_IRQ)?;
+        let (output, input) = console::open(&config.console)?;
+        let serial = SerialPort::new(line, output, input)
+            .map_err(|e| VmmError::System("event descriptor", e))?;
+        let serial = self.devices.admit("serial", serial)?;
+        self.ports.insert(COM1_BASE, COM_LEN, serial.clone())?;
+        self.events.add_subscriber(serial);
+
+        let stop: SharedStopSink = self.end.clone();
+        self.port("i8042", I8042_BASE, I8042_LEN, I8042::new(stop.clone()))?;
+        self.port("power", POWER_BASE, POWER_LEN, PowerRegisters::new(stop.clone()))?;
+        self.port("pvpanic", PVPANIC_PORT, 1, PvPanic::new(stop))?;
+        if config.boot_timer {
+            let timer = BootTimer::new(start, boot::report_boot_time);
+            self.memory.insert(layout::BOOT_TIMER, BOOT_TIMER_LEN, Arc::new(timer))?;
+        }
+        Ok(())
+    }
+
+    fn port<D>(&mut self, name: &str, base: u64, len: u64, device: D) -> Result<(), VmmError>
+    where
+        D: BusDevice + Savable + 'static,
+    {
+        let device = self.devices.admit(name, device)?;
+        Ok(self.ports.insert(base, len, device)?)
+    }
+
+    /// All virtio devices, in an order that a snapshot can rely on.
+    fn virtio(&mut self, config: &VmConfig) -> Result<(), VmmError> {
+        for drive in &config.drives {
+            let id = drive.id.clone();
+            let device = Block::new(drive.clone())
+                .map_err(|source| VmmError::Block { id: id.clone(), source })?;
+            self.attach(format!("block:{id}"), Box::new(device))?;
+        }
+        for net in &config.nets {
+            let id = net.id.clone();
+            let device =
+                Net::new(net.clone()).map_err(|source| VmmError::Net { id: id.clone(), source })?;
+            self.attach(format!("net:{id}"), Box::new(device))?;
+        }
+        if let Some(vsock) = &config.vsock {
+            self.attach("vsock".into(), Box::new(Vsock::new(vsock.clone())?))?;
+        }
+        if let Some(balloon) = &config.balloon {
+            let reclaim = Box::new(RamReclaim(self.ram.clone()));
+            let device = Balloon::new(balloon.clone(), reclaim)?;
+            self.balloon = Some(device.handle());
+            self.attach("balloon".into(), Box::new(device))?;
+        }
+        if config.entropy {
+            self.attach("entropy".into(), Box::new(Rng::new()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a virtio device its window, interrupt and doorbells.
+    fn attach(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), VmmError> {
+        let index = self.slots.len();
+        if index == MAX_VIRTIO {
+            return Err(VmmError::TooManyDevices(index + 1, MAX_VIRTIO));
+        }
+        let slot = MmioSlot {
+            base: layout::VIRTIO_MMIO + MMIO_LEN * index as u64,
+            gsi: layout::FIRST_GSI + index as u32,
+        };
+        let line = self.line(slot.gsi)?;
+        let transport = Transport::new(name.clone(), device, self.ram.memory().clone(), line)
+            .map_err(|e| VmmError::System("event descriptor", e))?;
+        let transport = self.devices.admit(&name, transport)?;
+        for (queue, event) in (0u32..).zip(transport.queue_events()) {
+            self.vm.connect_doorbell(event, slot.base + QUEUE_NOTIFY, queue)?;
+        }
+        self.memory.insert(slot.base, MMIO_LEN, Arc::new(MmioTransport(transport.clone())))?;
+        self.events.add_subscriber(transport);
+        self.slots.push(slot);
+        Ok(())
+    }
+
+    fn vmgenid(&mut self) -> Result<Arc<VmGenId>, VmmError> {
+        let line = self.line(VMGENID_GSI)?;
+        self.devices.admit("vmgenid", VmGenId::new(GuestAddress(layout::VMGENID), line))
+    }
+
+    fn line(&self, gsi: u32) -> Result<IrqLine, VmmError> {
+        let line = IrqLine::new().map_err(|e| VmmError::System("event descriptor", e))?;
+        self.vm.connect_irq(&line, gsi)?;
+        Ok(line)
+    }
+
+    fn finish(self, fds: Vec<kvm_ioctls::VcpuFd>) -> Result<Machine, VmmError> {
+        let buses = Arc::new(Buses { ports: self.ports, memory: self.memory });
+        let vcpus = (0u8..)
+            .zip(fds)
+            .map(|(id, fd)| VcpuHandle::start(id, fd, buses.clone(), self.end.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Machine {
+            vcpus,
+            events: self.events,
+            devices: self.devices,
+            balloon: self.balloon,
+            end: self.end,
+            _vm: self.vm,
+            ram: self.ram,
+        })
+    }
+}
