@@ -83,12 +83,16 @@ impl Apt {
 
     /// Fetches `packages` alone, and returns the files in the same order.
     pub fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
-        packages.iter().map(|package| self.download_one(package)).collect()
+        self.insist(|| packages.iter().map(|package| self.download_one(package)).collect())
     }
 
     /// Fetches `packages` and all they depend on (not what they recommend), as for an empty
     /// machine, and returns the files sorted by name. The order is not one of installation.
     pub fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        self.insist(|| self.download_closure(packages))
+    }
+
+    fn download_closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let install = |how: &str| -> Result<String> {
             let mut command = self.command("apt-get");
             command
@@ -118,6 +122,17 @@ impl Apt {
             return Err(self.no_package(&packages.join(" ")));
         }
         Ok(files)
+    }
+
+    /// Tries once more with new lists, since mirrors drop superseded packages.
+    fn insist<T>(&self, fetch: impl Fn() -> Result<T>) -> Result<T> {
+        match fetch() {
+            Err(Error::Tool { .. }) => {
+                self.update()?;
+                fetch()
+            }
+            other => other,
+        }
     }
 
     fn download_one(&self, package: &str) -> Result<PathBuf> {
@@ -175,8 +190,12 @@ impl Apt {
             let path = self.dir.join(name);
             fs::write(&path, text).map_err(Error::io("write", &path))?;
         }
-        run(self.command("apt-get").args(["--quiet", "update"]), "apt")?;
+        self.update()?;
         fs::write(&stamp, sources).map_err(Error::io("write", &stamp))
+    }
+
+    fn update(&self) -> Result<()> {
+        run(self.command("apt-get").args(["--quiet", "update"]), "apt").map(drop)
     }
 
     fn command(&self, program: &str) -> Command {
