@@ -338,7 +338,7 @@ http://other.test/node nodistro main
         let text = "http://m.test/debian/ stable main\nhttp://m.test/debian/ stable-updates main\n";
         let suites: Vec<String> =
             parse_sources(text, "bookworm").into_iter().map(|source| source.suite).collect();
-        assert_eq!(suites, ["bookworm", "bookworm-updates", "bookworm-security"]);
+        assert_eq!(suites, ["bookworm", "bookworm-updates"]);
     }
 
     #[test]
