@@ -17,6 +17,7 @@ pub mod mmio;
 mod queue_state;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 #[cfg(test)]
 pub(crate) mod conformance;

@@ -88,6 +88,18 @@ impl Rig {
         self.sizes.len()
     }
 
+    /// The same driver, which goes on with `device` after a snapshot and a restore.
+    pub fn restored(&self, device: Box<dyn VirtioDevice>) -> Rig {
+        let mut rig = Rig::unconfigured(device, self.mem.clone());
+        rig.transport.restore(self.transport.version(), &self.transport.save()).unwrap();
+        rig.features = self.features;
+        rig.avail.clone_from(&self.avail);
+        rig.used.clone_from(&self.used);
+        rig.next_desc.clone_from(&self.next_desc);
+        rig.transport.kick();
+        rig
+    }
+
     pub fn read(&self, offset: u64) -> u32 {
         let mut b = [0; 4];
         self.bus.read(offset, &mut b);
