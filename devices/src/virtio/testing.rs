@@ -161,6 +161,13 @@ impl Rig {
         self.mem.write_slice(&bytes, GuestAddress(at)).unwrap();
     }
 
+    /// Where the device asks for its next notification, if event index is negotiated.
+    pub fn avail_event(&self, queue: usize) -> u16 {
+        let ring = queue as u64 * RINGS + 0xa000;
+        let at = ring + 4 + 8 * u64::from(self.sizes[queue]);
+        self.mem.read_obj(GuestAddress(at)).unwrap()
+    }
+
     /// Makes the chain that starts at `head` available, without a notification.
     pub fn publish(&mut self, queue: usize, head: u16) {
         let ring = queue as u64 * RINGS + 0x8000;

@@ -25,6 +25,7 @@
 //! the guest has taken that; otherwise the guest would reset the first new stream, too.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
@@ -185,29 +186,22 @@ impl Vsock {
 
     /// Tells the guest of a reset, if it must know, and sees whether it has taken it.
     fn tell_reset(&mut self, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
-        let broken = |cause| BrokenQueue { queue: EVENT, cause };
-        if !io.queues[EVENT].ready() {
+        if self.reset == Reset::Settled || !io.queues[EVENT].ready() {
             return Ok(());
         }
-        let mem = io.mem;
-        let index = |io: &DeviceIo| {
-            let index = io.queues[EVENT].avail_idx(mem, std::sync::atomic::Ordering::Acquire);
-            index.map(|i| i.0).map_err(broken)
-        };
-        if let Reset::Told { avail, .. } = self.reset {
+        let avail = watch_refills(io)?;
+        if let Reset::Told { avail: before, .. } = self.reset {
             // The driver has given the buffer back: it has dealt with the event.
-            if index(io)? != avail {
+            if avail != before {
                 self.reset = Reset::Settled;
             }
             return Ok(());
         }
         while let Reset::Due { until } = self.reset {
-            io.queues[EVENT].enable_notification(mem).map_err(broken)?;
-            let avail = index(io)?;
             let Some(chain) = io.pop(EVENT)? else { break };
             let head = chain.head_index();
             let event = TRANSPORT_RESET.to_le_bytes();
-            let sent = Buffers::new(chain, mem).and_then(|mut b| b.writable.write_all(&event));
+            let sent = Buffers::new(chain, io.mem).and_then(|mut b| b.writable.write_all(&event));
             let written = if sent.is_ok() { event.len() as u32 } else { 0 };
             io.add_used(EVENT, head, written)?;
             io.signal_used(EVENT)?;
@@ -238,6 +232,26 @@ impl Vsock {
             self.reset = Reset::Settled;
         }
         held
+    }
+}
+
+/// Has the driver notify when it makes its next event buffer available; returns the index of the
+/// available ring.
+///
+/// With event index a queue asks for a notification at the entry that it takes next, but the
+/// driver keeps several here: the wish is put at the end of what is there.
+fn watch_refills(io: &mut DeviceIo) -> Result<u16, BrokenQueue> {
+    let broken = |cause| BrokenQueue { queue: EVENT, cause };
+    let (mem, queue) = (io.mem, &mut io.queues[EVENT]);
+    let next = queue.next_avail();
+    loop {
+        let avail = queue.avail_idx(mem, Ordering::Acquire).map_err(broken)?.0;
+        queue.set_next_avail(avail);
+        let more = queue.enable_notification(mem).map_err(broken);
+        queue.set_next_avail(next);
+        if !more? {
+            return Ok(avail);
+        }
     }
 }
 
@@ -273,10 +287,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
-        match queue {
-            TX => self.take_packets(io)?,
-            EVENT => self.tell_reset(io)?,
-            _ => {}
+        self.tell_reset(io)?;
+        if queue == TX {
+            self.take_packets(io)?;
         }
         self.give_packets(io)
     }

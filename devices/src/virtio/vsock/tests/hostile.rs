@@ -144,6 +144,10 @@ fn buffers_and_packets_of_no_use_are_handed_back() {
 
 #[test]
 fn floods_are_bounded() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit })
+        .unwrap();
     let (mut guest, shared) = open_guest();
     let listener = guest.host_listens(5);
     for guest_port in 0..1100 {

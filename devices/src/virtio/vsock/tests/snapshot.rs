@@ -40,6 +40,8 @@ fn the_guest_resets_its_streams_and_keeps_its_listeners() {
     early.set_nonblocking(true).unwrap();
     assert_eq!(guest.resets(), 1);
     assert!(guest.take().is_empty());
+    // The driver is asked for a notification at its very next buffer, the fifth.
+    assert_eq!(guest.rig.avail_event(2), 4);
     guest.streams.clear();
     guest.give_event_buffers(1);
     guest.work();
