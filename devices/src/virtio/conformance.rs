@@ -1,6 +1,7 @@
 //! What every virtio device must keep to, as tests that a device's own tests include with
 //! `device_conformance!`. What a device does with a good request is tested beside the device.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -13,7 +14,6 @@ use super::testing::{BUFFERS, MEM, Rig, memory};
 use super::transport::status;
 use crate::bus::BusDevice;
 use crate::interrupt::IrqLine;
-use crate::state::Savable;
 
 /// Makes a device; `None` where the machine lacks what it needs (the test then says "skipped").
 pub type Make = fn() -> Option<Box<dyn VirtioDevice>>;
@@ -86,7 +86,7 @@ pub fn save_restore_save(make: Make) {
             _ => {}
         }
         let saved = rig.transport.save();
-        let mut other = fresh(make, &rig).expect("made once already");
+        let other = fresh(make, &rig).expect("made once already");
         other.restore(rig.transport.version(), &saved).expect("own state");
         assert_eq!(other.save(), saved, "step {step}");
         assert!(other.restore(rig.transport.version() + 1, &saved).is_err());
@@ -146,6 +146,30 @@ pub fn cut_states(make: Make) {
     }
 }
 
+/// A rig that serves one case after another, reset in between, since some devices take long to
+/// make. A case that fails does not give it back, so what follows a failure has a new one.
+struct Kept {
+    make: Make,
+    rig: RefCell<Option<Rig>>,
+}
+
+impl Kept {
+    fn new(make: Make) -> Kept {
+        Kept { make, rig: RefCell::new(None) }
+    }
+
+    fn take(&self) -> Rig {
+        let new = || Rig::unconfigured((self.make)().expect("made once already"), memory());
+        let rig = self.rig.take().unwrap_or_else(new);
+        rig.write(0x70, 0);
+        rig
+    }
+
+    fn put(&self, rig: Rig) {
+        self.rig.replace(Some(rig));
+    }
+}
+
 fn runner(cases: u32) -> TestRunner {
     // Fixed, so that a failure comes again; no files are left beside the sources.
     let config = Config { cases, failure_persistence: None, ..Config::default() };
@@ -188,8 +212,9 @@ pub fn registers(make: Make) {
     let access =
         (offset(), prop::sample::select(vec![1usize, 2, 4, 4, 4, 4, 8]), value(), any::<bool>());
     let accesses = (any::<bool>(), prop::collection::vec(access, 1..80));
-    let run = runner(128).run(&accesses, |(configured, accesses)| {
-        let mut rig = Rig::unconfigured(make().expect("made once already"), memory());
+    let kept = Kept::new(make);
+    let run = runner(256).run(&accesses, |(configured, accesses)| {
+        let mut rig = kept.take();
         if configured {
             rig.configure(|offered| offered);
         }
@@ -205,6 +230,7 @@ pub fn registers(make: Make) {
         // Whatever state it is in, it can be reset and used.
         rig.configure(|offered| offered & !(1 << 29));
         prop_assert_eq!(rig.status() & status::DRIVER_OK, status::DRIVER_OK);
+        kept.put(rig);
         Ok(())
     });
     run.unwrap_or_else(|e| panic!("{e}"));
@@ -267,8 +293,10 @@ pub fn chains(make: Make) {
         return;
     }
     let attacks = (any::<bool>(), prop::collection::vec(attack(), 1..4));
-    let run = runner(256).run(&attacks, |(event_idx, attacks)| {
-        let mut rig = Rig::unconfigured(make().expect("made once already"), memory());
+    let kept = Kept::new(make);
+    let restores = Cell::new(0);
+    let run = runner(512).run(&attacks, |(event_idx, attacks)| {
+        let mut rig = kept.take();
         rig.configure(|offered| if event_idx { offered } else { offered & !(1 << 29) });
         for Attack { queue, table, heads, index } in attacks {
             let queue = queue % rig.queues();
@@ -289,12 +317,16 @@ pub fn chains(make: Make) {
             drop(core);
             prop_assert!(broken || avail == used, "taken {avail}, handed back {used}");
         }
-        let saved = rig.transport.save();
-        let mut other = fresh(make, &rig).expect("made once already");
-        prop_assert_eq!(other.restore(rig.transport.version(), &saved), Ok(()));
-        prop_assert_eq!(other.save(), saved);
+        restores.set(restores.get() + 1);
+        if restores.get() % 16 == 0 {
+            let saved = rig.transport.save();
+            let other = fresh(make, &rig).expect("made once already");
+            prop_assert_eq!(other.restore(rig.transport.version(), &saved), Ok(()));
+            prop_assert_eq!(other.save(), saved);
+        }
         rig.configure(|offered| offered & !(1 << 29));
         prop_assert_eq!(rig.status() & status::DRIVER_OK, status::DRIVER_OK);
+        kept.put(rig);
         Ok(())
     });
     run.unwrap_or_else(|e| panic!("{e}"));

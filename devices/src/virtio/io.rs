@@ -1,6 +1,9 @@
 //! What a device may touch while it handles an event: memory, its queues, its interrupt.
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::BrokenQueue;
 use crate::interrupt::{STATUS_CONFIG, STATUS_USED, VirtioInterrupt};
@@ -60,6 +63,59 @@ impl<'a> DeviceIo<'a> {
         self.queues[queue]
             .add_used(self.mem, head, written)
             .map_err(|cause| BrokenQueue { queue, cause })
+    }
+
+    /// Hands several chains back at once, each with the bytes written into it: the driver sees all
+    /// of them or none. They are followed by [`DeviceIo::signal_used_since`].
+    pub fn add_used_together(
+        &mut self,
+        queue: usize,
+        chains: &[(u16, u32)],
+    ) -> Result<(), BrokenQueue> {
+        let Some((&(head, written), before)) = chains.split_last() else { return Ok(()) };
+        let broken = |cause| BrokenQueue { queue, cause };
+        let q = &mut self.queues[queue];
+        for &(head, written) in before {
+            if head >= q.size() {
+                return Err(broken(Error::InvalidDescriptorIndex));
+            }
+            // An element of the used ring behind its flags and index (virtio 1.2, 2.7.8). What
+            // the index does not cover yet is not the driver's.
+            let slot = 4 + 8 * u64::from(q.next_used() % q.size());
+            let address = q.used_ring().checked_add(slot).ok_or(broken(Error::AddressOverflow))?;
+            let mut element = [0; 8];
+            element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            self.mem
+                .write_slice(&element, GuestAddress(address))
+                .map_err(|e| broken(Error::GuestMemory(e)))?;
+            q.set_next_used(q.next_used().wrapping_add(1));
+        }
+        q.add_used(self.mem, head, written).map_err(broken)
+    }
+
+    /// Like [`DeviceIo::signal_used`], where the used index was `since` at the last signal.
+    pub fn signal_used_since(&mut self, queue: usize, since: u16) -> Result<(), BrokenQueue> {
+        let broken = |cause| BrokenQueue { queue, cause };
+        let q = &mut self.queues[queue];
+        // The queue counts what went through its own `add_used` only.
+        let mut needed = q.needs_notification(self.mem).map_err(broken)?;
+        if q.event_idx_enabled() {
+            // `used_event` stands behind the available ring (virtio 1.2, 2.7.7).
+            let slot = 4 + 2 * u64::from(q.size());
+            let address = q.avail_ring().checked_add(slot).ok_or(broken(Error::AddressOverflow))?;
+            let used_event: u16 = self
+                .mem
+                .load(GuestAddress(address), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(|e| broken(Error::GuestMemory(e)))?;
+            let now = q.next_used();
+            needed |= now.wrapping_sub(used_event).wrapping_sub(1) < now.wrapping_sub(since);
+        }
+        if needed {
+            self.interrupt.raise(STATUS_USED);
+        }
+        Ok(())
     }
 
     /// Asks the driver to notify when it makes more available on `queue` than was popped; whether

@@ -12,7 +12,7 @@ use vm_memory::bitmap::Bitmap;
 use super::buffers::{Run, Slice};
 
 /// The kernel takes no more pieces than this in one call (UIO_MAXIOV).
-const MAX_PIECES: usize = 1024;
+pub const MAX_PIECES: usize = 1024;
 
 /// Which way the bytes go, and where in the file.
 #[derive(Clone, Copy)]
@@ -31,10 +31,17 @@ pub fn write_all_at(fd: BorrowedFd, run: &Run, offset: u64) -> io::Result<()> {
     all(fd, run, offset, |o| Op::Write(Some(o)))
 }
 
-/// One read of a packet or stream into `run`: returns the bytes that came.
+/// One read of a stream into `run`: returns the bytes that came.
 pub fn read(fd: BorrowedFd, run: &Run) -> io::Result<usize> {
     let slices: Vec<&Slice> = run.slices().take(MAX_PIECES).collect();
     transfer(fd, &slices, 0, Op::Read(None))
+}
+
+/// One read of a packet into `slices`, which are fewer than [`MAX_PIECES`]: returns its length, or
+/// more than they hold if the packet did not fit (the rest of it is lost).
+pub fn read_packet(fd: BorrowedFd, slices: &[&Slice]) -> io::Result<usize> {
+    let mut spill = [0u8; 1];
+    transfer_and(fd, slices, 0, Op::Read(None), Some(&mut spill))
 }
 
 /// One write of `run` as a packet or to a stream: returns the bytes that went.
@@ -67,6 +74,17 @@ fn all(fd: BorrowedFd, run: &Run, mut offset: u64, op: impl Fn(u64) -> Op) -> io
 
 /// One system call over `slices`, the first `skip` bytes (inside the first slice) left out.
 fn transfer(fd: BorrowedFd, slices: &[&Slice], skip: usize, op: Op) -> io::Result<usize> {
+    transfer_and(fd, slices, skip, op, None)
+}
+
+/// The same, with the device's own `spill` behind `slices`.
+fn transfer_and(
+    fd: BorrowedFd,
+    slices: &[&Slice],
+    skip: usize,
+    op: Op,
+    spill: Option<&mut [u8; 1]>,
+) -> io::Result<usize> {
     let writes_memory = matches!(op, Op::Read(_));
     // The guards keep the pointers valid until the call returns.
     let guards: Vec<_> = slices.iter().map(|s| s.ptr_guard_mut()).collect();
@@ -78,12 +96,16 @@ fn transfer(fd: BorrowedFd, slices: &[&Slice], skip: usize, op: Op) -> io::Resul
         first.iov_base = first.iov_base.wrapping_byte_add(skip);
         first.iov_len -= skip;
     }
+    // Borrowed to the end of this function, so it outlives the call.
+    if let Some(spill) = spill {
+        iov.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
+    }
     let (fd, ptr, count) = (fd.as_raw_fd(), iov.as_ptr(), iov.len() as i32);
     let at = |o: u64| libc::off_t::try_from(o).map_err(|_| io::ErrorKind::InvalidInput);
     let result = match op {
         // SAFETY: each of the `count` entries at `ptr` covers a part of a guest memory slice that
-        // its guard keeps mapped during the call; guest memory is accessed by raw pointers only,
-        // so the kernel's writes alias no Rust reference. Same for the three calls below.
+        // its guard keeps mapped during the call, or the spill, which is borrowed for it alone; guest
+        // memory is accessed by raw pointers only, so the kernel's writes alias no Rust reference. Same for the three calls below.
         Op::Read(Some(o)) => unsafe { libc::preadv(fd, ptr, count, at(o)?) },
         // SAFETY: as above.
         Op::Read(None) => unsafe { libc::readv(fd, ptr, count) },

@@ -14,6 +14,7 @@ pub mod buffers;
 mod io;
 pub mod iov;
 pub mod mmio;
+pub mod net;
 mod queue_state;
 pub mod rng;
 mod transport;

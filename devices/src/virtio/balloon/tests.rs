@@ -256,7 +256,7 @@ fn statistics_go_round() {
         let other: Box<dyn VirtioDevice> = Box::new(other);
         let mem = rig.mem.clone();
         let transport = crate::virtio::mmio::Transport::new("other".into(), other, mem, line);
-        let mut transport = Arc::new(transport.unwrap());
+        let transport = transport.unwrap();
         transport.restore(1, &rig.transport.save()).unwrap();
         assert_eq!(restored.stats().unwrap(), stats);
 

@@ -1,0 +1,217 @@
+//! virtio-net over a tap (virtio 1.2, 5.1): one pair of queues, checksum and segmentation
+//! offloads both ways, merged receive buffers.
+//!
+//! Frames move straight between the tap and guest memory (`rx.rs`, `tx.rs`), each with the header
+//! of 12 bytes that driver and kernel agree on; the device reads none of it.
+
+use event_manager::EventSet;
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::{BrokenQueue, DeviceIo, Source, VirtioDevice, read_config_bytes};
+use crate::state::{self, Savable, StateError};
+
+mod error;
+mod rx;
+mod tap;
+mod tx;
+
+pub use error::NetError;
+use tap::Tap;
+
+const VERSION: u32 = 1;
+const QUEUE_SIZE: u16 = 256;
+const RX: usize = 0;
+const TX: usize = 1;
+
+/// Bytes of a frame's header (virtio 1.2, 5.1.6).
+const HEADER: usize = 12;
+/// Longest frame with its header: 64 KiB of segments yet to be cut, and Ethernet's header
+/// (virtio 1.2, 5.1.6.3.1).
+const MAX_FRAME: usize = 65562;
+/// Smallest MTU (virtio 1.2, 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct NetConfig {
+    /// Name of the device.
+    pub id: String,
+    /// Name of the host's tap. It is created if there is none and this process may do so.
+    pub tap: String,
+    /// Address of the guest's end; without one the guest chooses it.
+    pub mac: Option<[u8; 6]>,
+    /// Largest packet that the guest shall send, in bytes without Ethernet's header.
+    pub mtu: Option<u16>,
+}
+
+/// A network device.
+pub struct Net {
+    config: NetConfig,
+    tap: Tap,
+    /// A received frame may take several buffers.
+    mergeable: bool,
+    /// The tap had no room for the guest's next frame.
+    blocked: bool,
+}
+
+/// What a snapshot keeps: what the guest was told and believes.
+#[derive(Serialize, Deserialize)]
+struct NetStateV1 {
+    mac: Option<[u8; 6]>,
+    mtu: Option<u16>,
+}
+
+impl Net {
+    /// Attaches to the tap.
+    pub fn new(config: NetConfig) -> Result<Net, NetError> {
+        if let Some(mac) = config.mac
+            && mac[0] & 1 != 0
+        {
+            return Err(NetError::Mac(mac));
+        }
+        if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MIN_MTU) {
+            return Err(NetError::Mtu(mtu));
+        }
+        let tap = Tap::open(&config.tap, HEADER)?;
+        Ok(Net { config, tap, mergeable: false, blocked: false })
+    }
+
+    fn rearm(&self) {
+        if let Err(e) = self.tap.rearm() {
+            log::error!("net {:?}: tap {:?}: {e}", self.config.id, self.config.tap);
+        }
+    }
+
+    fn set_offloads(&self, bits: u32) {
+        if let Err(e) = self.tap.set_offloads(bits) {
+            log::error!("net {:?}: offloads of tap {:?}: {e}", self.config.id, self.config.tap);
+        }
+    }
+}
+
+const fn bit(feature: u32) -> u64 {
+    1 << feature
+}
+
+/// What the kernel may leave to a driver that took `features`.
+fn offloads(features: u64) -> u32 {
+    // Without checksums there is nothing to leave (virtio 1.2, 5.1.3.1).
+    if features & bit(VIRTIO_NET_F_GUEST_CSUM) == 0 {
+        return 0;
+    }
+    let by_feature = [
+        (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+        (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+        (VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO),
+    ];
+    by_feature
+        .into_iter()
+        .filter(|&(feature, _)| features & bit(feature) != 0)
+        .fold(libc::TUN_F_CSUM, |bits, (_, offload)| bits | offload)
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE; 2]
+    }
+
+    fn features(&self) -> u64 {
+        let always = [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_UFO,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_UFO,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_RING_F_INDIRECT_DESC,
+        ];
+        let mac = self.config.mac.map(|_| VIRTIO_NET_F_MAC);
+        let mtu = self.config.mtu.map(|_| VIRTIO_NET_F_MTU);
+        always.into_iter().chain(mac).chain(mtu).fold(0, |bits, feature| bits | bit(feature))
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // virtio 1.2, 5.1.4: mac, status and number of queue pairs (neither is offered), mtu.
+        let mut config = [0u8; 12];
+        config[..6].copy_from_slice(&self.config.mac.unwrap_or_default());
+        config[10..].copy_from_slice(&self.config.mtu.unwrap_or_default().to_le_bytes());
+        read_config_bytes(&config, offset, data);
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.set_offloads(offloads(features));
+        self.mergeable = features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
+        // Frames that came for an earlier driver, or for none, caused their event already.
+        self.rearm();
+    }
+
+    fn reset(&mut self) {
+        self.set_offloads(0);
+        self.mergeable = false;
+        self.blocked = false;
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { fd: self.tap.event_fd(), token: 0, events: EventSet::IN }]
+    }
+
+    fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
+        match queue {
+            RX => self.receive(io),
+            TX => self.transmit(io),
+            _ => Ok(()),
+        }
+    }
+
+    fn source_event(
+        &mut self,
+        _token: u32,
+        _events: EventSet,
+        io: &mut DeviceIo,
+    ) -> Result<(), BrokenQueue> {
+        self.tap.acknowledge();
+        if self.blocked {
+            self.transmit(io)?;
+        }
+        self.receive(io)
+    }
+}
+
+impl Savable for Net {
+    fn version(&self) -> u32 {
+        VERSION
+    }
+
+    fn save(&self) -> Vec<u8> {
+        state::encode(&NetStateV1 { mac: self.config.mac, mtu: self.config.mtu })
+    }
+
+    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
+        let NetStateV1 { mac, mtu } = state::decode(version, VERSION, bytes)?;
+        if (mac, mtu) != (self.config.mac, self.config.mtu) {
+            return Err(StateError::Invalid(format!(
+                "network device {:?} had MAC {mac:x?} and MTU {mtu:?}, here it has {:x?} and {:?}",
+                self.config.id, self.config.mac, self.config.mtu
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
