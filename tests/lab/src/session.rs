@@ -41,7 +41,7 @@ pub enum End {
     Failed {
         /// Why, in several lines: what was seen, and the console's last words.
         reason: String,
-        /// Whether the lab had given a sign of life.
+        /// Whether the lab had given a sign of life, of any kind.
         lived: bool,
     },
 }
@@ -191,7 +191,7 @@ impl Session {
         } else {
             format!("{reason}; the end of its console:\n{tail}")
         };
-        End::Failed { reason, lived: self.beat.is_some() }
+        End::Failed { reason, lived: self.beat.is_some() || !self.ctl.is_empty() }
     }
 }
 

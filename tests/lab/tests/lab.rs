@@ -102,8 +102,9 @@ fn kvm_boots_a_linux_kernel() {
     let console = text(&output.stdout);
     assert!(console.contains("Hypervisor detected: KVM"), "{output:?}");
     assert!(console.contains("Unable to mount root fs"), "{output:?}");
-    let output = Lab::run(&[]).sh("cat /sys/module/kvm_amd/parameters/npt; ls /dev/net/tun");
-    assert_eq!(text(&output.stdout), "Y\n/dev/net/tun\n");
+    let output = Lab::run(&[]).sh("cat /sys/module/kvm_amd/parameters/npt; ls /dev/net/tun; \
+                                   modprobe null_blk && ls /dev/nullb0");
+    assert_eq!(text(&output.stdout), "Y\n/dev/net/tun\n/dev/nullb0\n", "{output:?}");
 }
 
 #[test]
