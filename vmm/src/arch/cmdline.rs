@@ -23,6 +23,9 @@ pub enum CmdlineError {
 /// after them, before any arguments for init (behind `--`).
 pub fn build(text: &str, extra: &[String], virtio: &[MmioSlot]) -> Result<Cmdline, CmdlineError> {
     let bad = |e: linux_loader::cmdline::Error| CmdlineError::Bad(e.to_string());
+    if let Some(c) = text.chars().find(|c| !matches!(c, ' '..='~')) {
+        return Err(CmdlineError::Bad(format!("{c:?} in it")));
+    }
     let mut line = Cmdline::try_from(text, layout::CMDLINE_MAX).map_err(bad)?;
     for parameter in extra {
         line.insert_str(parameter).map_err(bad)?;

@@ -138,7 +138,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, apic_id: u32, topology: Topology, amd: b
         // AMD extended APIC id, core and node: one node.
         0x8000_001e if amd => {
             entry.eax = apic_id;
-            entry.ebx = apic_id / threads | (threads - 1) << 8;
+            entry.ebx = (apic_id / threads) | ((threads - 1) << 8);
             entry.ecx = 0;
         }
         _ => {}
@@ -187,7 +187,7 @@ mod tests {
             assert_eq!((core.ebx, core.ecx), (vcpus.into(), 0x201));
             assert!(1u32 << core.eax >= vcpus.into());
             assert_eq!(get(&cpuid, 0x8000_0008, 0).ecx & 0xff, u32::from(vcpus) - 1);
-            assert_eq!(get(&cpuid, 0x8000_001e, 0).eax, id.into());
+            assert_eq!(get(&cpuid, 0x8000_001e, 0).eax, u32::from(id));
             assert_eq!(get(&cpuid, 0xa, 0).eax, 0);
             assert_eq!(get(&cpuid, 0x4000_0000, 0).eax, 1, "KVM's own leaves stay");
         }

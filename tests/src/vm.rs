@@ -1,0 +1,243 @@
+//! One machine under test.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use varve_agent::client::Client;
+use varve_agent::protocol::{How, Power, Request};
+
+use crate::images::{image, varve};
+
+/// Long enough for any guest to boot under emulation; a test that waits longer has failed.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Parameters that every guest gets: quiet, ended by a panic, and without asynchronous page faults,
+/// which crawl under emulation.
+pub const CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 quiet no-kvmapf 8250.nr_uarts=1";
+
+/// A machine to be started.
+pub struct VmBuilder {
+    args: Vec<OsString>,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    cmdline: String,
+    vsock: bool,
+    dir: tempfile::TempDir,
+}
+
+/// A running machine. Killed when dropped.
+pub struct Vm {
+    child: Child,
+    dir: tempfile::TempDir,
+    reaped: bool,
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code, or none if a signal killed the process.
+    pub code: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// What the monitor said on standard error.
+    pub stderr: String,
+    /// What the guest printed on its console.
+    pub console: String,
+}
+
+impl Vm {
+    /// A machine that boots the tools initramfs with the default kernel and a vsock, until told
+    /// otherwise.
+    pub fn builder() -> VmBuilder {
+        VmBuilder {
+            args: Vec::new(),
+            kernel: image("vmlinux"),
+            initrd: Some(image("initramfs-tools.cpio")),
+            cmdline: CMDLINE.into(),
+            vsock: true,
+            dir: tempfile::Builder::new().prefix("varve-test").tempdir().unwrap(),
+        }
+    }
+}
+
+impl VmBuilder {
+    /// A folder that lives as long as the machine; for sockets and disk images.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// One more argument of `varve run`.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// An option with its value.
+    pub fn option(self, name: &str, value: impl Into<OsString>) -> Self {
+        self.arg(name).arg(value)
+    }
+
+    /// Another kernel image.
+    pub fn kernel(mut self, path: PathBuf) -> Self {
+        self.kernel = path;
+        self
+    }
+
+    /// Another initrd, or none.
+    pub fn initrd(mut self, path: Option<PathBuf>) -> Self {
+        self.initrd = path;
+        self
+    }
+
+    /// More kernel parameters.
+    pub fn cmdline(mut self, more: &str) -> Self {
+        self.cmdline = format!("{} {more}", self.cmdline);
+        self
+    }
+
+    /// No vsock: a machine without an agent to talk to.
+    pub fn without_vsock(mut self) -> Self {
+        self.vsock = false;
+        self
+    }
+
+    /// Starts the monitor. It writes console and messages to files, so that nothing ever blocks.
+    pub fn start(self) -> Vm {
+        let VmBuilder { args, kernel, initrd, cmdline, vsock, dir } = self;
+        let mut command = Command::new(varve());
+        command.arg("run").arg("--kernel").arg(kernel).arg("--cmdline").arg(cmdline);
+        if let Some(initrd) = initrd {
+            command.arg("--initrd").arg(initrd);
+        }
+        if vsock {
+            let uds = dir.path().join("v.sock");
+            command.arg("--vsock").arg(format!("cid=3,uds={}", uds.display()));
+        }
+        let child = command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(File::create(dir.path().join("console")).unwrap())
+            .stderr(File::create(dir.path().join("stderr")).unwrap())
+            .spawn()
+            .unwrap();
+        Vm { child, dir, reaped: false }
+    }
+}
+
+impl Vm {
+    /// The machine's own folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The unix socket of its vsock device.
+    pub fn uds(&self) -> PathBuf {
+        self.dir().join("v.sock")
+    }
+
+    /// Process id of the monitor.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the guest has printed so far.
+    pub fn console(&self) -> String {
+        read(&self.dir().join("console"))
+    }
+
+    /// What the monitor has said so far.
+    pub fn stderr(&self) -> String {
+        read(&self.dir().join("stderr"))
+    }
+
+    /// A connection to the agent, as soon as it answers.
+    ///
+    /// # Panics
+    ///
+    /// If the machine ends or [`PATIENCE`] does.
+    pub fn agent(&mut self) -> Client<UnixStream> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(agent) = Client::connect(&self.uds(), varve_agent::CONTROL_PORT) {
+                return agent;
+            }
+            if self.child.try_wait().unwrap().is_some() {
+                self.reaped = true;
+                panic!("the machine ended before its agent was ready{}", self.story());
+            }
+            assert!(Instant::now() < deadline, "the agent is not ready{}", self.story());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the console shows `text`.
+    pub fn wait_for_console(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.console().contains(text) {
+            assert!(Instant::now() < deadline, "no {text:?} on the console{}", self.story());
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended{}", self.story());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Asks the agent to end the machine, without an answer to wait for.
+    pub fn power(&mut self, how: How) {
+        // The answer may or may not come before the end.
+        let _ = self.agent().call::<serde_json::Value>(&Request::Power(Power { how }));
+    }
+
+    /// Sends a signal to the monitor.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid().to_string())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    ///
+    /// If [`PATIENCE`] ends first.
+    pub fn wait(mut self) -> Ended {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the machine does not end{}", self.story());
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        self.reaped = true;
+        Ended {
+            code: status.code(),
+            signal: status.signal(),
+            stderr: self.stderr(),
+            console: self.console(),
+        }
+    }
+
+    fn story(&self) -> String {
+        format!("\n--- console\n{}\n--- stderr\n{}", self.console(), self.stderr())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if !self.reaped {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
