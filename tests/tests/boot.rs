@@ -1,5 +1,7 @@
 //! Booting: every way into a kernel, processors, memory.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use varve_agent::protocol::{How, Info, Request};
 use varve_tests::Vm;
 use varve_tests::images::image;
