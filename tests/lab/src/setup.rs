@@ -14,14 +14,19 @@ use crate::initramfs;
 use crate::place::Place;
 use crate::qemu::Boot;
 
-/// A tool that the lab uses, on this machine or inside, and the Debian package that has it.
-const TOOLS: [(&str, &str); 6] = [
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("setpriv", "util-linux"),
-    ("modprobe", "kmod"),
-    ("ip", "iproute2"),
-    ("rdma", "iproute2"),
-    ("mkfs.ext4", "e2fsprogs"),
+/// A tool that the lab uses, on this machine or inside, the Debian package that has it, and
+/// whether no run can do without.
+const TOOLS: [(&str, &str, bool); 9] = [
+    ("qemu-system-x86_64", "qemu-system-x86", true),
+    ("setpriv", "util-linux", true),
+    ("modprobe", "kmod", true),
+    ("mkfs.ext4", "e2fsprogs", false),
+    ("ip", "iproute2", false),
+    ("rdma", "iproute2", false),
+    // What programs need to speak to the soft-RoCE device, and a tool to try it with.
+    ("/etc/libibverbs.d/rxe.driver", "ibverbs-providers", false),
+    ("ibv_rc_pingpong", "ibverbs-utils", false),
+    ("/usr/lib/x86_64-linux-gnu/librdmacm.so.1", "librdmacm1", false),
 ];
 
 /// Where tools are, beside `PATH`, which a user's own may not have.
@@ -84,13 +89,15 @@ fn only_entry(dir: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The packages of the tools that are missing on this machine.
-pub fn missing() -> Vec<&'static str> {
+/// The packages of the tools that are missing on this machine, or only of those that every run
+/// needs.
+pub fn missing(only_needed: bool) -> Vec<&'static str> {
     let mut packages = Vec::new();
-    for (tool, package) in TOOLS {
+    for (tool, package, needed) in TOOLS {
         let own_qemu =
             tool.starts_with("qemu") && env::var_os(crate::qemu::QEMU_VARIABLE).is_some();
-        if !own_qemu && find(tool).is_none() && !packages.contains(&package) {
+        let wanted = (needed || !only_needed) && !own_qemu;
+        if wanted && find(tool).is_none() && !packages.contains(&package) {
             packages.push(package);
         }
     }
@@ -98,14 +105,18 @@ pub fn missing() -> Vec<&'static str> {
 }
 
 fn tools(say: &dyn Fn(&str)) -> Result<()> {
-    let packages = missing();
+    let packages = missing(false);
     if packages.is_empty() {
         return Ok(());
     }
     let names = packages.join(" ");
     let install = format!("apt-get install --no-install-recommends {names}");
     if !rustix::process::geteuid().is_root() {
-        bail!("the lab needs tools that are not installed: as root, run `{install}`");
+        if !missing(true).is_empty() {
+            bail!("the lab needs tools that are not installed: as root, run `{install}`");
+        }
+        say(&format!("--dax, --net and --rdma need more tools: as root, run `{install}`"));
+        return Ok(());
     }
     say(&format!("installing {names}"));
     let apt = |arguments: &[&str]| -> Result<bool> {
@@ -124,7 +135,7 @@ fn tools(say: &dyn Fn(&str)) -> Result<()> {
     if !installed {
         bail!("`{install}` failed: run it by hand to see why");
     }
-    match missing().as_slice() {
+    match missing(false).as_slice() {
         [] => Ok(()),
         still => bail!("{} installed, and yet their tools are not found", still.join(" ")),
     }
@@ -133,6 +144,7 @@ fn tools(say: &dyn Fn(&str)) -> Result<()> {
 fn find(tool: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(SBIN.iter().map(PathBuf::from));
+    // A full path stays what it is.
     folders.map(|folder| folder.join(tool)).find(|path| path.is_file())
 }
 

@@ -131,28 +131,31 @@ fn the_second_node_has_memory_no_cpu_and_a_latency() {
 
 #[test]
 #[cfg_attr(not(feature = "lab-tests"), ignore = "skipped: needs the feature lab-tests")]
-fn the_rdma_device_is_active() {
-    let output = Lab::run(&["--rdma"]).sh("rdma link; ls /dev/infiniband/uverbs0");
+fn the_rdma_device_transfers() {
+    // GID 1 is that of the address.
+    let script = "rdma link; ping='ibv_rc_pingpong -d rxe0 -g 1 -s 4096 -n 100 -e'; \
+                  $ping >/dev/null & sleep 1; $ping 10.78.0.1 && wait $!";
+    let output = Lab::run(&["--rdma"]).sh(script);
     let said = text(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
     assert!(said.contains("link rxe0/1 state ACTIVE") && said.contains("netdev lab0"), "{said}");
-    assert!(said.ends_with("/dev/infiniband/uverbs0\n"), "{output:?}");
+    assert!(said.contains("100 iters in"), "{said}");
 }
 
 #[test]
 #[cfg_attr(not(feature = "lab-tests"), ignore = "skipped: needs the feature lab-tests")]
 fn two_labs_reach_each_other() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    // The listener serves one line and ends; so does its lab.
-    let listen = Lab::run(&["--net", &format!("listen={port}")])
-        .start("echo hello | timeout 120 /run/lab/busybox nc -l -p 7000");
-    let script = "for try in $(seq 60); do \
-                    /run/lab/busybox nc 10.77.0.1 7000 </dev/null && exit; sleep 1; \
-                  done; exit 1";
-    let output = Lab::run(&["--rdma", "--net", &format!("connect={port}")])
-        .sh(&format!("rdma link; {script}"));
-    let said = text(&output.stdout);
+    // The listener serves one round and ends; so does its lab.
+    let ping = "timeout 120 ibv_rc_pingpong -d rxe0 -g 1 -s 4096 -n 100 -e";
+    let listen = Lab::run(&["--rdma", "--net", &format!("listen={port}")]).start(ping);
+    let script = format!(
+        "/run/lab/busybox ping -c 60 -A 10.77.0.1 >/dev/null || exit 9; \
+         for try in $(seq 60); do {ping} 10.77.0.1 && exit; sleep 1; done; exit 1"
+    );
+    let output = Lab::run(&["--rdma", "--net", &format!("connect={port}")]).sh(&script);
     assert!(output.status.success(), "{output:?}");
-    assert!(said.contains("rxe0") && said.ends_with("hello\n"), "{output:?}");
+    assert!(text(&output.stdout).contains("100 iters in"), "{output:?}");
     assert!(listen.wait_with_output().unwrap().status.success());
 }
 
