@@ -1,1 +1,1 @@
-//! Placeholder until the crate's first module lands.
+//! What the demo and the benchmarks share.

@@ -1,0 +1,54 @@
+# varve: make demo | test | bench | lint. What is missing is installed from Debian's packages (as
+# root), or named.
+
+LAB := target/debug/varve-lab
+# Tests run several guests in one emulated host, one after another.
+export VARVE_LAB_OPTS ?= --mem 3072 --timeout 2400
+
+.PHONY: demo test test-fast test-vm bench lint images lab tools clean
+
+# Boot the function image, invoke three functions, print times and replies.
+demo: images lab
+	cargo build --release -p varve-vmm -p varve-benches
+	$(LAB) exec -- target/release/varve-demo
+
+# Everything: unit and property tests here, tests with machines where KVM works.
+test: test-fast test-vm
+
+test-fast: images lab
+	VARVE_LAB_TESTS=1 cargo test --workspace --exclude varve-tests
+
+test-vm: images lab
+	cargo build -p varve-vmm
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(LAB) exec --" \
+		cargo test -p varve-tests -- --test-threads=1
+
+bench: images lab
+	cargo build --release -p varve-vmm -p varve-benches
+	$(LAB) exec -- target/release/varve-bench
+
+# Guest kernel, initramfs and function image, under target/guest.
+images: tools
+	cargo run --quiet -p varve-guest-images -- all
+
+# The emulated host, where this machine's KVM cannot run guests.
+lab: tools
+	cargo build --quiet -p varve-lab
+	$(LAB) setup --if-needed
+
+lint: tools
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else \
+		echo "cargo-deny is not installed: licences not checked (cargo install --locked cargo-deny)"; fi
+
+# What the build itself needs.
+tools:
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it by rustup" >&2; exit 1; }
+	@command -v cc >/dev/null || if [ "$$(id -u)" = 0 ]; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends gcc libc6-dev; else \
+		echo "A C linker is missing: apt-get install gcc libc6-dev" >&2; exit 1; fi
+
+clean:
+	cargo clean
