@@ -196,7 +196,7 @@ impl Connection {
             match self.outbox.send(&self.socket, payload) {
                 Ok(sent) => self.count(sent),
                 Err(e) => {
-                    log::warn!("vsock: {:?}: payload: {e}", self.key);
+                    log::debug!("vsock: {:?}: payload: {e}", self.key);
                     self.state = State::Dead { reset: true };
                 }
             }

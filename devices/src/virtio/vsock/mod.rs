@@ -10,7 +10,8 @@
 //!  rx, tx, event queues <── mod.rs: buffers, reset event, saved state
 //!        │ packet.rs: headers
 //!     muxer.rs: which stream ──── poller.rs: one epoll for all sockets and deadlines
-//!        │                 └───── endpoint.rs: uds_path, greeting, calls to <uds_path>_<P>
+//!        │                 ├───── endpoint.rs: uds_path, greeting, calls to <uds_path>_<P>
+//!        │                 └───── callers.rs: host programs that have not named a port
 //!     connection.rs: one stream's life ── credit.rs, outbox.rs
 //! ```
 //!
@@ -42,6 +43,7 @@ use super::{BrokenQueue, Chain, DeviceIo, Source, VirtioDevice, read_config_byte
 use crate::memory::DeviceMemory;
 use crate::state::{self, Savable, StateError};
 
+mod callers;
 mod connection;
 mod credit;
 mod endpoint;
@@ -122,7 +124,7 @@ impl Vsock {
     fn take_packets(&mut self, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
         io.drain(TX, |chain, mem| {
             if let Err(e) = self.take_packet(chain, mem) {
-                log::warn!("vsock: malformed packet: {e}");
+                log::debug!("vsock: malformed packet: {e}");
             }
             0
         })
@@ -175,7 +177,7 @@ impl Vsock {
                     continue;
                 }
                 Err(e) => {
-                    log::warn!("vsock: malformed buffer: {e}");
+                    log::debug!("vsock: malformed buffer: {e}");
                     io.add_used(RX, head, 0)?;
                 }
             }

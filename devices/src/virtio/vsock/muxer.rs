@@ -2,42 +2,30 @@
 //! its next buffer.
 //!
 //! Streams with something to say wait in one line and get one buffer each in turn, so that none
-//! starves. All tables are bounded: [`MAX_CONNECTIONS`] connections, as many host programs that
-//! have not named a port yet, and [`MAX_RESETS`] refusals that wait for a buffer.
+//! starves. All tables are bounded: [`MAX_CONNECTIONS`] connections and [`MAX_RESETS`] refusals that
+//! wait for a buffer. Host programs that have not named a port yet are `callers.rs`'s.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
 
+use super::callers::Callers;
 use super::connection::{Connection, State};
-use super::endpoint::{Endpoint, Greeting, greeting};
+use super::endpoint::Endpoint;
 use super::error::VsockError;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Key, TYPE_STREAM, op};
-use super::poller::{ALARM, FIRST_SOCKET, LISTENER, Poller};
+use super::poller::{ALARM, LISTENER, Poller};
 use crate::virtio::buffers::{ChainError, Run};
 
 /// Connections at once, as many as Firecracker allows.
 pub const MAX_CONNECTIONS: usize = 1023;
 /// Refusals that wait; a guest that earns more without giving buffers for them gets no answer.
 const MAX_RESETS: usize = 1024;
-/// Host programs accepted in a row before others have their turn.
-const MAX_ACCEPTS: usize = 64;
-/// How long a host program may take to name a port; people type it by hand.
-const GREETING_TIME: Duration = Duration::from_secs(60);
-/// How long no program is accepted after descriptors ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Host ports for calls of host programs: apart from the well-known ones.
 const FIRST_PORT: u32 = 1 << 30;
 const LAST_PORT: u32 = (1 << 31) - 1;
-
-/// A host program that has not named a port yet.
-struct Caller {
-    socket: UnixStream,
-    deadline: Instant,
-}
 
 /// The streams of one guest.
 pub struct Muxer {
@@ -45,16 +33,13 @@ pub struct Muxer {
     endpoint: Endpoint,
     poller: Poller,
     connections: HashMap<Key, Connection>,
-    callers: HashMap<u64, Caller>,
+    callers: Callers,
     /// Which connection a token of the poller stands for.
     tokens: HashMap<u64, Key>,
     /// Connections that wait for a buffer; each is in it once, see [`Connection::in_line`].
     line: VecDeque<Key>,
     resets: VecDeque<Header>,
-    next_token: u64,
     next_port: u32,
-    /// When the listener, out of descriptors, is watched again.
-    accept_again: Option<Instant>,
 }
 
 impl Muxer {
@@ -67,13 +52,11 @@ impl Muxer {
             endpoint,
             poller,
             connections: HashMap::new(),
-            callers: HashMap::new(),
+            callers: Callers::default(),
             tokens: HashMap::new(),
             line: VecDeque::new(),
             resets: VecDeque::new(),
-            next_token: FIRST_SOCKET,
             next_port: FIRST_PORT,
-            accept_again: None,
         })
     }
 
@@ -118,8 +101,8 @@ impl Muxer {
                 self.poller.silence();
                 self.expire(Instant::now());
             } else if token == LISTENER {
-                self.accept();
-            } else if self.callers.contains_key(&token) {
+                self.callers.accept(&self.endpoint, &mut self.poller);
+            } else if self.callers.contains(token) {
                 self.greet(token, events);
             } else if let Some(&key) = self.tokens.get(&token) {
                 self.with(key, |c| c.socket_ready(events));
@@ -182,12 +165,12 @@ impl Muxer {
         self.resets
             .retain(|reset| (reset.src_port, reset.dst_port) != (key.host_port, key.guest_port));
         if self.connections.len() >= MAX_CONNECTIONS {
-            log::warn!("vsock: the guest has {MAX_CONNECTIONS} connections and gets no more");
+            log::debug!("vsock: the guest has {MAX_CONNECTIONS} connections and gets no more");
             return self.refuse(header);
         }
         match self.endpoint.call(key.host_port) {
             Ok(socket) => {
-                let token = self.new_token();
+                let token = self.poller.new_token();
                 self.add(Connection::from_guest(header, token, socket));
             }
             Err(e) => {
@@ -197,53 +180,19 @@ impl Muxer {
         }
     }
 
-    fn accept(&mut self) {
-        for _ in 0..MAX_ACCEPTS {
-            let socket = match self.endpoint.accept() {
-                Ok(Some(socket)) => socket,
-                Ok(None) => return,
-                Err(e) => {
-                    log::error!("vsock: cannot accept a host program: {e}");
-                    let at = Instant::now() + ACCEPT_PAUSE;
-                    self.poller.forget(self.endpoint.listener());
-                    self.accept_again = Some(at);
-                    self.poller.alarm(at);
-                    return;
-                }
-            };
-            if self.callers.len() >= MAX_CONNECTIONS {
-                log::warn!("vsock: {MAX_CONNECTIONS} host programs wait, no more are accepted");
-                continue;
-            }
-            let token = self.new_token();
-            if let Err(e) = self.poller.watch(&socket, token) {
-                log::error!("vsock: cannot watch a host program: {e}");
-                continue;
-            }
-            let deadline = Instant::now() + GREETING_TIME;
-            self.poller.alarm(deadline);
-            self.callers.insert(token, Caller { socket, deadline });
-        }
-    }
-
     /// A host program has said something, or hung up.
     fn greet(&mut self, token: u64, events: EventFlags) {
-        let Some(caller) = self.callers.get(&token) else { return };
-        let port = match greeting(&caller.socket) {
-            Greeting::Unfinished if !events.contains(EventFlags::RDHUP) => return,
-            Greeting::Port(port) if self.connections.len() < MAX_CONNECTIONS => port,
-            answer => {
-                log::debug!("vsock: a host program is turned away: {answer:?}");
-                self.callers.remove(&token);
-                return;
-            }
-        };
-        if let Some(Caller { socket, deadline: _ }) = self.callers.remove(&token) {
-            let key = Key { host_port: self.new_port(port), guest_port: port };
-            self.insert(Connection::from_host(key, token, socket));
-            // Reported once only, and the connection must know, too.
-            self.with(key, |c| c.socket_ready(events));
+        let Some((socket, port)) = self.callers.greet(token, events) else { return };
+        if self.connections.len() >= MAX_CONNECTIONS {
+            log::debug!(
+                "vsock: no more than {MAX_CONNECTIONS} connections: a host program waits no more"
+            );
+            return;
         }
+        let key = Key { host_port: self.new_port(port), guest_port: port };
+        self.insert(Connection::from_host(key, token, socket));
+        // Reported once only, and the connection must know, too.
+        self.with(key, |c| c.socket_ready(events));
     }
 
     /// Watches a connection's socket and puts it into the tables.
@@ -319,28 +268,12 @@ impl Muxer {
 
     /// Ends what has run out of time and sets the alarm for what has not.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.callers.retain(|_, caller| caller.deadline > now);
+        self.callers.expire(now, &self.endpoint, &mut self.poller);
         let dated = self.connections.values().filter(|c| c.deadline.is_some());
         let dated: Vec<Key> = dated.map(|c| c.key).collect();
         for key in dated {
             self.with(key, |c| c.expire(now));
         }
-        if let Some(at) = self.callers.values().map(|caller| caller.deadline).min() {
-            self.poller.alarm(at);
-        }
-        match self.accept_again {
-            Some(at) if at > now => self.poller.alarm(at),
-            Some(_) => match self.poller.watch_listener(self.endpoint.listener()) {
-                Ok(()) => self.accept_again = None,
-                Err(e) => log::error!("vsock: cannot watch the socket: {e}"),
-            },
-            None => {}
-        }
-    }
-
-    fn new_token(&mut self) -> u64 {
-        self.next_token += 1;
-        self.next_token - 1
     }
 
     /// A host port that has no connection with `guest_port` yet; there are far more of them than

@@ -18,7 +18,7 @@ pub const ALARM: u64 = 0;
 /// Token of the listening socket.
 pub const LISTENER: u64 = 1;
 /// Sockets have tokens from here up.
-pub const FIRST_SOCKET: u64 = 2;
+const FIRST_SOCKET: u64 = 2;
 
 /// Events taken at once; the rest stays for the next call, after other devices had their turn.
 const BATCH: usize = 64;
@@ -29,6 +29,7 @@ pub struct Poller {
     timer: OwnedFd,
     /// When the alarm goes off.
     armed: Option<Instant>,
+    next_token: u64,
 }
 
 impl Poller {
@@ -38,12 +39,18 @@ impl Poller {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         epoll::add(&epoll, &timer, EventData::new_u64(ALARM), EventFlags::IN)?;
-        Ok(Poller { epoll, timer, armed: None })
+        Ok(Poller { epoll, timer, armed: None, next_token: FIRST_SOCKET })
     }
 
     /// The descriptor that is readable while an event waits.
     pub fn fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
+    }
+
+    /// A token that no socket has had.
+    pub fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token - 1
     }
 
     /// Watches a listening socket, level-triggered.
