@@ -23,6 +23,8 @@ pub mod vsock;
 #[cfg(test)]
 pub(crate) mod conformance;
 #[cfg(test)]
+mod probe;
+#[cfg(test)]
 pub(crate) mod testing;
 
 pub use io::{Chain, DeviceIo};

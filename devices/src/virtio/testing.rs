@@ -46,9 +46,14 @@ pub struct Rig {
 }
 
 pub fn memory() -> DeviceMemory {
+    memory_of(MEM as usize)
+}
+
+/// Guest memory of `len` bytes from address 0.
+pub fn memory_of(len: usize) -> DeviceMemory {
     use vm_memory::{GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
-    let bitmap = Some(AtomicBitmap::new(MEM as usize, std::num::NonZeroUsize::new(4096).unwrap()));
-    let region: MmapRegion<_> = MmapRegionBuilder::new_with_bitmap(MEM as usize, bitmap)
+    let bitmap = Some(AtomicBitmap::new(len, std::num::NonZeroUsize::new(4096).unwrap()));
+    let region: MmapRegion<_> = MmapRegionBuilder::new_with_bitmap(len, bitmap)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
         .build()

@@ -324,9 +324,14 @@ impl Transport {
             let (got, want) = (queues.len(), core.queues.len());
             return Err(StateError::Invalid(format!("{got} queues where the device has {want}")));
         }
-        if driver_features & !core.offered_features() != 0 {
-            let lost = driver_features & !core.offered_features();
+        let (accepted, running) = (status & status::FEATURES_OK, status & status::DRIVER_OK);
+        // Until they are accepted, a driver may have written any.
+        let lost = driver_features & !core.offered_features();
+        if accepted != 0 && lost != 0 {
             return Err(StateError::Invalid(format!("features {lost:#x} are not on offer")));
+        }
+        if running != 0 && accepted == 0 {
+            return Err(StateError::Invalid("a driver runs without features".into()));
         }
         let live = queues
             .into_iter()
@@ -361,3 +366,7 @@ impl Savable for Transport {
         Transport::restore(self, version, bytes)
     }
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;
