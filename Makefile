@@ -16,7 +16,7 @@ demo: images lab
 test: test-fast test-vm
 
 test-fast: images lab
-	VARVE_LAB_TESTS=1 cargo test --workspace --exclude varve-tests
+	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
 
 test-vm: images lab
 	cargo build -p varve-vmm
@@ -34,7 +34,7 @@ images: tools
 # The emulated host, where this machine's KVM cannot run guests.
 lab: tools
 	cargo build --quiet -p varve-lab
-	$(LAB) setup --if-needed
+	@test "$$($(LAB) detect 2>/dev/null)" = native || $(LAB) setup
 
 lint: tools
 	cargo fmt --all --check
