@@ -246,15 +246,18 @@ fn watch_refills(io: &mut DeviceIo) -> Result<u16, BrokenQueue> {
     let broken = |cause| BrokenQueue { queue: EVENT, cause };
     let (mem, queue) = (io.mem, &mut io.queues[EVENT]);
     let next = queue.next_avail();
-    loop {
-        let avail = queue.avail_idx(mem, Ordering::Acquire).map_err(broken)?.0;
+    let mut avail = next;
+    // Again if one came in between; a driver that is never done gets by without the notification.
+    for _ in 0..4 {
+        avail = queue.avail_idx(mem, Ordering::Acquire).map_err(broken)?.0;
         queue.set_next_avail(avail);
-        let more = queue.enable_notification(mem).map_err(broken);
+        let more = queue.enable_notification(mem);
         queue.set_next_avail(next);
-        if !more? {
-            return Ok(avail);
+        if !more.map_err(broken)? {
+            break;
         }
     }
+    Ok(avail)
 }
 
 impl VirtioDevice for Vsock {
