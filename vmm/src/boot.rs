@@ -5,6 +5,7 @@ use std::time::Duration;
 use kvm_ioctls::VcpuFd;
 use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
 use varve_memory_tiers::GuestRam;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::arch::acpi::{MmioSlot, Platform};
 use crate::arch::cpuid::{self, Topology};
@@ -52,8 +53,15 @@ pub fn load(
     };
     protocol::write(mem, &kernel, &info)?;
     registers::write_tables(mem, kernel.entry)?;
+    mem.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
     create_vcpus(config, vm, kernel.entry)
 }
+
+/// `mov al, 0xfe; out 0x64, al; hlt; jmp hlt`: the keyboard controller's reset command.
+///
+/// On a hardware-reduced platform Linux asks EFI to reboot and, where there is none, jumps to the
+/// BIOS' reset vector. There is no BIOS, but there can be what its first step amounts to.
+const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 
 fn create_vcpus(config: &VmConfig, vm: &KvmVm, entry: Entry) -> Result<Vec<VcpuFd>, VmmError> {
     let supported = vm.supported_cpuid()?;

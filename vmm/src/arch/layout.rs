@@ -46,6 +46,8 @@ pub const ACPI_TABLES: u64 = 0xa_0000;
 pub const RSDP: u64 = 0xe_0000;
 /// VM generation id, a page of its own.
 pub const VMGENID: u64 = 0xe_1000;
+/// Where a PC's processor begins after a reset, as seen from real mode (F000:FFF0).
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Kernels are loaded here and above.
 pub const HIGH_RAM: u64 = 0x10_0000;
 
