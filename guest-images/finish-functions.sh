@@ -7,11 +7,10 @@ set -eu
 root=$1 functions=$2 out=$3 seed=$4
 home=/opt/varve
 
-# What only installation reads: compilers that a package drags in, Perl's library beyond perl-base,
-# sanitizers, media types, drivers for video hardware, the packages' own tests.
-for path in '/usr/bin/*-linux-gnu-*' /usr/lib/gcc /usr/share/perl /usr/share/perl5 '/usr/lib/*/perl' \
-    '/usr/lib/*/lib[alt]san.so*' '/usr/lib/*/libubsan.so*' '/usr/lib/*/libz3.so*' '/usr/lib/*/mfx' \
-    /usr/share/mime /usr/share/X11 /usr/share/icons /usr/lib/python3/dist-packages/pythran; do
+# What only installation reads: Perl's library beyond perl-base, media types, drivers for video
+# hardware, the packages' own tests.
+for path in /usr/share/perl /usr/share/perl5 '/usr/lib/*/perl' '/usr/lib/*/libz3.so*' '/usr/lib/*/mfx' \
+    /usr/share/mime /usr/share/X11 /usr/share/icons; do
     # shellcheck disable=SC2086 # the pattern is to be expanded, below the new root
     rm -rf "$root"$path
 done
@@ -20,7 +19,7 @@ find "$root/usr/lib/python3/dist-packages" -depth -type d -name tests -exec rm -
 mkdir -p "$root$home/varve_functions"
 cp "$functions/worker.py" "$functions/smoke.py" "$functions/train.py" "$root$home/"
 cp "$functions"/varve_functions/*.py "$root$home/varve_functions/"
-chroot "$root" python3 "$home/train.py" "$home/model.pickle"
+chroot "$root" python3 "$home/train.py" "$home/digits.net"
 chroot "$root" python3 -m compileall -q "$home"
 chroot "$root" python3 "$home/smoke.py" "$seed" > "$out/checksums.json"
 chroot "$root" dpkg-query --show --showformat='${Package}\t${Version}\n' > "$out/packages"

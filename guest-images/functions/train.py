@@ -1,32 +1,32 @@
-"""Makes the model of the function `recognition` when the function image is built.
+"""Makes the network of the function `recognition` when the function image is built.
 
     train.py OUTPUT
 
-A small neural network learns the 8x8 digits that ship with scikit-learn. The output is a pickle of
-(classifier, test images); it is read only by recognition.py of the same image.
+It learns from images that are drawn with fixed seeds, and is tried on others.
 """
 
-import os
-import pickle
+import random
 import sys
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+from varve_functions.fann import Network
+from varve_functions.recognition import DIGITS, SIDE, draw, label
 
-from sklearn.datasets import load_digits
-from sklearn.neural_network import MLPClassifier
+LAYERS = (SIDE * SIDE, 64, DIGITS)
 
 
 def main(output):
-    digits = load_digits()
-    split = 1400
-    model = MLPClassifier((64,), max_iter=300, random_state=1)
-    model.fit(digits.data[:split], digits.target[:split])
-    score = model.score(digits.data[split:], digits.target[split:])
-    if score < 0.85:
-        sys.exit(f"train.py: the classifier recognises only {score:.0%} of the test images")
-    with open(output, "wb") as file:
-        pickle.dump((model, digits.data[split:]), file)
-    print(f"train.py: {score:.1%} of {len(digits.data) - split} test images recognised", file=sys.stderr)
+    dice = random.Random(0)
+    samples = []
+    for number in range(2000):
+        digit = number % DIGITS
+        samples.append((draw(dice, digit), [float(digit == place) for place in range(DIGITS)]))
+    network = Network.train(LAYERS, samples, epochs=120)
+    tries = [number % DIGITS for number in range(500)]
+    right = sum(label(network, draw(dice, digit)) == digit for digit in tries)
+    if right < 0.9 * len(tries):
+        sys.exit(f"train.py: the network recognises only {right} of {len(tries)} images")
+    network.save(output)
+    print(f"train.py: {right} of {len(tries)} images recognised", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ pub const FILES: [&str; 1] = ["functions.ext4"];
 
 /// What the functions need; the base system comes with mmdebstrap's variant.
 const PACKAGES: [&str; 9] = [
-    "ffmpeg",
+    "libfann2",
     "python3",
+    "python3-av",
     "python3-chameleon",
     "python3-igraph",
     "python3-minimal",
     "python3-numpy",
     "python3-pil",
     "python3-pyaes",
-    "python3-sklearn",
 ];
 
 /// Files that neither a function nor an installation script reads. What only the latter read is
