@@ -16,6 +16,7 @@ use varve_memory_tiers::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
+use crate::arch::vm_state::{self, VmStateV1};
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,9 @@ pub enum KvmError {
     /// An ioctl failed.
     #[error("{0}")]
     Call(&'static str, #[source] kvm_ioctls::Error),
+    /// A saved state that this host cannot take.
+    #[error("{0}")]
+    State(String),
     /// More vCPUs than this host's KVM runs.
     #[error("{wanted} vCPUs asked for; this host's KVM allows {allowed}")]
     TooManyVcpus {
@@ -131,6 +135,22 @@ impl KvmVm {
     /// The CPUID leaves that this host can give to a guest.
     pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))
+    }
+
+    /// The MSRs that this host saves and restores.
+    pub fn msr_indices(&self) -> Result<Vec<u32>, KvmError> {
+        let list = self.kvm.get_msr_index_list().map_err(call("KVM_GET_MSR_INDEX_LIST"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    /// The machine's own state. Only while its vCPUs are paused.
+    pub fn save(&self) -> Result<VmStateV1, KvmError> {
+        vm_state::save(&self.fd)
+    }
+
+    /// Takes over a state, after the vCPUs were created and before one runs.
+    pub fn restore(&self, state: &VmStateV1) -> Result<(), KvmError> {
+        vm_state::restore(&self.fd, state)
     }
 
     /// Makes each write to `line` an edge on interrupt `gsi`.

@@ -30,10 +30,12 @@ use vm_memory::GuestAddress;
 
 use crate::arch::acpi::MmioSlot;
 use crate::arch::layout;
+use crate::arch::vcpu_state::{self, VcpuStateV1};
+use crate::arch::vm_state::VmStateV1;
 use crate::boot;
 use crate::config::VmConfig;
 use crate::console;
-use crate::device_set::DeviceSet;
+use crate::device_set::{DeviceBlobs, DeviceSet};
 use crate::end::EndSignal;
 use crate::error::VmmError;
 use crate::kvm::KvmVm;
@@ -43,6 +45,25 @@ use crate::vcpu::{Buses, VcpuHandle};
 /// Whoever waits for events on the event loop.
 pub type Subscriber = Arc<dyn EventSubscriber>;
 
+/// Where a machine's state comes from.
+pub enum Start {
+    /// A kernel's first instruction.
+    Boot,
+    /// A machine that was saved; memory holds what it held then.
+    Saved(SavedMachine),
+}
+
+/// The state of a machine, but for its memory.
+#[derive(Debug)]
+pub struct SavedMachine {
+    /// Interrupt controllers, timer, clock.
+    pub vm: VmStateV1,
+    /// vCPUs, by APIC id.
+    pub vcpus: Vec<VcpuStateV1>,
+    /// Devices, by name.
+    pub devices: DeviceBlobs,
+}
+
 /// A machine, with its vCPUs paused until [`Machine::resume`].
 ///
 /// Field order is drop order: vCPUs stop before the devices they call, and those before the memory.
@@ -50,28 +71,62 @@ pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     events: EventManager<Subscriber>,
     devices: DeviceSet,
+    transports: Vec<Arc<Transport>>,
     balloon: Option<BalloonHandle>,
     end: Arc<EndSignal>,
-    _vm: KvmVm,
+    vm: KvmVm,
     ram: Arc<GuestRam>,
 }
 
 impl Machine {
-    /// Builds the machine that `config` describes, ready to boot. `start` is when the process began,
-    /// for the boot timer.
-    pub fn boot(config: &VmConfig, start: Instant) -> Result<Machine, VmmError> {
-        config.validate()?;
-        let ranges = layout::memory_ranges(config.memory);
-        let ram = Arc::new(GuestRam::new(&ranges, config.track_dirty_pages)?);
+    /// Builds the machine that `config` describes over `ram`. `start` is when the process began, for
+    /// the boot timer.
+    pub fn build(
+        config: &VmConfig,
+        ram: Arc<GuestRam>,
+        from: Start,
+        start: Instant,
+    ) -> Result<Machine, VmmError> {
         let vm = KvmVm::new(ram.clone(), config.vcpus)?;
-        let mut builder = Builder::new(vm, ram, DeviceSet::new())?;
+        let (devices, saved) = match from {
+            Start::Boot => (DeviceSet::new(), None),
+            Start::Saved(SavedMachine { vm, vcpus, devices }) => {
+                (DeviceSet::restoring(devices), Some((vm, vcpus)))
+            }
+        };
+        let mut builder = Builder::new(vm, ram, devices)?;
         builder.platform(config, start)?;
         builder.virtio(config)?;
         let vmgenid = builder.vmgenid()?;
         builder.devices.complete()?;
+        // A copy of a machine is another machine.
         vmgenid.renew(builder.ram.memory())?;
-        let fds = boot::load(config, &builder.vm, &builder.ram, &builder.slots)?;
-        builder.finish(fds)
+        let fds = match &saved {
+            None => boot::load(config, &builder.vm, &builder.ram, &builder.slots)?,
+            Some((vm, vcpus)) => restore_vcpus(&builder.vm, vm, vcpus)?,
+        };
+        let machine = builder.finish(fds)?;
+        if saved.is_some() {
+            machine.transports.iter().for_each(|t| t.kick());
+            vmgenid.notify()?;
+        }
+        Ok(machine)
+    }
+
+    /// The state of everything but memory. Only while the machine is paused.
+    pub fn save(&self) -> Result<SavedMachine, VmmError> {
+        let indices: Arc<[u32]> = self.vm.msr_indices()?.into();
+        let mut vcpus = Vec::with_capacity(self.vcpus.len());
+        for vcpu in &self.vcpus {
+            let indices = indices.clone();
+            vcpus.push(vcpu.call(move |fd| {
+                // Tells the guest that it stood still, so that its watchdogs forgive the gap. A
+                // guest without kvm-clock has none to tell.
+                let _ = fd.kvmclock_ctrl();
+                vcpu_state::save(fd, &indices)
+            })??);
+        }
+        Ok(SavedMachine { vm: self.vm.save()?, vcpus, devices: self.devices.save() })
     }
 
     /// Lets all vCPUs run.
@@ -117,6 +172,21 @@ impl Machine {
     }
 }
 
+/// Creates the vCPUs of a saved machine and gives machine and vCPUs their state.
+fn restore_vcpus(
+    vm: &KvmVm,
+    state: &VmStateV1,
+    vcpus: &[VcpuStateV1],
+) -> Result<Vec<kvm_ioctls::VcpuFd>, VmmError> {
+    let fds =
+        (0u8..).zip(vcpus).map(|(id, _)| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+    vm.restore(state)?;
+    for (fd, state) in fds.iter().zip(vcpus) {
+        vcpu_state::restore(fd, state)?;
+    }
+    Ok(fds)
+}
+
 /// A machine that is being put together.
 struct Builder {
     vm: KvmVm,
@@ -127,6 +197,7 @@ struct Builder {
     devices: DeviceSet,
     balloon: Option<BalloonHandle>,
     slots: Vec<MmioSlot>,
+    transports: Vec<Arc<Transport>>,
     end: Arc<EndSignal>,
 }
 
@@ -148,6 +219,7 @@ impl Builder {
             devices,
             balloon: None,
             slots: Vec::new(),
+            transports: Vec::new(),
             end: Arc::new(end),
         })
     }
@@ -228,7 +300,8 @@ impl Builder {
             self.vm.connect_doorbell(event, slot.base + QUEUE_NOTIFY, queue)?;
         }
         self.memory.insert(slot.base, MMIO_LEN, Arc::new(MmioTransport(transport.clone())))?;
-        self.events.add_subscriber(transport);
+        self.events.add_subscriber(transport.clone());
+        self.transports.push(transport);
         self.slots.push(slot);
         Ok(())
     }
@@ -254,9 +327,10 @@ impl Builder {
             vcpus,
             events: self.events,
             devices: self.devices,
+            transports: self.transports,
             balloon: self.balloon,
             end: self.end,
-            _vm: self.vm,
+            vm: self.vm,
             ram: self.ram,
         })
     }

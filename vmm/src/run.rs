@@ -3,17 +3,23 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use varve_memory_tiers::GuestRam;
+
+use crate::arch::layout;
 use crate::config::{Console, VmConfig};
 use crate::console::RawTerminal;
 use crate::end::End;
 use crate::error::VmmError;
-use crate::machine::Machine;
+use crate::machine::{Machine, Start};
 use crate::signals::Signals;
 
 /// Boots the machine that `config` describes and returns how it ended. `start` is when the process
 /// began.
 pub fn run(config: &VmConfig, start: Instant) -> Result<End, VmmError> {
-    let mut machine = Machine::boot(config, start)?;
+    config.validate()?;
+    let ranges = layout::memory_ranges(config.memory);
+    let ram = Arc::new(GuestRam::new(&ranges, config.track_dirty_pages)?);
+    let mut machine = Machine::build(config, ram, Start::Boot, start)?;
     let end = machine.end().clone();
     machine.subscribe(end.clone());
     let signals =

@@ -22,7 +22,13 @@ pub enum CmdlineError {
 /// Builds the whole line from the user's `text`: parameters that are set by the machine come
 /// after them, before any arguments for init (behind `--`).
 pub fn build(text: &str, extra: &[String], virtio: &[MmioSlot]) -> Result<Cmdline, CmdlineError> {
-    let bad = |e: linux_loader::cmdline::Error| CmdlineError::Bad(e.to_string());
+    use linux_loader::cmdline::Error;
+    let bad = |e| match e {
+        Error::InvalidCapacity | Error::TooLarge => {
+            CmdlineError::Bad(format!("{} bytes and what the machine adds are too many", text.len()))
+        }
+        other => CmdlineError::Bad(other.to_string()),
+    };
     if let Some(c) = text.chars().find(|c| !matches!(c, ' '..='~')) {
         return Err(CmdlineError::Bad(format!("{c:?} in it")));
     }

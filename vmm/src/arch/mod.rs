@@ -9,3 +9,5 @@ pub mod mptable;
 pub mod msr;
 pub mod protocol;
 pub mod registers;
+pub mod vcpu_state;
+pub mod vm_state;

@@ -3,18 +3,13 @@
 /// A value taken apart; each key is taken out once, and left-over ones are errors.
 #[derive(Debug)]
 pub struct KeyValues<'a> {
-    option: &'static str,
     known: &'static str,
     pairs: Vec<(&'a str, Option<&'a str>)>,
 }
 
 impl<'a> KeyValues<'a> {
     /// Takes `text` apart. `known` lists the keys for messages.
-    pub fn parse(
-        option: &'static str,
-        known: &'static str,
-        text: &'a str,
-    ) -> Result<KeyValues<'a>, String> {
+    pub fn parse(known: &'static str, text: &'a str) -> Result<KeyValues<'a>, String> {
         let mut pairs: Vec<(&str, Option<&str>)> = Vec::new();
         for part in text.split(',').filter(|p| !p.is_empty()) {
             let (key, value) = match part.split_once('=') {
@@ -22,11 +17,11 @@ impl<'a> KeyValues<'a> {
                 None => (part, None),
             };
             if pairs.iter().any(|(k, _)| *k == key) {
-                return Err(format!("{option}: {key:?} is given twice"));
+                return Err(format!("{key:?} is given twice"));
             }
             pairs.push((key, value));
         }
-        Ok(KeyValues { option, known, pairs })
+        Ok(KeyValues { known, pairs })
     }
 
     /// The value of `key`, if it is given.
@@ -34,14 +29,14 @@ impl<'a> KeyValues<'a> {
         let Some(at) = self.pairs.iter().position(|(k, _)| *k == key) else { return Ok(None) };
         match self.pairs.remove(at).1 {
             Some(value) if !value.is_empty() => Ok(Some(value)),
-            _ => Err(format!("{}: {key} needs a value, as in {}", self.option, self.known)),
+            _ => Err(format!("{key} needs a value, as in {}", self.known)),
         }
     }
 
     /// The value of `key`, which must be given.
     pub fn require(&mut self, key: &str) -> Result<&'a str, String> {
         self.take(key)?
-            .ok_or_else(|| format!("{}: {key}=… is missing, as in {}", self.option, self.known))
+            .ok_or_else(|| format!("{key}=… is missing, as in {}", self.known))
     }
 
     /// Whether the flag `key` is given.
@@ -49,7 +44,7 @@ impl<'a> KeyValues<'a> {
         let Some(at) = self.pairs.iter().position(|(k, _)| *k == key) else { return Ok(false) };
         match self.pairs.remove(at).1 {
             None => Ok(true),
-            Some(_) => Err(format!("{}: {key} takes no value", self.option)),
+            Some(_) => Err(format!("{key} takes no value")),
         }
     }
 
@@ -57,9 +52,7 @@ impl<'a> KeyValues<'a> {
     pub fn finish(self) -> Result<(), String> {
         match self.pairs.first() {
             None => Ok(()),
-            Some((key, _)) => {
-                Err(format!("{}: {key:?} is not known; write {}", self.option, self.known))
-            }
+            Some((key, _)) => Err(format!("{key:?} is not known; write {}", self.known)),
         }
     }
 }
@@ -70,7 +63,7 @@ mod tests {
 
     #[test]
     fn takes_apart_and_complains() {
-        let parse = |t| KeyValues::parse("--net", "tap=NAME", t);
+        let parse = |t| KeyValues::parse("tap=NAME", t);
         let mut kv = parse("tap=t0,fast").unwrap();
         assert_eq!(kv.require("tap"), Ok("t0"));
         assert_eq!(kv.flag("fast"), Ok(true));

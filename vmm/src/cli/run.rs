@@ -210,7 +210,7 @@ fn parse_drive(text: &str, id: String) -> BlockConfig {
 }
 
 fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {
-    let mut kv = KeyValues::parse("net", NET, text)?;
+    let mut kv = KeyValues::parse(NET, text)?;
     let tap = kv.require("tap")?.to_owned();
     let mac = kv
         .take("mac")?
@@ -225,7 +225,7 @@ fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {
 }
 
 fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
-    let mut kv = KeyValues::parse("vsock", VSOCK, text)?;
+    let mut kv = KeyValues::parse(VSOCK, text)?;
     let cid = kv.require("cid")?;
     let guest_cid = cid.parse().map_err(|_| format!("{cid:?} is not a CID; write {VSOCK}"))?;
     let uds_path = kv.require("uds")?.into();
@@ -234,7 +234,7 @@ fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
 }
 
 fn parse_balloon(text: &str) -> Result<BalloonConfig, String> {
-    let mut kv = KeyValues::parse("balloon", BALLOON, text)?;
+    let mut kv = KeyValues::parse(BALLOON, text)?;
     let size = parse_size(kv.take("size")?.unwrap_or("0"))?;
     let stats = kv.take("stats")?.unwrap_or("0");
     let config = BalloonConfig {

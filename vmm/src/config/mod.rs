@@ -140,13 +140,36 @@ impl VmConfig {
         if let Some(balloon) = &self.balloon
             && u64::from(balloon.amount_mib) > mib(self.memory)
         {
-            let problem =
-                format!("{} MiB of a machine with {}", balloon.amount_mib, mib(self.memory));
+            let problem = format!(
+                "{} MiB are more than the machine's memory of {} MiB",
+                balloon.amount_mib,
+                mib(self.memory)
+            );
             return Err(ConfigError::field("balloon.amount_mib", problem));
         }
         unique("drive id", self.drives.iter().map(|d| d.id.as_str()))?;
+        self.validate_drive_paths()?;
         unique("network interface id", self.nets.iter().map(|n| n.id.as_str()))?;
         unique("tap", self.nets.iter().map(|n| n.tap.as_str()))
+    }
+
+    /// Two file systems on one image destroy it, unless both only read.
+    fn validate_drive_paths(&self) -> Result<(), ConfigError> {
+        let mut seen = std::collections::HashMap::new();
+        for drive in &self.drives {
+            // A path that does not resolve is reported when it is opened.
+            let file = drive.path.canonicalize().unwrap_or_else(|_| drive.path.clone());
+            if let Some((other, read_only)) = seen.insert(file, (&drive.id, drive.read_only))
+                && !(read_only && drive.read_only)
+            {
+                let problem = format!(
+                    "{:?} and {other:?} are the same image {:?}; both must be read-only",
+                    drive.id, drive.path
+                );
+                return Err(ConfigError::field("drives", problem));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -164,6 +187,10 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Co
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let bad = || format!("{text:?} is not a size such as 256M");
+    if digits == 0 {
+        return Err(bad());
+    }
     let shift = match text[digits..].to_ascii_uppercase().as_str() {
         "" | "B" => 0,
         "K" | "KIB" => 10,
@@ -171,8 +198,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "G" | "GIB" => 30,
         other => return Err(format!("{other:?} is not a unit; K, M and G are")),
     };
-    let number: u64 =
-        text[..digits].parse().map_err(|_| format!("{text:?} is not a size such as 256M"))?;
+    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is more than any machine has"))
 }
 
@@ -231,5 +257,13 @@ mod tests {
         let mut c = config();
         c.drives = vec![drive.clone(), drive];
         assert_eq!(c.validate().unwrap_err().to_string(), "drive id: \"a\" is given twice");
+        c.drives[1].id = "b".into();
+        c.validate().unwrap();
+        for writable in [0, 1] {
+            let mut c = c.clone();
+            c.drives[writable].read_only = false;
+            let error = c.validate().unwrap_err().to_string();
+            assert!(error.starts_with("drives: \"b\" and \"a\" are the same image"), "{error}");
+        }
     }
 }
