@@ -5,7 +5,11 @@
 //! to that (by the lab, where the machine has none), no test knows the difference.
 #![allow(clippy::unwrap_used, reason = "a harness for tests: what fails ends the test")]
 
+pub mod command;
+pub mod guest;
 pub mod images;
+pub mod terminal;
 pub mod vm;
 
+pub use terminal::Terminal;
 pub use vm::{Ended, Vm, VmBuilder};

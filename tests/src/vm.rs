@@ -5,13 +5,14 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use varve_agent::client::Client;
 use varve_agent::protocol::{How, Power, Request};
 
 use crate::images::{image, varve};
+use crate::terminal::Terminal;
 
 /// Long enough for any guest to boot under emulation; a test that waits longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -27,6 +28,8 @@ pub struct VmBuilder {
     initrd: Option<PathBuf>,
     cmdline: String,
     vsock: bool,
+    config_file: Option<serde_json::Value>,
+    typed: bool,
     dir: tempfile::TempDir,
 }
 
@@ -60,6 +63,8 @@ impl Vm {
             initrd: Some(image("initramfs-tools.cpio")),
             cmdline: CMDLINE.into(),
             vsock: true,
+            config_file: None,
+            typed: false,
             dir: tempfile::Builder::new().prefix("varve-test").tempdir().unwrap(),
         }
     }
@@ -106,26 +111,67 @@ impl VmBuilder {
         self
     }
 
+    /// A configuration file in place of all options that describe the machine.
+    pub fn config_file(mut self, content: serde_json::Value) -> Self {
+        self.config_file = Some(content);
+        self
+    }
+
+    /// With a console that can be typed into, by [`Vm::input`].
+    pub fn typed(mut self) -> Self {
+        self.typed = true;
+        self
+    }
+
+    /// The arguments of `varve`, all of them.
+    fn args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["run".into()];
+        let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
+        if let Some(content) = &self.config_file {
+            let path = self.dir().join("machine.json");
+            fs::write(&path, content.to_string()).unwrap();
+            option("--config-file", path.into());
+        } else {
+            option("--kernel", self.kernel.clone().into());
+            option("--cmdline", self.cmdline.clone().into());
+            if let Some(initrd) = &self.initrd {
+                option("--initrd", initrd.into());
+            }
+            if self.vsock {
+                let uds = self.dir().join("v.sock");
+                option("--vsock", format!("cid=3,uds={}", uds.display()).into());
+            }
+        }
+        args.extend(self.args.iter().cloned());
+        args
+    }
+
     /// Starts the monitor. It writes console and messages to files, so that nothing ever blocks.
     pub fn start(self) -> Vm {
-        let VmBuilder { args, kernel, initrd, cmdline, vsock, dir } = self;
         let mut command = Command::new(varve());
-        command.arg("run").arg("--kernel").arg(kernel).arg("--cmdline").arg(cmdline);
-        if let Some(initrd) = initrd {
-            command.arg("--initrd").arg(initrd);
-        }
-        if vsock {
-            let uds = dir.path().join("v.sock");
-            command.arg("--vsock").arg(format!("cid=3,uds={}", uds.display()));
-        }
-        let child = command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(File::create(dir.path().join("console")).unwrap())
-            .stderr(File::create(dir.path().join("stderr")).unwrap())
-            .spawn()
-            .unwrap();
-        Vm { child, dir, reaped: false }
+        command
+            .args(self.args())
+            .stdin(if self.typed { Stdio::piped() } else { Stdio::null() })
+            .stdout(File::create(self.dir().join("console")).unwrap());
+        self.spawn(command)
+    }
+
+    /// Starts the monitor on a terminal, as a shell does: in a session that this terminal controls.
+    pub fn start_on(self, terminal: &Terminal) -> Vm {
+        let mut command = Command::new("setsid");
+        command
+            .arg("--ctty")
+            .arg(varve())
+            .args(self.args())
+            .stdin(terminal.stdio())
+            .stdout(terminal.stdio());
+        self.spawn(command)
+    }
+
+    fn spawn(self, mut command: Command) -> Vm {
+        command.stderr(File::create(self.dir().join("stderr")).unwrap());
+        let child = command.spawn().unwrap();
+        Vm { child, dir: self.dir, reaped: false }
     }
 }
 
@@ -143,6 +189,18 @@ impl Vm {
     /// Process id of the monitor.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where to type into the console of a machine that is [`VmBuilder::typed`].
+    pub fn input(&mut self) -> &mut ChildStdin {
+        self.child.stdin.as_mut().unwrap()
+    }
+
+    /// Whether the monitor has not ended.
+    pub fn runs(&mut self) -> bool {
+        let status = self.child.try_wait().unwrap();
+        self.reaped |= status.is_some();
+        status.is_none()
     }
 
     /// What the guest has printed so far.
@@ -206,7 +264,16 @@ impl Vm {
     /// # Panics
     ///
     /// If [`PATIENCE`] ends first.
-    pub fn wait(mut self) -> Ended {
+    pub fn wait(self) -> Ended {
+        self.wait_and_keep().0
+    }
+
+    /// Waits for the end, and keeps the machine's folder for those who look at what it left.
+    ///
+    /// # Panics
+    ///
+    /// If [`PATIENCE`] ends first.
+    pub fn wait_and_keep(mut self) -> (Ended, tempfile::TempDir) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -216,12 +283,14 @@ impl Vm {
             std::thread::sleep(Duration::from_millis(10));
         };
         self.reaped = true;
-        Ended {
+        let end = Ended {
             code: status.code(),
             signal: status.signal(),
             stderr: self.stderr(),
             console: self.console(),
-        }
+        };
+        let empty = tempfile::tempdir().unwrap();
+        (end, std::mem::replace(&mut self.dir, empty))
     }
 
     fn story(&self) -> String {

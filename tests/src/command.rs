@@ -1,0 +1,53 @@
+//! The `varve` command run to its end, for what it says rather than for a guest.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Ended;
+use crate::images::varve;
+
+/// A command that only says something, or that fails, is through long before.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs `varve` with `args`, without input.
+pub fn run<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Ended {
+    let mut command = Command::new(varve());
+    command.args(args);
+    finish(command)
+}
+
+/// Runs a command to its end, without input. What it prints must fit into two pipes.
+///
+/// # Panics
+///
+/// If it does not end; it is killed then.
+pub fn finish(mut command: Command) -> Ended {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut killed = false;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            killed = true;
+            break child.wait().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut end = Ended {
+        code: status.code(),
+        signal: status.signal(),
+        stderr: String::new(),
+        console: String::new(),
+    };
+    child.stdout.unwrap().read_to_string(&mut end.console).unwrap();
+    child.stderr.unwrap().read_to_string(&mut end.stderr).unwrap();
+    assert!(!killed, "{command:?} did not end: {end:?}");
+    end
+}
