@@ -10,6 +10,7 @@
 //!
 //! This crate alone knows KVM, devices and guest memory at the same time.
 
+pub mod api;
 pub mod arch;
 mod boot;
 pub mod cli;

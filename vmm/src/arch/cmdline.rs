@@ -24,9 +24,10 @@ pub enum CmdlineError {
 pub fn build(text: &str, extra: &[String], virtio: &[MmioSlot]) -> Result<Cmdline, CmdlineError> {
     use linux_loader::cmdline::Error;
     let bad = |e| match e {
-        Error::InvalidCapacity | Error::TooLarge => {
-            CmdlineError::Bad(format!("{} bytes and what the machine adds are too many", text.len()))
-        }
+        Error::InvalidCapacity | Error::TooLarge => CmdlineError::Bad(format!(
+            "{} bytes and what the machine adds are too many",
+            text.len()
+        )),
         other => CmdlineError::Bad(other.to_string()),
     };
     if let Some(c) = text.chars().find(|c| !matches!(c, ' '..='~')) {

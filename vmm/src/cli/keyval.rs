@@ -35,8 +35,7 @@ impl<'a> KeyValues<'a> {
 
     /// The value of `key`, which must be given.
     pub fn require(&mut self, key: &str) -> Result<&'a str, String> {
-        self.take(key)?
-            .ok_or_else(|| format!("{key}=… is missing, as in {}", self.known))
+        self.take(key)?.ok_or_else(|| format!("{key}=… is missing, as in {}", self.known))
     }
 
     /// Whether the flag `key` is given.

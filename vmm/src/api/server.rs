@@ -1,0 +1,343 @@
+//! The listening socket and its connections, as events of the loop.
+//!
+//! A client that is slow, sends garbage or goes away costs its own connection only: nothing here
+//! blocks, and what a connection may hold is bounded.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use event_manager::{EventOps, EventSet, EventSubscriber, Events};
+
+use super::http::{Parsed, Request, Response, parse};
+
+/// Longest request body, as Firecracker's default.
+pub const MAX_BODY: usize = 51_200;
+/// Connections at a time; Firecracker's limit is 10.
+const MAX_CONNECTIONS: usize = 16;
+const TOKEN_LISTENER: u32 = u32::MAX;
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+pub struct Pending {
+    connection: u32,
+    keep_alive: bool,
+    /// The request.
+    pub request: Request,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: VecDeque<u8>,
+    /// A request of this connection is being answered; the next one waits in `input`.
+    busy: bool,
+    told_to_continue: bool,
+    closing: bool,
+    /// The client will send no more.
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connections: BTreeMap<u32, Connection>,
+    next: u32,
+    pending: VecDeque<Pending>,
+}
+
+/// The API socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+impl Server {
+    /// Listens at `path`, which must not exist.
+    pub fn bind(path: &Path) -> io::Result<Server> {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Server { listener, path: path.into(), state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next request that waits for an answer.
+    pub fn next_request(&self) -> Option<Pending> {
+        self.state().pending.pop_front()
+    }
+
+    /// Answers a request.
+    pub fn respond(&self, pending: &Pending, response: &Response) {
+        let state = &mut *self.state();
+        // A client that has gone away needs no answer.
+        let Some(connection) = state.connections.get_mut(&pending.connection) else { return };
+        connection.output.extend(response.encode(pending.keep_alive));
+        connection.busy = false;
+        connection.closing |= !pending.keep_alive;
+        connection.flush();
+        // A pipelined request may be in the buffer already.
+        connection.advance(pending.connection, &mut state.pending);
+    }
+
+    fn accept(&self, ops: &mut EventOps) {
+        let state = &mut *self.state();
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) => return log::warn!("API socket: {e}"),
+            };
+            if state.connections.len() >= MAX_CONNECTIONS || stream.set_nonblocking(true).is_err() {
+                log::warn!("API socket: too many connections, one is turned away");
+                continue;
+            }
+            let id = state.next;
+            // The listener's token is never reached by counting connections up.
+            state.next = (state.next + 1) % TOKEN_LISTENER;
+            // Edge-triggered: read until it would block, write until it would block.
+            let set =
+                EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+            if let Err(e) = ops.add(Events::with_data(&stream, id, set)) {
+                log::warn!("API socket: {e}");
+                continue;
+            }
+            let connection = Connection {
+                stream,
+                input: Vec::new(),
+                output: VecDeque::new(),
+                busy: false,
+                told_to_continue: false,
+                closing: false,
+                ended: false,
+            };
+            state.connections.insert(id, connection);
+        }
+    }
+
+    fn serve(&self, id: u32, ops: &mut EventOps) {
+        let state = &mut *self.state();
+        let Some(connection) = state.connections.get_mut(&id) else { return };
+        connection.receive();
+        connection.advance(id, &mut state.pending);
+        connection.flush();
+        if connection.done() {
+            let events = Events::empty_raw(connection.stream.as_raw_fd());
+            let _ = ops.remove(events);
+            state.connections.remove(&id);
+        }
+    }
+
+    /// Closes connections that ended while a request of theirs was answered.
+    fn sweep(&self, ops: &mut EventOps) {
+        self.state().connections.retain(|_, connection| {
+            let done = connection.done();
+            if done {
+                let _ = ops.remove(Events::empty_raw(connection.stream.as_raw_fd()));
+            }
+            !done
+        });
+    }
+}
+
+impl Connection {
+    fn done(&self) -> bool {
+        let answered = !self.busy && self.output.is_empty();
+        answered && (self.closing || self.ended)
+    }
+
+    fn receive(&mut self) {
+        let mut buf = [0u8; 4096];
+        // Never more than the largest request and a part of the next one.
+        while self.input.len() < 2 * MAX_BODY {
+            match self.stream.read(&mut buf) {
+                Ok(0) => return self.ended = true,
+                Ok(n) => self.input.extend_from_slice(&buf[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    (self.ended, self.closing) = (true, true);
+                    self.output.clear();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Hands the next whole request over, if none of this connection is being answered.
+    fn advance(&mut self, id: u32, pending: &mut VecDeque<Pending>) {
+        if self.busy || self.closing {
+            return;
+        }
+        match parse(&self.input, MAX_BODY) {
+            Parsed::Request { request, len, keep_alive } => {
+                self.input.drain(..len);
+                self.busy = true;
+                self.told_to_continue = false;
+                pending.push_back(Pending { connection: id, keep_alive, request });
+                // More may wait in the socket than the buffer took.
+                self.receive();
+            }
+            Parsed::Partial { expects_continue } => {
+                if expects_continue && !self.told_to_continue {
+                    self.output.extend(b"HTTP/1.1 100 Continue\r\n\r\n");
+                    self.told_to_continue = true;
+                    self.flush();
+                }
+            }
+            Parsed::Bad(response) => {
+                self.output.extend(response.encode(false));
+                self.closing = true;
+                self.flush();
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        while !self.output.is_empty() {
+            let (front, _) = self.output.as_slices();
+            match self.stream.write(front) {
+                Ok(n) => drop(self.output.drain(..n)),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.output.clear();
+                    (self.ended, self.closing) = (true, true);
+                }
+            }
+        }
+        if self.closing && self.done() {
+            // The client learns at once; the hang-up comes back as an event, which removes it.
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl EventSubscriber for Server {
+    fn init(&self, ops: &mut EventOps) {
+        let events = Events::with_data(&self.listener, TOKEN_LISTENER, EventSet::IN);
+        if let Err(e) = ops.add(events) {
+            log::error!("API socket: {e}");
+        }
+    }
+
+    fn process(&self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            TOKEN_LISTENER => {
+                self.sweep(ops);
+                self.accept(ops);
+            }
+            id => self.serve(id, ops),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_manager::{EventManager, SubscriberOps};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    struct Rig {
+        events: EventManager<Arc<Server>>,
+        server: Arc<Server>,
+        dir: tempfile::TempDir,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let dir = tempfile::tempdir().unwrap();
+            let server = Arc::new(Server::bind(&dir.path().join("s")).unwrap());
+            let mut events = EventManager::new().unwrap();
+            events.add_subscriber(server.clone());
+            Rig { events, server, dir }
+        }
+
+        fn connect(&self) -> UnixStream {
+            let stream = UnixStream::connect(self.dir.path().join("s")).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream
+        }
+
+        /// Handles events and answers every request with its path, until nothing is left to do.
+        fn run(&mut self) {
+            loop {
+                while let Some(pending) = self.server.next_request() {
+                    let body = serde_json::json!(pending.request.path);
+                    self.server.respond(&pending, &Response::ok(&body));
+                }
+                if self.events.run_with_timeout(0).unwrap() == 0 {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn read_available(stream: &mut UnixStream) -> String {
+        stream.set_nonblocking(true).unwrap();
+        let mut text = Vec::new();
+        let _ = stream.read_to_end(&mut text);
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn pipelined_requests_are_answered_in_order() {
+        let mut rig = Rig::new();
+        let mut client = rig.connect();
+        client.write_all(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\nGET /c").unwrap();
+        rig.run();
+        client.write_all(b" HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+        rig.run();
+        let text = read_available(&mut client);
+        let at = |needle: &str| text.find(needle).unwrap();
+        assert!(at("\"/a\"") < at("\"/b\"") && at("\"/b\"") < at("\"/c\""), "{text}");
+        assert!(rig.server.state().connections.is_empty(), "closed as asked");
+    }
+
+    #[test]
+    fn bad_clients_cost_only_themselves() {
+        let mut rig = Rig::new();
+        let mut garbage = rig.connect();
+        garbage.write_all(b"\x16\x03\x01 tls?").unwrap();
+        let half = rig.connect();
+        (&half).write_all(b"PUT /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n{").unwrap();
+        drop(half);
+        let mut slow = rig.connect();
+        slow.write_all(b"GET /slow HT").unwrap();
+        rig.run();
+        assert!(read_available(&mut garbage).starts_with("HTTP/1.1 400 "));
+        let mut good = rig.connect();
+        good.write_all(b"GET /good HTTP/1.1\r\n\r\n").unwrap();
+        rig.run();
+        assert!(read_available(&mut good).contains("/good"));
+        slow.write_all(b"TP/1.1\r\n\r\n").unwrap();
+        rig.run();
+        assert!(read_available(&mut slow).contains("/slow"));
+        assert_eq!(rig.server.state().connections.len(), 2, "garbage and half are gone");
+    }
+
+    #[test]
+    fn the_socket_file_is_removed() {
+        let rig = Rig::new();
+        let path = rig.dir.path().join("s");
+        assert!(Server::bind(&path).is_err(), "in use");
+        drop(rig.events);
+        drop(rig.server);
+        assert!(!path.exists());
+    }
+}
