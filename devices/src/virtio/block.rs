@@ -28,7 +28,7 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
 /// What the user asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockConfig {
     /// Name of the drive; the guest reads its first 20 bytes as the disk's serial number.
     pub id: String,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
+use serde::{Deserialize, Serialize};
 use varve_memory_tiers::GuestMemory;
 use varve_snapshot::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -14,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use super::layout;
 
 /// How a kernel wants to be entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum BootProtocol {
     /// PVH where the kernel has its entry point, else the Linux 64-bit protocol.
     #[default]

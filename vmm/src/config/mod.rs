@@ -6,6 +6,7 @@ pub mod firecracker;
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
@@ -18,8 +19,8 @@ use crate::arch::layout;
 /// Most vCPUs of a machine.
 pub const MAX_VCPUS: u8 = 32;
 
-/// A machine.
-#[derive(Clone, Debug)]
+/// A machine. A snapshot keeps it as JSON, but for what belongs to the process and not the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmConfig {
     /// Number of vCPUs.
     pub vcpus: u8,
@@ -42,13 +43,15 @@ pub struct VmConfig {
     /// Entropy device.
     pub entropy: bool,
     /// Serial console.
+    #[serde(skip)]
     pub console: Console,
     /// Report when the guest writes to the boot timer.
+    #[serde(skip)]
     pub boot_timer: bool,
 }
 
 /// A kernel and what it is given.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootConfig {
     /// ELF vmlinux or bzImage.
     pub kernel: PathBuf,

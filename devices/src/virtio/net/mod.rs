@@ -39,7 +39,7 @@ const MAX_FRAME: usize = 65562;
 const MIN_MTU: u16 = 68;
 
 /// What the user asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
     /// Name of the device.
     pub id: String,
@@ -59,6 +59,8 @@ pub struct Net {
     mergeable: bool,
     /// The tap had no room for the guest's next frame.
     blocked: bool,
+    /// The tap cannot be read any more.
+    lost: bool,
 }
 
 /// What a snapshot keeps: what the guest was told and believes.
@@ -80,7 +82,7 @@ impl Net {
             return Err(NetError::Mtu(mtu));
         }
         let tap = Tap::open(&config.tap, HEADER)?;
-        Ok(Net { config, tap, mergeable: false, blocked: false })
+        Ok(Net { config, tap, mergeable: false, blocked: false, lost: false })
     }
 
     fn rearm(&self) {

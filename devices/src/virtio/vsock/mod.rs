@@ -71,7 +71,7 @@ const VERSION: u32 = 1;
 const RESET_TIME: Duration = Duration::from_millis(500);
 
 /// What the user asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockConfig {
     /// The guest's context id, from 3 to 4294967294.
     pub guest_cid: u32,
