@@ -37,7 +37,7 @@ impl Extents {
         let named = self.0.len();
         self.0.retain(in_memory);
         if self.0.len() < named {
-            log::warn!("balloon: {} ranges are not guest memory", named - self.0.len());
+            log::debug!("balloon: {} ranges are not guest memory", named - self.0.len());
         }
         self.0.sort_unstable();
         let mut ranges = self.0.into_iter();
@@ -65,7 +65,7 @@ pub(super) fn numbered(mut sent: Run) -> Result<Extents, ChainError> {
     let mut bytes = [0; 1024];
     let mut left = sent.len() / 4;
     if left > MAX_PFNS {
-        log::warn!("balloon: {left} pages in one request, only {MAX_PFNS} are taken");
+        log::debug!("balloon: {left} pages in one request, only {MAX_PFNS} are taken");
         left = MAX_PFNS;
     }
     while left > 0 {

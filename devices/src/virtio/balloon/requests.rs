@@ -84,7 +84,7 @@ impl Balloon {
             let head = chain.head_index();
             match Buffers::new(chain, io.mem).and_then(|b| stats::parse(b.readable)) {
                 Ok(values) => self.handle.lock().stats = values,
-                Err(e) => log::warn!("balloon: malformed statistics: {e}"),
+                Err(e) => log::debug!("balloon: malformed statistics: {e}"),
             }
             if let Some(older) = held.replace(head) {
                 io.add_used(queue, older, 0)?;

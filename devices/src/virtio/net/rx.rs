@@ -62,8 +62,11 @@ impl Net {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => {
-                    // The interface was removed. No spin: the tap is edge-triggered.
-                    log::error!("net {:?}: tap {:?}: {e}", self.config.id, self.config.tap);
+                    // The interface was removed. No spin: the tap is edge-triggered. Said once: the
+                    // guest decides how often it is tried.
+                    if !std::mem::replace(&mut self.lost, true) {
+                        log::error!("net {:?}: tap {:?}: {e}", self.config.id, self.config.tap);
+                    }
                     return Ok(());
                 }
             }
