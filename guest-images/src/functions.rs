@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -60,8 +61,10 @@ pub fn ensure(dir: &Path, root: &Path, apt: &Path, say: &dyn Fn(&str)) -> Result
     Part::ensure(dir, &inputs.finish(), &FILES, |work| {
         tools::ensure(&TOOLS, say)?;
         if !rustix::process::geteuid().is_root() {
-            // mmdebstrap then works in a user namespace of its own.
+            // mmdebstrap then works in a user namespace, whose root is another user of this machine.
             tools::ensure(&[("newuidmap", "uidmap")], say)?;
+            let open = fs::Permissions::from_mode(0o777);
+            fs::set_permissions(work, open).map_err(Error::io("open to all", work))?;
         }
         say("functions: installing a small Debian (one to three minutes)");
         let list = work.join("sources.list");

@@ -38,15 +38,14 @@ pub const FILES: [&str; 2] = ["initramfs.cpio", "initramfs-tools.cpio"];
 /// Makes both archives in `dir`, from the built agent `agent` and the modules of `kernel`.
 pub fn ensure(dir: &Path, kernel: &Kernel, agent: &Path, apt: &Path) -> Result<Part> {
     let modules = Modules::open(&kernel.modules())?;
-    let busybox = Busybox::fetch(apt)?;
     let mut inputs = Inputs::default();
     inputs.add("maker", include_bytes!("initramfs.rs"));
     inputs.add("kernel", kernel.package.as_bytes());
-    inputs.add("busybox", busybox.version.as_bytes());
     inputs.add("agent", &read(agent)?);
     Part::ensure(dir, &inputs.finish(), &FILES, |work| {
         let order = order(&modules)?;
         let agent = read(agent)?;
+        let busybox = Busybox::fetch(apt)?;
         let tools = busybox.unpack(&work.join("busybox"))?;
         for (name, tools) in [(FILES[0], None), (FILES[1], Some(&tools))] {
             let path = work.join(name);
