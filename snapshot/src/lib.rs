@@ -1,13 +1,38 @@
 //! What a varve snapshot says and how it is stored.
 //!
 //! This crate is pure: no guest memory, no KVM, no `unsafe`. It knows page ranges and what they
-//! mean; where pages are at run time is `varve-memory-tiers`' business.
+//! mean; where pages are at run time is `varve-memory-tiers`' business. The files are drawn byte by
+//! byte in `docs/snapshot-format.md`.
 #![forbid(unsafe_code)]
 
+mod chunk;
 mod class;
+mod codec;
+mod container;
+mod digest;
+mod error;
+mod image;
+mod image_writer;
+mod manifest;
+mod manifest_codec;
 mod page;
 mod region;
+mod state;
+mod store;
+mod trace;
+mod tripwires;
 
+pub use chunk::{Chunk, ChunkTable, Compression, DEFAULT_CHUNK_PAGES, MAX_CHUNK_PAGES};
 pub use class::PageClass;
+pub use digest::Digest;
+pub use error::{ChunkFault, FormatError, SnapshotError};
+pub use image::{Image, ImageEntry, ImageReader};
+pub use image_writer::{ImageWriter, is_zero};
+pub use manifest::{
+    FileRef, MANIFEST_FILE, MEMORY_FILE, Manifest, ManifestReader, Recorded, STATE_FILE, layout,
+};
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
 pub use region::{ImageId, NEVER, Region, RegionError, RegionMap, Stored};
+pub use state::{HostIdentity, StateBlob, StateFile};
+pub use store::{Files, LocalFiles, NewFile, StagedFile, Staging, TEMP_PREFIX, clean};
+pub use trace::{Access, Mechanism, PageAccess, Trace};

@@ -1,0 +1,261 @@
+//! The manifest of a tiered snapshot: guest memory, images, and per restore strategy a layout that
+//! says where each page is. Nothing here reads an image.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::chunk::ChunkTable;
+use crate::container::{Builder, Container, Kind, ReadError};
+use crate::digest::Digest;
+use crate::error::{FormatError, SnapshotError};
+use crate::image::{Image, ImageEntry, ImageReader};
+use crate::manifest_codec::{self as codec, KNOWN};
+use crate::page::PageRange;
+use crate::region::{ImageId, RegionMap};
+use crate::store::{Files, Staging};
+use crate::trace::Mechanism;
+
+/// Name of the file that makes a directory a tiered snapshot.
+pub const MANIFEST_FILE: &str = "manifest";
+/// Name of the file that makes a directory a flat snapshot.
+pub const STATE_FILE: &str = "state";
+/// Name of a flat snapshot's raw memory file, unless the state file names another.
+pub const MEMORY_FILE: &str = "memory";
+
+/// Names of the layouts that `tier` makes.
+pub mod layout {
+    /// Every page that is not zero, from the raw memory file.
+    pub const FLAT: &str = "flat";
+    /// The working set in order of access from image `ws`, the rest from the raw memory file.
+    pub const REAP: &str = "reap";
+    /// The loading set from image `loading`, the rest from the raw memory file.
+    pub const FAASNAP: &str = "faasnap";
+    /// The four classes, from images `ro`, `rw` and `cold`.
+    pub const TIERED: &str = "tiered";
+    /// The four classes, from a file in guest layout: the raw memory file.
+    pub const TEMPLATE: &str = "template";
+}
+
+/// A file that belongs to a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileRef {
+    /// Relative to the manifest's folder, or absolute.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its content.
+    pub digest: Digest,
+}
+
+/// What the tiering was made from, for people and for planning.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Recorded {
+    /// How accesses were seen.
+    pub mechanism: Mechanism,
+    /// Runs in the merged trace.
+    pub runs: u32,
+    /// Their invocations.
+    pub invocations: u32,
+    /// Pages of the trace that are in guest memory.
+    pub touched: u64,
+    /// Those of them that were written.
+    pub written: u64,
+    /// Pages of the trace that are not in guest memory: another machine's trace, if many.
+    pub outside: u64,
+    /// A page counted as hot if that many runs touched it.
+    pub hot_runs: u32,
+    /// Longest gap that was bridged, in pages.
+    pub bridge_pages: u32,
+    /// Shortest read-only extent, in pages.
+    pub min_extent_pages: u32,
+}
+
+/// What a manifest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Version of varve that wrote it.
+    pub vmm_version: String,
+    /// The state file that goes with it.
+    pub state: Option<FileRef>,
+    /// Hash of the manifest that this one was made from.
+    pub parent: Option<Digest>,
+    /// Guest memory, by address.
+    pub memory: Vec<PageRange>,
+    /// The images; a [`ImageId`] is an index into them.
+    pub images: Vec<Image>,
+    /// Region maps by name.
+    pub layouts: Vec<(String, RegionMap)>,
+    /// What it was made from.
+    pub recorded: Option<Recorded>,
+}
+
+impl Manifest {
+    /// The region map of that name.
+    pub fn layout(&self, name: &str) -> Option<&RegionMap> {
+        self.layouts.iter().find(|l| l.0 == name).map(|l| &l.1)
+    }
+
+    /// The bytes of a manifest; refuses what no reader would accept.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
+        let mut file = Builder::new(Kind::Manifest);
+        file.required(codec::INFO, codec::encode_info(self));
+        let mut memory = crate::codec::Encoder::default();
+        memory.ranges(&self.memory);
+        file.required(codec::MEMORY, memory);
+        file.required(codec::IMAGES, codec::encode_images(&self.images));
+        file.required(codec::LAYOUTS, codec::encode_layouts(&self.layouts));
+        if let Some(recorded) = &self.recorded {
+            file.optional(codec::RECORDED, codec::encode_recorded(recorded));
+        }
+        for (image, at) in self.images.iter().zip(0..) {
+            file.required(codec::chunks(at), image.chunks.encode());
+        }
+        for ((name, map), at) in self.layouts.iter().zip(0..) {
+            file.required(codec::regions(at), codec::encode_regions(name, map)?);
+        }
+        let bytes = file.finish();
+        Self::from_bytes(&bytes).map(|_| bytes)
+    }
+
+    /// The manifest that a file's bytes say, all of it.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, FormatError> {
+        let file = Container::from_bytes(Kind::Manifest, &KNOWN, bytes);
+        file.and_then(|file| Self::decode(&file)).map_err(ReadError::in_memory)
+    }
+
+    fn decode(file: &Container) -> Result<Manifest, ReadError> {
+        file.check_all()?;
+        let head = Head::decode(file)?;
+        let images = head.images.iter().zip(0..).map(|(entry, at)| {
+            let chunks = codec::decode_chunks(file, entry, at)?;
+            Ok(Image { entry: entry.clone(), chunks })
+        });
+        let images = images.collect::<Result<_, ReadError>>()?;
+        let layouts =
+            head.layouts.iter().zip(0..).map(|(name, at)| {
+                Ok((name.clone(), codec::decode_regions(file, name, at, &head)?))
+            });
+        let layouts = layouts.collect::<Result<_, ReadError>>()?;
+        let Head { vmm_version, state, parent, memory, recorded, .. } = head;
+        Ok(Manifest { vmm_version, state, parent, memory, images, layouts, recorded })
+    }
+
+    /// Writes the manifest to a file, whole or not at all.
+    pub fn write(&self, files: &dyn Files, path: &Path) -> Result<(), SnapshotError> {
+        let bytes = self.to_bytes().map_err(SnapshotError::format(path))?;
+        Staging::write_file(files, path, &bytes)
+    }
+
+    /// Reads a manifest, all of it.
+    pub fn read(path: &Path) -> Result<Manifest, SnapshotError> {
+        let bytes = fs::read(path).map_err(SnapshotError::io("read", path))?;
+        Self::from_bytes(&bytes).map_err(SnapshotError::format(path))
+    }
+}
+
+/// All of a manifest but its large tables.
+pub(crate) struct Head {
+    pub vmm_version: String,
+    pub state: Option<FileRef>,
+    pub parent: Option<Digest>,
+    pub memory: Vec<PageRange>,
+    pub images: Vec<ImageEntry>,
+    pub layouts: Vec<String>,
+    pub recorded: Option<Recorded>,
+}
+
+impl Head {
+    fn decode(file: &Container) -> Result<Head, ReadError> {
+        let (vmm_version, state, parent) = codec::decode_info(file)?;
+        Ok(Head {
+            vmm_version,
+            state,
+            parent,
+            memory: codec::decode_memory(file)?,
+            images: codec::decode_images(file)?,
+            layouts: codec::decode_layouts(file)?,
+            recorded: codec::decode_recorded(file)?,
+        })
+    }
+}
+
+/// An open manifest: layouts and chunk tables are read when they are asked for, so that what a
+/// restore reads depends on its strategy and not on the size of the guest.
+pub struct ManifestReader {
+    path: PathBuf,
+    file: Container<'static>,
+    head: Head,
+}
+
+impl ManifestReader {
+    /// Opens a manifest, or the one in a directory.
+    pub fn open(path: &Path) -> Result<ManifestReader, SnapshotError> {
+        let path = if path.is_dir() { path.join(MANIFEST_FILE) } else { path.to_owned() };
+        let file = File::open(&path).map_err(SnapshotError::io("open manifest", &path))?;
+        let file = Container::from_file(Kind::Manifest, &KNOWN, file).map_err(|e| e.at(&path))?;
+        let head = Head::decode(&file).map_err(|e| e.at(&path))?;
+        Ok(ManifestReader { path, file, head })
+    }
+
+    /// Version of varve that wrote it.
+    pub fn vmm_version(&self) -> &str {
+        &self.head.vmm_version
+    }
+
+    /// The state file that goes with it.
+    pub fn state(&self) -> Option<&FileRef> {
+        self.head.state.as_ref()
+    }
+
+    /// Where the state file is.
+    pub fn state_path(&self) -> Option<PathBuf> {
+        self.head.state.as_ref().map(|s| self.folder().join(&s.file))
+    }
+
+    /// Guest memory, by address.
+    pub fn memory(&self) -> &[PageRange] {
+        &self.head.memory
+    }
+
+    /// The images; a [`ImageId`] is an index into them.
+    pub fn images(&self) -> &[ImageEntry] {
+        &self.head.images
+    }
+
+    /// Names of the layouts.
+    pub fn layouts(&self) -> &[String] {
+        &self.head.layouts
+    }
+
+    /// What it was made from.
+    pub fn recorded(&self) -> Option<&Recorded> {
+        self.head.recorded.as_ref()
+    }
+
+    /// The folder that relative names start from.
+    pub fn folder(&self) -> &Path {
+        crate::store::folder(&self.path)
+    }
+
+    /// The region map of that name: checked, each stored page inside its image.
+    pub fn layout(&self, name: &str) -> Result<RegionMap, SnapshotError> {
+        let Some(at) = self.head.layouts.iter().position(|l| l == name) else {
+            let (path, known) = (self.path.clone(), self.head.layouts.join(", "));
+            return Err(SnapshotError::NoLayout { path, layout: name.into(), known });
+        };
+        codec::decode_regions(&self.file, name, at as u16, &self.head).map_err(|e| e.at(&self.path))
+    }
+
+    /// The image of that number, open.
+    pub fn image(&self, id: ImageId) -> Result<ImageReader, SnapshotError> {
+        let Some(entry) = self.head.images.get(usize::from(id.0)) else {
+            let value = id.0.to_string();
+            let wanted = "not one of the manifest's";
+            let source = FormatError::Value { section: "images", field: "image", value, wanted };
+            return Err(SnapshotError::format(&self.path)(source));
+        };
+        let chunks: ChunkTable =
+            codec::decode_chunks(&self.file, entry, id.0).map_err(|e| e.at(&self.path))?;
+        ImageReader::open(self.folder(), entry.clone(), chunks)
+    }
+}

@@ -1,0 +1,237 @@
+//! Files appear whole or not at all: written aside under a recognisable name, synced, renamed, and
+//! the one that makes the others count last. What they hold is for others.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::SnapshotError;
+
+/// How names of unfinished files begin.
+pub const TEMP_PREFIX: &str = ".varve-tmp-";
+
+/// What writing a snapshot asks of a file system. [`LocalFiles`] is the real one; tests put one in
+/// its place that crashes.
+pub trait Files: Send + Sync {
+    /// Makes a directory and those above it; one that exists is fine.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes a file that must not exist.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+    /// Renames a file over what may be there.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes what happened to names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// A file that is being written.
+pub trait NewFile: Send {
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Sets the length; what is added reads as zero and takes no space.
+    fn set_len(&mut self, len: u64) -> io::Result<()>;
+    /// Makes the content durable.
+    fn sync(&mut self) -> io::Result<()>;
+    /// The file itself, where there is one, for writers that have better ways than `write_at`.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+}
+
+/// The file system of this host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LocalFiles;
+
+impl Files for LocalFiles {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)
+    }
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        // Held as long as the file is open: tells the living from what a killed process left.
+        file.try_lock().map_err(|e| match e {
+            TryLockError::Error(e) => e,
+            TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+        })?;
+        Ok(Box::new(file))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+impl NewFile for File {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        File::set_len(self, len)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+    fn file(&self) -> Option<&File> {
+        Some(self)
+    }
+}
+
+/// A file of a [`Staging`]: its place in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagedFile(usize);
+
+struct Staged {
+    temp: PathBuf,
+    target: PathBuf,
+    /// `None`: synced and closed.
+    file: Option<Box<dyn NewFile>>,
+}
+
+/// Files that will appear together: [`Staging::commit`] renames them in the order in which they were
+/// created, so the one that makes the others count (manifest, state) must be created last. Dropped
+/// without a commit, or failing in it, it removes what it had not yet renamed.
+pub struct Staging<'f> {
+    files: &'f dyn Files,
+    staged: Vec<Staged>,
+    renamed: usize,
+}
+
+impl<'f> Staging<'f> {
+    /// Nothing yet.
+    pub fn new(files: &'f dyn Files) -> Staging<'f> {
+        Staging { files, staged: Vec::new(), renamed: 0 }
+    }
+
+    /// Begins a file that will stand at `target`.
+    pub fn create(&mut self, target: &Path) -> Result<StagedFile, SnapshotError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let dir = folder(target);
+        self.files.create_dir(dir).map_err(SnapshotError::io("create folder", dir))?;
+        let (n, pid) = (NEXT.fetch_add(1, Ordering::Relaxed), std::process::id());
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let temp = dir.join(format!("{TEMP_PREFIX}{pid}-{n}-{name}"));
+        let file = self.files.create(&temp).map_err(SnapshotError::io("create", &temp))?;
+        self.staged.push(Staged { temp, target: target.to_owned(), file: Some(file) });
+        Ok(StagedFile(self.staged.len() - 1))
+    }
+
+    /// Another name for a file that is not committed yet, as its content may decide it.
+    pub fn rename_target(&mut self, at: StagedFile, target: &Path) {
+        if let Some(staged) = self.staged.get_mut(at.0) {
+            staged.target = target.to_owned();
+        }
+    }
+
+    /// The file behind `at`, to be written; an error if it was finished already.
+    pub fn file(&mut self, at: StagedFile) -> io::Result<&mut dyn NewFile> {
+        match self.staged.get_mut(at.0).and_then(|s| s.file.as_mut()) {
+            Some(file) => Ok(file.as_mut()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Where the file behind `at` can be read before the commit.
+    pub fn temp_path(&self, at: StagedFile) -> Option<&Path> {
+        self.staged.get(at.0).map(|s| s.temp.as_path())
+    }
+
+    /// Makes the content of all files durable, then their names, one after another.
+    pub fn commit(mut self) -> Result<(), SnapshotError> {
+        for staged in &mut self.staged {
+            if let Some(file) = staged.file.as_mut() {
+                file.sync().map_err(SnapshotError::io("sync", &staged.temp))?;
+            }
+        }
+        for at in 0..self.staged.len() {
+            let Staged { temp, target, .. } = &self.staged[at];
+            // Those before it must be durable before the one that makes them count.
+            if at + 1 == self.staged.len() && at > 0 {
+                self.sync_folders(at)?;
+            }
+            self.files
+                .rename(temp, target)
+                .map_err(SnapshotError::io("rename into place", target))?;
+            self.renamed = at + 1;
+            self.staged[at].file = None;
+        }
+        self.sync_folders(self.staged.len())
+    }
+
+    fn sync_folders(&self, files: usize) -> Result<(), SnapshotError> {
+        let mut folders: Vec<&Path> =
+            self.staged[..files].iter().map(|s| folder(&s.target)).collect();
+        folders.sort_unstable();
+        folders.dedup();
+        folders.into_iter().try_for_each(|dir| {
+            self.files.sync_dir(dir).map_err(SnapshotError::io("sync folder", dir))
+        })
+    }
+
+    /// One file, whole or not at all.
+    pub fn write_file(files: &dyn Files, path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
+        let mut staging = Staging::new(files);
+        let at = staging.create(path)?;
+        staging.put(at, bytes, 0)?;
+        staging.commit()
+    }
+
+    /// Writes to the file behind `at`.
+    pub fn put(&mut self, at: StagedFile, bytes: &[u8], offset: u64) -> Result<(), SnapshotError> {
+        let result = self.file(at).and_then(|f| f.write_at(bytes, offset));
+        result.map_err(SnapshotError::io("write", &self.shown(at)))
+    }
+
+    /// Sets the length of the file behind `at`.
+    pub fn set_len(&mut self, at: StagedFile, len: u64) -> Result<(), SnapshotError> {
+        let result = self.file(at).and_then(|f| f.set_len(len));
+        result.map_err(SnapshotError::io("set the length of", &self.shown(at)))
+    }
+
+    fn shown(&self, at: StagedFile) -> PathBuf {
+        self.staged.get(at.0).map(|s| s.target.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        for staged in &self.staged[self.renamed..] {
+            // Best effort: what stays is recognised and removed by `clean`.
+            let _ = self.files.remove(&staged.temp);
+        }
+    }
+}
+
+/// Removes what killed processes left unfinished in `dir`; how many files that were.
+pub fn clean(dir: &Path) -> Result<usize, SnapshotError> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir).map_err(SnapshotError::io("list", dir))? {
+        let entry = entry.map_err(SnapshotError::io("list", dir))?;
+        if !entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX) {
+            continue;
+        }
+        let path = entry.path();
+        // Its writer holds a lock as long as it lives.
+        let Ok(file) = File::open(&path) else { continue };
+        if file.try_lock().is_ok() {
+            fs::remove_file(&path).map_err(SnapshotError::io("remove", &path))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
