@@ -104,7 +104,7 @@ fn received(rig: &mut Rig, size: u32) -> Vec<Frame> {
     frames
 }
 
-/// Waits for frames of `kind`; others (the kernel's own IPv6 chatter) are left out.
+/// Waits for frames of `kind`; others are left out.
 fn wait_for(rig: &mut Rig, size: u32, kind: u16, count: usize) -> Vec<Frame> {
     let mut frames = Vec::new();
     for _ in 0..100 {

@@ -25,6 +25,8 @@ pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
             eprintln!("skipped: /dev/net/tun: {e}");
             return;
         }
+        // Where there is IPv6, it would greet its neighbours in the midst of a test.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         test();
     });
     if let Err(panic) = thread.join() {
