@@ -60,11 +60,15 @@ pub fn ensure(dir: &Path, root: &Path, apt: &Path, say: &dyn Fn(&str)) -> Result
     }
     Part::ensure(dir, &inputs.finish(), &FILES, |work| {
         tools::ensure(&TOOLS, say)?;
-        if !rustix::process::geteuid().is_root() {
-            // mmdebstrap then works in a user namespace, whose root is another user of this machine.
+        let image = work.join(FILES[0]);
+        fs::write(&image, "").map_err(Error::io("create", &image))?;
+        let plain_user = !rustix::process::geteuid().is_root();
+        if plain_user {
+            // mmdebstrap then works in a user namespace, whose root is another user of this
+            // machine: it may fill the file, which stays ours.
             tools::ensure(&[("newuidmap", "uidmap")], say)?;
-            let open = fs::Permissions::from_mode(0o777);
-            fs::set_permissions(work, open).map_err(Error::io("open to all", work))?;
+            set_mode(work, 0o777)?;
+            set_mode(&image, 0o666)?;
         }
         say("functions: installing a small Debian (one to three minutes)");
         let list = work.join("sources.list");
@@ -79,7 +83,11 @@ pub fn ensure(dir: &Path, root: &Path, apt: &Path, say: &dyn Fn(&str)) -> Result
             // Its command line is long, and its last lines are not the telling ones.
             Err(Error::Tool { status, .. }) => Err(Error::Bootstrap { status, log }),
             Err(error) => Err(error),
-            Ok(_) => facts(work),
+            Ok(_) => {
+                set_mode(&image, 0o644)?;
+                set_mode(work, 0o755)?;
+                facts(work)
+            }
         }
     })
 }
@@ -87,7 +95,8 @@ pub fn ensure(dir: &Path, root: &Path, apt: &Path, say: &dyn Fn(&str)) -> Result
 /// The command that installs the packages and has the script finish the image.
 fn bootstrap(codename: &str, list: &Path, script: &Path, sources: &Path, work: &Path) -> Command {
     let mut command = Command::new("mmdebstrap");
-    command.args(["--variant=minbase", "--format=null"]);
+    // The script has made the image when mmdebstrap would clean up, and the root is thrown away.
+    command.args(["--variant=minbase", "--format=null", "--skip=cleanup"]);
     command.arg(format!("--include={}", PACKAGES.join(",")));
     command.arg("--aptopt=APT::Install-Recommends \"false\"");
     for path in EXCLUDED {
@@ -98,6 +107,11 @@ fn bootstrap(codename: &str, list: &Path, script: &Path, sources: &Path, work: &
         .arg(format!("--customize-hook=sh {} \"$1\" {} {} {SEED}", words[0], words[1], words[2]));
     command.args([codename, "/dev/null"]).arg(list);
     command
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    let mode = fs::Permissions::from_mode(mode);
+    fs::set_permissions(path, mode).map_err(Error::io("set the mode of", path))
 }
 
 /// A word for the shell.

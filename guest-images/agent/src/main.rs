@@ -27,25 +27,27 @@ usage: varve-agent [--listen vsock|unix:PATH] [--functions FOLDER] [--boot-timer
 ";
 
 fn main() -> ExitCode {
-    let outcome = if std::process::id() == 1 {
-        init::run()
+    let (name, outcome) = if std::process::id() == 1 {
+        // When process 1 ends, the kernel panics, and its command line says what follows.
+        ("varve-init", init::run())
     } else {
-        options(std::env::args().skip(1)).and_then(|options| match options {
-            Some(options) => serve::run(options),
-            None => {
-                say(HELP);
-                Ok(())
-            }
-        })
+        ("varve-agent", agent())
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // When process 1 ends here, the kernel panics, and its command line says what follows.
-            say(&format!("varve-agent: {error:#}\n"));
+            say(&format!("{name}: {error:#}\n"));
             ExitCode::FAILURE
         }
     }
+}
+
+fn agent() -> Result<()> {
+    match options(std::env::args().skip(1))? {
+        Some(options) => serve::run(options)?,
+        None => say(HELP),
+    }
+    Ok(())
 }
 
 /// Writes to standard output; a console that is gone is no reason to stop.
