@@ -1,8 +1,13 @@
-//! What can go wrong with guest memory.
+//! What can go wrong with guest memory, and with restoring it.
 
+use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use varve_snapshot::PageRange;
+
+use crate::source::Tier;
+use crate::sys::uffd::UffdError;
 
 /// An operation on guest memory failed.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +21,17 @@ pub enum RamError {
     /// The address space for guest memory could not be reserved.
     #[error("cannot reserve {len:#x} bytes of address space for guest memory")]
     Reserve {
+        /// Bytes asked for.
+        len: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The pool of huge pages is too small.
+    #[error(
+        "cannot take {len:#x} bytes of 2 MiB pages for guest memory: raise vm.nr_hugepages, or \
+         restore with transparent huge pages"
+    )]
+    HugePages {
         /// Bytes asked for.
         len: u64,
         /// The system's answer.
@@ -35,4 +51,72 @@ pub enum RamError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Another call on guest memory failed.
+    #[error("cannot {what} pages {range:?}")]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// The pages.
+        range: PageRange,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Guest memory is watched by one restore or recording at a time.
+    #[error("this guest memory is watched by a restore already")]
+    Watched,
+}
+
+/// Restoring guest memory failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TierError {
+    /// The memory itself.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// No userfaultfd.
+    #[error(transparent)]
+    Uffd(#[from] UffdError),
+    /// A page cannot be had.
+    #[error("guest pages {pages:?} cannot be had from {tier} image {image}")]
+    Page {
+        /// The guest's pages.
+        pages: PageRange,
+        /// The image that should have them.
+        image: String,
+        /// Where that is.
+        tier: Tier,
+        /// Why not.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A page takes too long.
+    #[error(
+        "guest pages {pages:?} did not come from {tier} image {image} within {} ms",
+        deadline.as_millis()
+    )]
+    Deadline {
+        /// The guest's pages.
+        pages: PageRange,
+        /// The image that should have them.
+        image: String,
+        /// Where that is.
+        tier: Tier,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// A plan made for other images or other memory.
+    #[error("this plan does not fit: {0}")]
+    Plan(String),
+    /// Page faults can no longer be answered.
+    #[error("cannot answer a page fault at {address:#x}")]
+    Fault {
+        /// Host address.
+        address: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// No thread for answering faults or populating.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// The kernel does not say what is in memory.
+    #[error("cannot read the state of guest memory")]
+    Census(#[source] io::Error),
 }

@@ -1,7 +1,9 @@
 //! The sole owner of guest memory: one reservation, cut into the regions of the memory map.
 
+use std::fs::File;
+use std::io;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use varve_snapshot::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::AtomicBitmap;
@@ -9,13 +11,12 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::error::RamError;
-use crate::sys::mmap::Reservation;
+use crate::ranges::RangeSet;
+use crate::sys::mmap::{Ahead, HUGE_PAGE, Reservation};
+use crate::watch::Watched;
 
 /// Guest memory as vm-memory sees it, with a bitmap of the monitor's own writes when wanted.
 pub type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
-
-/// Regions start at huge page borders in the host as in the guest, so that 2 MiB pages fit.
-const REGION_ALIGN: usize = 2 << 20;
 
 /// One run of guest memory and where it is in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,19 +27,58 @@ pub struct RamRegion {
     pub host: u64,
 }
 
+/// What guest memory is made of where nothing is laid over it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HugePages {
+    /// 4 KiB pages.
+    #[default]
+    Off,
+    /// 2 MiB pages wherever the kernel can find them.
+    Transparent,
+    /// 2 MiB pages of the system's pool, taken out of it at once.
+    Pool,
+}
+
+/// What lies over the base layer.
+#[derive(Debug)]
+struct Layers {
+    /// Pages over which a file is laid.
+    files: RangeSet,
+    /// How many mappings may still be added by giving pages back.
+    room: usize,
+}
+
 /// The guest's memory. Views of it ([`GuestRam::memory`]) keep no memory alive: the owner must
 /// outlive vCPUs and devices, which the monitor's machine sees to by its field order.
 #[derive(Debug)]
 pub struct GuestRam {
     memory: GuestMemory,
     regions: Vec<RamRegion>,
-    reservation: Arc<Reservation>,
+    huge: HugePages,
+    layers: Mutex<Layers>,
+    // Dropped before the memory, and no earlier: see `watch`.
+    watched: OnceLock<Arc<Watched>>,
+    reservation: Reservation,
 }
+
+/// Mappings that giving pages back may add if no plan says otherwise: a quarter of the kernel's
+/// default limit.
+const DEFAULT_ROOM: usize = 16_384;
 
 impl GuestRam {
     /// Memory for `ranges` (sorted, apart), all zero. With `track_writes` the view keeps a bitmap of
     /// the pages that the monitor writes.
     pub fn new(ranges: &[PageRange], track_writes: bool) -> Result<GuestRam, RamError> {
+        GuestRam::with_pages(ranges, track_writes, HugePages::Off)
+    }
+
+    /// The same, of pages of the given kind.
+    pub fn with_pages(
+        ranges: &[PageRange],
+        track_writes: bool,
+        huge: HugePages,
+    ) -> Result<GuestRam, RamError> {
         if ranges.is_empty() {
             return Err(RamError::NoRegion);
         }
@@ -49,16 +89,21 @@ impl GuestRam {
         let mut offset = 0usize;
         let mut offsets = Vec::with_capacity(ranges.len());
         for range in ranges {
-            offset = offset.next_multiple_of(REGION_ALIGN)
-                + (range.start() % REGION_ALIGN as u64) as usize;
+            offset =
+                offset.next_multiple_of(HUGE_PAGE) + (range.start() % HUGE_PAGE as u64) as usize;
             offsets.push(offset);
             offset = usize::try_from(range.len())
                 .ok()
                 .and_then(|len| offset.checked_add(len))
                 .ok_or(RamError::Regions(*range))?;
         }
-        let reservation = Reservation::new(offset, REGION_ALIGN)
-            .map_err(|source| RamError::Reserve { len: offset as u64, source })?;
+        let len = offset as u64;
+        let reservation = match huge {
+            HugePages::Pool => Reservation::new_hugetlb(offset)
+                .map_err(|source| RamError::HugePages { len, source })?,
+            _ => Reservation::new(offset, HUGE_PAGE)
+                .map_err(|source| RamError::Reserve { len, source })?,
+        };
         let regions = ranges
             .iter()
             .zip(offsets)
@@ -72,7 +117,15 @@ impl GuestRam {
             .map(|region| view(region, track_writes))
             .collect::<Result<Vec<_>, _>>()?;
         let memory = GuestMemory::from_regions(views).map_err(|e| RamError::View(e.to_string()))?;
-        Ok(GuestRam { memory, regions, reservation: Arc::new(reservation) })
+        let layers = Mutex::new(Layers { files: RangeSet::default(), room: DEFAULT_ROOM });
+        let watched = OnceLock::new();
+        let ram = GuestRam { memory, regions, huge, layers, watched, reservation };
+        if huge == HugePages::Transparent {
+            for &range in ranges {
+                ram.call("use huge pages for", range, |r, o, len| r.want_huge(o, len))?;
+            }
+        }
+        Ok(ram)
     }
 
     /// A view for vCPUs, loaders and devices.
@@ -90,19 +143,175 @@ impl GuestRam {
         self.regions.iter().map(|r| r.pages.len()).sum()
     }
 
-    /// Gives pages back to the host; the guest reads them as zero afterwards.
-    pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
-        let region = self
-            .regions
-            .iter()
-            .find(|r| r.pages.contains(&range))
-            .ok_or(RamError::NotMemory(range))?;
-        let host = region.host + (range.start() - region.pages.start());
-        let offset = host as usize - self.reservation.address() as usize;
-        self.reservation
-            .discard(offset, range.len() as usize)
-            .map_err(|source| RamError::Discard { range, source })
+    /// What kind of pages it is made of.
+    pub fn huge_pages(&self) -> HugePages {
+        self.huge
     }
+
+    /// Gives pages back to the host, whatever is laid there; the guest reads them as zero
+    /// afterwards. Beside a restore that is still under way, too.
+    ///
+    /// Over a file, fresh zero memory is laid, which neighbours join; when that would take more
+    /// mappings than there is room for, the pages are zeroed in place and not given back.
+    pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        self.offset(range)?;
+        if let Some(watched) = self.watched.get() {
+            watched.empty(range);
+        }
+        let mut layers = self.layers();
+        let (on_file, plain) = (layers.files.within(range), layers.files.outside(range));
+        for part in on_file {
+            // A mapping inside a file's splits it in three; at its border, in two.
+            let beside = |at: u64| usize::from(layers.files.has(at));
+            let more = beside(part.end()) + part.start().checked_sub(1).map_or(0, beside);
+            if more <= layers.room && self.lay_zero(part).is_ok() {
+                layers.room -= more;
+                layers.files.remove(part);
+            } else {
+                self.zero(part)?;
+            }
+        }
+        for part in plain {
+            self.discard_plain(part)?;
+        }
+        Ok(())
+    }
+
+    fn discard_plain(&self, range: PageRange) -> Result<(), RamError> {
+        let failed = |source| RamError::Discard { range, source };
+        let whole = if self.reservation.is_hugetlb() { whole_huge(range) } else { Some(range) };
+        if let Some(whole) = whole {
+            let offset = self.offset(whole)?;
+            self.reservation.discard(offset, whole.len() as usize).map_err(failed)?;
+        }
+        let mut edges = RangeSet::default();
+        edges.insert(range);
+        whole.into_iter().for_each(|w| edges.remove(w));
+        edges.within(range).into_iter().try_for_each(|edge| self.zero(edge))
+    }
+
+    /// Mappings that guest memory consists of now.
+    pub fn mappings(&self) -> io::Result<usize> {
+        let first = self.reservation.address() as u64;
+        let end = self.regions.last().map_or(first, |r| r.host + r.pages.len());
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let start = |line: &str| u64::from_str_radix(line.split('-').next()?, 16).ok();
+        Ok(maps.lines().filter_map(start).filter(|at| (first..end).contains(at)).count())
+    }
+
+    /// Where `range` begins in the reservation.
+    pub(crate) fn offset(&self, range: PageRange) -> Result<usize, RamError> {
+        let at = self.regions.partition_point(|r| r.pages.end() <= range.start());
+        let region = self.regions.get(at).filter(|r| r.pages.contains(&range));
+        let region = region.ok_or(RamError::NotMemory(range))?;
+        let host = region.host + (range.start() - region.pages.start());
+        Ok((host - self.reservation.address() as u64) as usize)
+    }
+
+    /// Guest physical address of a host address.
+    pub(crate) fn guest_address(&self, host: u64) -> Option<u64> {
+        let inside = |r: &&RamRegion| (r.host..r.host + r.pages.len()).contains(&host);
+        self.regions.iter().find(inside).map(|r| r.pages.start() + (host - r.host))
+    }
+
+    pub(crate) fn reservation(&self) -> &Reservation {
+        &self.reservation
+    }
+
+    /// Lays a file's pages over `range`.
+    pub(crate) fn lay_file(
+        &self,
+        range: PageRange,
+        file: &File,
+        from: u64,
+    ) -> Result<(), RamError> {
+        let mut layers = self.layers();
+        self.call("map", range, |r, o, len| r.map_file(o, len, file, from))?;
+        layers.files.insert(range);
+        if let Some(watched) = self.watched.get() {
+            watched.forget(range);
+        }
+        Ok(())
+    }
+
+    /// Lays fresh zero memory over `range`; who calls it keeps the books.
+    fn lay_zero(&self, range: PageRange) -> Result<(), RamError> {
+        self.call("map", range, |r, o, len| {
+            r.map_zero(o, len)?;
+            if self.huge == HugePages::Transparent { r.want_huge(o, len) } else { Ok(()) }
+        })
+    }
+
+    /// Lays fresh zero memory over `range`, so that neither a file nor a watch is left there.
+    pub(crate) fn lay_anonymous(&self, range: PageRange) -> Result<(), RamError> {
+        let mut layers = self.layers();
+        self.lay_zero(range)?;
+        layers.files.remove(range);
+        if let Some(watched) = self.watched.get() {
+            watched.forget(range);
+        }
+        Ok(())
+    }
+
+    /// Makes `range` present; see [`Reservation::populate`].
+    pub(crate) fn populate(&self, range: PageRange, how: Ahead) -> Result<(), RamError> {
+        self.call("populate", range, |r, o, len| r.populate(o, len, how))
+    }
+
+    /// Copies `data` in, unseen by the bitmap of the monitor's writes: it is restored, not written.
+    pub(crate) fn fill(&self, range: PageRange, data: &[u8]) -> Result<(), RamError> {
+        self.call("fill", range, |r, o, len| {
+            r.slice(o, len)?.copy_from(data);
+            Ok(())
+        })
+    }
+
+    fn zero(&self, range: PageRange) -> Result<(), RamError> {
+        let zeros = [0u8; PAGE_SIZE as usize];
+        self.call("zero", range, |r, o, len| {
+            for page in (o..o + len).step_by(zeros.len()) {
+                r.slice(page, zeros.len())?.copy_from(&zeros);
+            }
+            Ok(())
+        })
+    }
+
+    /// A call of the reservation on `range`.
+    pub(crate) fn call<T>(
+        &self,
+        what: &'static str,
+        range: PageRange,
+        call: impl FnOnce(&Reservation, usize, usize) -> io::Result<T>,
+    ) -> Result<T, RamError> {
+        let offset = self.offset(range)?;
+        call(&self.reservation, offset, range.len() as usize).map_err(|source| RamError::Call {
+            what,
+            range,
+            source,
+        })
+    }
+
+    /// Keeps `watched` for as long as the memory lives.
+    pub(crate) fn watch(&self, watched: Arc<Watched>) -> Result<(), RamError> {
+        self.watched.set(watched).map_err(|_| RamError::Watched)
+    }
+
+    /// How many mappings giving pages back may add from now on.
+    pub(crate) fn set_room(&self, mappings: usize) {
+        self.layers().room = mappings;
+    }
+
+    fn layers(&self) -> MutexGuard<'_, Layers> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The whole 2 MiB pages inside `range`.
+fn whole_huge(range: PageRange) -> Option<PageRange> {
+    let huge = HUGE_PAGE as u64;
+    let start = range.start().checked_next_multiple_of(huge)?;
+    let end = range.end() / huge * huge;
+    PageRange::new(start, end.checked_sub(start)?).ok()
 }
 
 /// The vm-memory region over `region`.
@@ -139,7 +348,7 @@ mod tests {
         let ram = GuestRam::new(&[range(0, 0x40_3000), range(1 << 32, 0x20_0000)], false).unwrap();
         assert_eq!(ram.size(), 0x60_3000);
         for region in ram.regions() {
-            let mask = REGION_ALIGN as u64 - 1;
+            let mask = HUGE_PAGE as u64 - 1;
             assert_eq!(region.host & mask, region.pages.start() & mask);
         }
         ram.memory().write_obj(7u32, GuestAddress((1 << 32) + 8)).unwrap();

@@ -1,0 +1,168 @@
+//! Plans over random maps show what the layout says, within their budget.
+
+use proptest::prelude::{
+    Just, ProptestConfig, any, prop_assert, prop_assert_eq, prop_compose, prop_oneof, proptest,
+};
+use varve_snapshot::{ImageId, NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
+
+use crate::*;
+
+/// Two ranges with a hole between, as the PCI hole of a large guest.
+pub(crate) const MEMORY_PAGES: [(u64, u64); 2] = [(0, 96), (160, 64)];
+
+pub(crate) fn range(first: u64, pages: u64) -> PageRange {
+    PageRange::new(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap()
+}
+
+pub(crate) fn memory() -> Vec<PageRange> {
+    MEMORY_PAGES.iter().map(|&(f, n)| range(f, n)).collect()
+}
+
+fn guest_index(page: u64) -> u64 {
+    if page < 96 { page } else { page - 160 + 96 }
+}
+
+/// A layout from a list of (run length, kind), laid one after another through memory. Kinds name
+/// class and image: 0 and 1 are compact images of which 1 does not map, 2 is in guest layout.
+pub(crate) fn layout(runs: &[(u64, u8, u32)]) -> (RegionMap, Vec<ImageInfo>) {
+    let mut regions = Vec::new();
+    let mut next = [0u64; 2];
+    let mut runs = runs.iter().cycle();
+    for (first, pages) in MEMORY_PAGES {
+        let mut at = first;
+        while at < first + pages {
+            let &(len, kind, rank) = runs.next().unwrap();
+            let len = len.min(first + pages - at);
+            let class = PageClass::from_number(kind % 4).unwrap();
+            let image = u16::from(kind / 4 % 3);
+            let mut stored = match image {
+                2 => Some(Stored { image: ImageId(2), page: guest_index(at) }),
+                _ => {
+                    let page = next[usize::from(image)];
+                    next[usize::from(image)] += len;
+                    Some(Stored { image: ImageId(image), page })
+                }
+            };
+            if class == PageClass::Zero || (class == PageClass::ReadWrite && kind >= 12) {
+                stored = None;
+            }
+            let rank = if rank < 3 { NEVER } else { rank };
+            // Zero regions are often not named at all.
+            if !(class == PageClass::Zero && kind < 8) {
+                regions.push(Region { pages: range(at, len), class, stored, rank });
+            }
+            at += len;
+        }
+    }
+    let image = |id: usize, pages| ImageInfo {
+        name: format!("image{id}"),
+        tier: Tier::Local,
+        pages,
+        mappable: id != 1,
+        guest_layout: id == 2,
+        chunk_pages: if id == 1 { 4 } else { 1 },
+    };
+    let images = vec![image(0, next[0]), image(1, next[1]), image(2, 160)];
+    (RegionMap::new(regions, &memory()).unwrap(), images)
+}
+
+prop_compose! {
+    pub(crate) fn policies()(
+        strategy in 0..Strategy::ALL.len(),
+        read_only in 0..3,
+        paged: bool,
+        wait in 0..3,
+        bridge in 0u64..40,
+        max_mappings in prop_oneof![Just(6usize), 8usize..40, Just(1000)],
+        stage2: bool,
+    ) -> Policy {
+        Policy {
+            read_only: [ReadOnlyPages::Auto, ReadOnlyPages::Mapped, ReadOnlyPages::Copied]
+                [read_only as usize],
+            cold: if paged { ColdPages::Paged } else { ColdPages::Mapped },
+            wait: [Wait::Nothing, Wait::Written, Wait::All][wait as usize],
+            bridge,
+            max_mappings,
+            stage2,
+            ..Policy::new(Strategy::ALL[strategy])
+        }
+    }
+}
+
+pub(crate) fn runs() -> impl proptest::strategy::Strategy<Value = Vec<(u64, u8, u32)>> {
+    proptest::collection::vec((1u64..9, 0u8..16, 0u32..20), 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn every_page_shows_what_the_layout_says(runs in runs(), policy in policies()) {
+        let (layout, images) = layout(&runs);
+        let memory = memory();
+        let input =
+            PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+        let plan = Plan::new(&input).unwrap();
+        prop_assert_eq!(plan.verify(), Ok(()), "{}", plan);
+        prop_assert!(plan.mappings() <= policy.max_mappings, "{} in\n{}", plan.mappings(), plan);
+        prop_assert!(plan.ops.is_sorted_by_key(|o| PageClass::BOTTOM_UP.iter().position(|&c| c == o.layer)));
+        prop_assert!(plan.beside.is_sorted_by_key(|s| s.rank));
+        // Against a model that knows no ranges: page by page, the last operation wins.
+        for page in memory.iter().flat_map(|m| (m.start()..m.end()).step_by(4096)) {
+            let mut asked = false;
+            let mut shown = None;
+            for op in plan.ops.iter().filter(|o| o.pages.contains(&range(page / 4096, 1))) {
+                let skip = (page - op.pages.start()) / 4096;
+                prop_assert!(op.action != Action::Install || asked, "nothing to install into");
+                asked = op.action == Action::Watch;
+                shown = op.from.map(|f| (f.image, f.page + skip));
+            }
+            let want = layout.find(page).and_then(|r| {
+                let skip = (page - r.pages.start()) / 4096;
+                r.stored.map(|s| (s.image, s.page + skip))
+            });
+            let hole = want.is_none() && shown == Some((ImageId(2), guest_index(page / 4096)));
+            prop_assert!(asked || shown == want || hole, "page {page:#x}: {shown:?} for {want:?}");
+        }
+    }
+}
+
+#[test]
+fn a_template_is_one_mapping_per_range() {
+    let runs = [(4, 8 + 3, 0), (2, 8 + 2, 5), (3, 8, 0), (1, 8 + 1, 4)];
+    let (layout, images) = layout(&runs);
+    let memory = memory();
+    for strategy in [Strategy::Lazy, Strategy::Template] {
+        let policy = Policy::new(strategy);
+        let input =
+            PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+        let plan = Plan::new(&input).unwrap();
+        plan.verify().unwrap();
+        assert!(plan.mappings() <= 4, "{plan}");
+    }
+}
+
+#[test]
+fn layouts_that_name_what_is_not_there_are_refused() {
+    let memory = memory();
+    let policy = Policy::new(Strategy::Tiered);
+    let region = |first, pages, image, page| {
+        let stored = Some(Stored { image: ImageId(image), page });
+        let class = PageClass::ReadOnly;
+        let region = Region { pages: range(first, pages), class, stored, rank: 0 };
+        RegionMap::new(vec![region], &[range(0, 1000)]).unwrap()
+    };
+    let (_, images) = layout(&[(4, 1, 0)]);
+    let try_plan = |layout: &RegionMap| {
+        Plan::new(&PlanInput { memory: &memory, layout, images: &images, policy: &policy })
+    };
+    assert!(matches!(try_plan(&region(90, 10, 2, 0)), Err(PlanError::Outside(_))));
+    assert!(matches!(try_plan(&region(0, 4, 3, 0)), Err(PlanError::NoImage(_, 3))));
+    assert!(matches!(try_plan(&region(0, 4, 2, 157)), Err(PlanError::Short { has: 160, .. })));
+    assert!(matches!(try_plan(&region(0, 4, 2, u64::MAX)), Err(PlanError::Short { .. })));
+    assert!(try_plan(&region(0, 4, 2, 156)).is_ok());
+    let policy = Policy { huge_pages: HugePages::Pool, ..Policy::new(Strategy::Reap) };
+    let layout = region(0, 4, 2, 0);
+    let input = PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+    assert!(matches!(Plan::new(&input), Err(PlanError::HugePages(Strategy::Reap))));
+}

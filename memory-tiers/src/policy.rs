@@ -1,0 +1,160 @@
+//! What whoever restores may choose, and what the mechanisms cost. What follows is `strategy`'s.
+
+use std::fs;
+
+use crate::guest_ram::HugePages;
+use crate::strategy::Strategy;
+
+/// Where read-only pages are used from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadOnlyPages {
+    /// Each extent as the costs say.
+    #[default]
+    Auto,
+    /// In place: shared, never copied; each access pays the tier's latency.
+    Mapped,
+    /// From local memory, copied before the guest runs.
+    Copied,
+}
+
+/// How cold pages come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ColdPages {
+    /// Mapped where their image can be; needs no privilege, and nothing is verified.
+    #[default]
+    Mapped,
+    /// Through userfaultfd, verified, whole chunks at a time.
+    Paged,
+}
+
+/// What is made ready before the guest runs, rather than beside it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wait {
+    /// Only what must be.
+    #[default]
+    Nothing,
+    /// Pages that will be written.
+    Written,
+    /// All that recorded invocations touched.
+    All,
+}
+
+/// Time that each mechanism takes on this host, in nanoseconds. The defaults were measured with
+/// memory files on one x86-64 host (Linux 6.18); their ratios matter, not their absolutes.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Costs {
+    /// One mapping laid over another.
+    pub map: f64,
+    /// One call that reads an extent.
+    pub read_call: f64,
+    /// A page made present and copied in.
+    pub copy_page: f64,
+    /// A page mapped from a file, ahead of its use.
+    pub populate_read: f64,
+    /// A page copied from a file mapping, ahead of its use.
+    pub populate_write: f64,
+    /// A page installed through userfaultfd ahead of its use.
+    pub install_page: f64,
+    /// A fault of the guest on a page of a file mapping, with the exit.
+    pub read_fault: f64,
+    /// The same for a write, with the copy.
+    pub write_fault: f64,
+    /// A fault of the guest that another thread answers.
+    pub paged_fault: f64,
+    /// What a use of a page in place on shared memory costs more than in local memory, all accesses
+    /// of an invocation together.
+    pub remote_use: f64,
+    /// The share of the work beside the guest that the guest waits for.
+    pub beside_share: f64,
+}
+
+impl Default for Costs {
+    fn default() -> Costs {
+        Costs {
+            map: 1200.0,
+            read_call: 400.0,
+            copy_page: 550.0,
+            populate_read: 300.0,
+            populate_write: 950.0,
+            install_page: 530.0,
+            read_fault: 900.0,
+            write_fault: 2000.0,
+            paged_fault: 9000.0,
+            remote_use: 0.0,
+            beside_share: 0.25,
+        }
+    }
+}
+
+/// All choices of a restore.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Policy {
+    /// The method.
+    pub strategy: Strategy,
+    /// Where read-only pages are used from (`tiered`).
+    pub read_only: ReadOnlyPages,
+    /// How cold pages come (`tiered`, `template`).
+    pub cold: ColdPages,
+    /// What is made ready before the guest runs.
+    pub wait: Wait,
+    /// Threads that populate, 1 or more.
+    pub threads: usize,
+    /// Threads that answer faults, 1 or more.
+    pub fault_threads: usize,
+    /// Longest gap of zero pages, in pages, that a mapping may bridge (`tiered`, `faasnap`; the
+    /// others bridge any).
+    pub bridge: u64,
+    /// Mappings that the plan may use.
+    pub max_mappings: usize,
+    /// What guest memory is made of.
+    pub huge_pages: HugePages,
+    /// Whether stage-2 is filled as well.
+    pub stage2: bool,
+    /// How long a page may take to come.
+    pub deadline: std::time::Duration,
+    /// What mechanisms cost.
+    pub costs: Costs,
+}
+
+impl Policy {
+    /// The defaults with a given method.
+    pub fn new(strategy: Strategy) -> Policy {
+        Policy {
+            strategy,
+            read_only: ReadOnlyPages::Auto,
+            cold: ColdPages::Mapped,
+            wait: Wait::Nothing,
+            threads: 1,
+            fault_threads: 1,
+            bridge: 16,
+            max_mappings: mapping_budget(),
+            huge_pages: HugePages::Off,
+            stage2: true,
+            deadline: std::time::Duration::from_secs(10),
+            costs: Costs::default(),
+        }
+    }
+}
+
+/// Three quarters of what the system allows a process: the rest is for giving pages back, and for
+/// the process itself.
+fn mapping_budget() -> usize {
+    let text = fs::read_to_string("/proc/sys/vm/max_map_count");
+    let limit = text.ok().and_then(|t| t.trim().parse::<usize>().ok()).unwrap_or(65_530);
+    limit / 4 * 3
+}

@@ -1,0 +1,128 @@
+//! Where stored pages come from: images on tiers, behind one trait.
+
+use std::error::Error;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use varve_snapshot::PAGE_SIZE;
+
+/// A kind of memory that holds an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// Files of this host, through its page cache.
+    Local,
+    /// Byte-addressable memory that hosts or machines share.
+    Cxl,
+    /// The memory of another host.
+    Remote,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Tier::Local => "local",
+            Tier::Cxl => "cxl",
+            Tier::Remote => "remote",
+        })
+    }
+}
+
+/// What a plan has to know of an image.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ImageInfo {
+    /// Its name in messages and counters.
+    pub name: String,
+    /// Where it is.
+    pub tier: Tier,
+    /// Pages in it.
+    pub pages: u64,
+    /// Whether it can be mapped in place: a file with each page as it is.
+    pub mappable: bool,
+    /// Page `n` of it stands for page `n` of guest memory (regions one after another), and is zero
+    /// where guest memory is.
+    pub guest_layout: bool,
+    /// Pages that are read and verified together; at least 1. A fault brings in a whole chunk.
+    pub chunk_pages: u64,
+}
+
+/// Why a source has no answer.
+pub type SourceError = Box<dyn Error + Send + Sync>;
+
+/// An image whose pages can be had: read and verified, and perhaps mapped.
+pub trait PageSource: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &ImageInfo;
+
+    /// Reads pages from `first` on into `buffer` (whole pages). What arrives is what was stored, or
+    /// it is an error: never a zero in place of a page that cannot be had.
+    fn read(&self, first: u64, buffer: &mut [u8]) -> Result<(), SourceError>;
+
+    /// The file and the byte at which page 0 begins, if [`ImageInfo::mappable`].
+    fn file(&self) -> Option<(&File, u64)>;
+}
+
+/// A plain file of pages, such as the raw memory file of a flat snapshot. Nothing is verified.
+#[derive(Debug)]
+pub struct FileSource {
+    info: ImageInfo,
+    file: File,
+    offset: u64,
+}
+
+impl FileSource {
+    /// The pages of `file` from byte `offset` (page aligned) to its end; a partial last page does
+    /// not count.
+    pub fn new(
+        name: impl Into<String>,
+        tier: Tier,
+        file: File,
+        offset: u64,
+        guest_layout: bool,
+    ) -> io::Result<FileSource> {
+        if !offset.is_multiple_of(PAGE_SIZE) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("an image at byte {offset:#x} of a file is not page aligned"),
+            ));
+        }
+        let pages = file.metadata()?.len().saturating_sub(offset) / PAGE_SIZE;
+        let info = ImageInfo {
+            name: name.into(),
+            tier,
+            pages,
+            mappable: true,
+            guest_layout,
+            chunk_pages: 1,
+        };
+        Ok(FileSource { info, file, offset })
+    }
+
+    /// The same, with faults bringing in `pages` at a time.
+    #[must_use]
+    pub fn with_chunks(mut self, pages: u64) -> FileSource {
+        self.info.chunk_pages = pages.max(1);
+        self
+    }
+}
+
+impl PageSource for FileSource {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn read(&self, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        let at = first
+            .checked_mul(PAGE_SIZE)
+            .and_then(|at| at.checked_add(self.offset))
+            .ok_or("page number out of range")?;
+        self.file.read_exact_at(buffer, at)?;
+        Ok(())
+    }
+
+    fn file(&self) -> Option<(&File, u64)> {
+        Some((&self.file, self.offset))
+    }
+}

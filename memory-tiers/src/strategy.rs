@@ -1,0 +1,173 @@
+//! The methods of restoring: for a region, which mechanism brings it, and what is done ahead. How
+//! regions are put together to few operations is `plan`'s business.
+
+use std::fmt;
+use std::str::FromStr;
+
+use varve_snapshot::{NEVER, PageClass, Region};
+
+use crate::guest_ram::HugePages;
+use crate::policy::{ColdPages, Policy, ReadOnlyPages, Wait};
+use crate::source::ImageInfo;
+use crate::sys::mmap::Ahead;
+
+/// A method of restoring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Everything is mapped, every page faults (Firecracker).
+    Lazy,
+    /// Everything is read before the guest runs.
+    Eager,
+    /// The working set is installed before the guest runs, the rest comes on faults (REAP).
+    Reap,
+    /// Files are mapped region by region, and what will be used is read into the page cache beside
+    /// the guest (FaaSnap).
+    Faasnap,
+    /// Each class from its tier.
+    Tiered,
+    /// One image in guest layout is mapped as a whole, and populated beside the guest.
+    Template,
+    /// Whichever the costs favour.
+    Auto,
+}
+
+impl Strategy {
+    /// All of them.
+    pub const ALL: [Strategy; 7] = [
+        Strategy::Lazy,
+        Strategy::Eager,
+        Strategy::Reap,
+        Strategy::Faasnap,
+        Strategy::Tiered,
+        Strategy::Template,
+        Strategy::Auto,
+    ];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Strategy::Lazy => "lazy",
+            Strategy::Eager => "eager",
+            Strategy::Reap => "reap",
+            Strategy::Faasnap => "faasnap",
+            Strategy::Tiered => "tiered",
+            Strategy::Template => "template",
+            Strategy::Auto => "auto",
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no strategy's.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there is no restore strategy {0:?}: lazy, eager, reap, faasnap, tiered, template and auto are"
+)]
+pub struct UnknownStrategy(String);
+
+impl FromStr for Strategy {
+    type Err = UnknownStrategy;
+
+    fn from_str(name: &str) -> Result<Strategy, UnknownStrategy> {
+        let found = Strategy::ALL.into_iter().find(|s| s.name() == name);
+        found.ok_or_else(|| UnknownStrategy(name.into()))
+    }
+}
+
+/// What brings a region's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// The base layer: they are zero.
+    Base,
+    /// A private mapping of the image.
+    Map,
+    /// The same, unless copying is cheaper.
+    MapOrCopy,
+    /// A copy before the guest runs.
+    Copy,
+    /// A fault.
+    Fault,
+}
+
+/// What happens to a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub how: How,
+    /// What is done to its pages ahead of their use.
+    pub ahead: Option<Ahead>,
+}
+
+/// Whether recorded invocations touched the region.
+pub(crate) fn is_hot(region: &Region) -> bool {
+    region.rank != NEVER || matches!(region.class, PageClass::ReadOnly | PageClass::ReadWrite)
+}
+
+/// What `policy`'s strategy (not `auto`) does with `region`, whose content is in `image`.
+pub(crate) fn place(region: &Region, image: Option<&ImageInfo>, policy: &Policy) -> Placement {
+    let (how, ahead) = match image {
+        None => zero(region, policy),
+        Some(_) if policy.huge_pages == HugePages::Pool => (How::Copy, None),
+        Some(image) if !image.mappable => unmapped(region, policy),
+        Some(_) => mappable(region, policy),
+    };
+    Placement { how, ahead }
+}
+
+/// Zero pages that will be written are allocated ahead, by the methods that know of them.
+fn zero(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
+    let written = region.class == PageClass::ReadWrite;
+    if policy.huge_pages == HugePages::Pool {
+        return (How::Base, None);
+    }
+    match policy.strategy {
+        Strategy::Reap if is_hot(region) && written => (How::Copy, None),
+        Strategy::Reap => (How::Fault, None),
+        Strategy::Tiered | Strategy::Template if written => (How::Base, Some(Ahead::Write)),
+        _ => (How::Base, None),
+    }
+}
+
+/// An image that only reads: what was touched is copied, so that it needs no privilege.
+fn unmapped(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
+    match policy.strategy {
+        Strategy::Eager => (How::Copy, None),
+        _ if is_hot(region) => (How::Copy, None),
+        _ => (How::Fault, None),
+    }
+}
+
+fn mappable(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
+    let hot = is_hot(region);
+    match policy.strategy {
+        Strategy::Lazy | Strategy::Auto => (How::Map, None),
+        Strategy::Eager => (How::Copy, None),
+        Strategy::Reap if hot => (How::Copy, None),
+        Strategy::Reap => (How::Fault, None),
+        Strategy::Faasnap => (How::Map, hot.then_some(Ahead::Cache)),
+        Strategy::Tiered => tiered(region, policy),
+        Strategy::Template => match (region.class, policy.cold) {
+            (PageClass::Cold, ColdPages::Paged) if !hot => (How::Fault, None),
+            (PageClass::ReadWrite, _) => (How::Map, Some(Ahead::Write)),
+            _ => (How::Map, hot.then_some(Ahead::Read)),
+        },
+    }
+}
+
+fn tiered(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
+    match (region.class, policy.read_only, policy.cold) {
+        // Who waits for the copy anyway need not map first.
+        (PageClass::ReadWrite, ..) if policy.wait >= Wait::Written => (How::Copy, None),
+        (PageClass::ReadWrite, ..) => (How::Map, Some(Ahead::Write)),
+        (PageClass::ReadOnly, ReadOnlyPages::Copied, _) => (How::Copy, None),
+        (PageClass::ReadOnly, ReadOnlyPages::Mapped, _) => (How::Map, Some(Ahead::Read)),
+        (PageClass::ReadOnly, ReadOnlyPages::Auto, _) => (How::MapOrCopy, Some(Ahead::Read)),
+        (_, _, ColdPages::Mapped) => (How::Map, None),
+        (_, _, ColdPages::Paged) => (How::Fault, None),
+    }
+}
