@@ -7,25 +7,33 @@
 
 mod chunk;
 mod class;
+mod classify;
 mod codec;
 mod container;
 mod digest;
 mod error;
+mod flat;
 mod image;
 mod image_writer;
+mod layouts;
 mod manifest;
 mod manifest_codec;
+mod packer;
 mod page;
 mod region;
+mod report;
 mod state;
 mod store;
+mod tier;
 mod trace;
 mod tripwires;
 
 pub use chunk::{Chunk, ChunkTable, Compression, DEFAULT_CHUNK_PAGES, MAX_CHUNK_PAGES};
 pub use class::PageClass;
+pub use classify::{Classified, ClassifyOptions, Extent, HotIf, classify};
 pub use digest::Digest;
 pub use error::{ChunkFault, FormatError, SnapshotError};
+pub use flat::{FlatFile, FlatOrder, MemorySource, Scan, scan};
 pub use image::{Image, ImageEntry, ImageReader};
 pub use image_writer::{ImageWriter, is_zero};
 pub use manifest::{
@@ -33,6 +41,8 @@ pub use manifest::{
 };
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
 pub use region::{ImageId, NEVER, Region, RegionError, RegionMap, Stored};
+pub use report::{ClassReport, ImageReport, class_reports};
 pub use state::{HostIdentity, StateBlob, StateFile};
 pub use store::{Files, LocalFiles, NewFile, StagedFile, Staging, TEMP_PREFIX, clean};
+pub use tier::{TierInput, TierOptions, TierReport, tier};
 pub use trace::{Access, Mechanism, PageAccess, Trace};

@@ -1,0 +1,168 @@
+//! The raw memory file: guest memory's ranges one after another, sparse where zero. Where each guest
+//! page stands in it, and reading it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use crate::chunk::{ChunkTable, chunk_len};
+use crate::error::SnapshotError;
+use crate::image_writer::is_zero;
+use crate::page::{PAGE_SIZE, PageRange};
+
+/// Positions of guest pages in the raw memory file: *flat* page numbers, from 0 and without gaps.
+#[derive(Clone, Debug)]
+pub struct FlatOrder {
+    /// First flat page of each range, and the range.
+    ranges: Vec<(u64, PageRange)>,
+    pages: u64,
+}
+
+impl FlatOrder {
+    /// For guest memory of these ranges (sorted and apart).
+    pub fn new(memory: &[PageRange]) -> FlatOrder {
+        let mut pages = 0;
+        let mut ranges = Vec::with_capacity(memory.len());
+        for range in memory {
+            ranges.push((pages, *range));
+            pages += range.pages();
+        }
+        FlatOrder { ranges, pages }
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Flat number of the page at frame `gfn`, if it is guest memory.
+    pub fn of_frame(&self, gfn: u64) -> Option<u64> {
+        let at = self.ranges.partition_point(|(_, r)| r.end() / PAGE_SIZE <= gfn);
+        let (first, range) = self.ranges.get(at)?;
+        Some(first + gfn.checked_sub(range.start() / PAGE_SIZE)?)
+    }
+
+    /// Guest physical pages of the flat pages `first..first + count`, if they are all of one range.
+    pub fn guest_pages(&self, first: u64, count: u64) -> Option<PageRange> {
+        let at = self.ranges.partition_point(|(start, _)| *start <= first).checked_sub(1)?;
+        let (start, range) = self.ranges.get(at)?;
+        let pages = PageRange::new(
+            range.start().checked_add((first - start).checked_mul(PAGE_SIZE)?)?,
+            count.checked_mul(PAGE_SIZE)?,
+        );
+        pages.ok().filter(|p| range.contains(p))
+    }
+
+    /// First flat page of each range, after which no extent goes on.
+    pub fn starts(&self) -> impl Iterator<Item = u64> + '_ {
+        self.ranges.iter().map(|r| r.0)
+    }
+}
+
+/// Content of guest memory in flat order.
+pub trait MemorySource {
+    /// Fills `buf` with whole pages from flat page `first` on.
+    fn read_pages(&self, first: u64, buf: &mut [u8]) -> Result<(), SnapshotError>;
+
+    /// The first run of pages at or after `from` that may hold anything but zero.
+    fn data_from(&self, from: u64) -> Result<Option<(u64, u64)>, SnapshotError>;
+}
+
+/// A raw memory file.
+#[derive(Debug)]
+pub struct FlatFile {
+    path: PathBuf,
+    file: File,
+    pages: u64,
+}
+
+impl FlatFile {
+    /// Opens the memory file of a guest that has `memory`; its length must fit.
+    pub fn open(path: &Path, memory: &[PageRange]) -> Result<FlatFile, SnapshotError> {
+        let file = File::open(path).map_err(SnapshotError::io("open memory file", path))?;
+        let found = file.metadata().map_err(SnapshotError::io("look at", path))?.len();
+        let wanted = memory.iter().map(PageRange::len).sum();
+        if found != wanted {
+            return Err(SnapshotError::MemorySize { path: path.to_owned(), found, wanted });
+        }
+        Ok(FlatFile { path: path.to_owned(), file, pages: wanted / PAGE_SIZE })
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+}
+
+impl MemorySource for FlatFile {
+    fn read_pages(&self, first: u64, buf: &mut [u8]) -> Result<(), SnapshotError> {
+        self.file
+            .read_exact_at(buf, first * PAGE_SIZE)
+            .map_err(SnapshotError::io("read memory file", &self.path))
+    }
+
+    fn data_from(&self, from: u64) -> Result<Option<(u64, u64)>, SnapshotError> {
+        let run = data_run(&self.file, from * PAGE_SIZE, self.pages * PAGE_SIZE)
+            .map_err(SnapshotError::io("find data in", &self.path))?;
+        Ok(run.map(|(start, end)| (start / PAGE_SIZE, end.div_ceil(PAGE_SIZE).min(self.pages))))
+    }
+}
+
+/// The first run of bytes at or after `from` that is not a hole (SEEK_DATA, SEEK_HOLE in lseek(2)).
+/// A file system that knows no holes says that all is data.
+pub(crate) fn data_run(file: &File, from: u64, len: u64) -> std::io::Result<Option<(u64, u64)>> {
+    if from >= len {
+        return Ok(None);
+    }
+    let start = match seek(file, SeekFrom::Data(from)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL) => return Ok(Some((from, len))),
+        Err(e) => return Err(e.into()),
+    };
+    let end = seek(file, SeekFrom::Hole(start))?;
+    Ok((start < len).then_some((start, end.min(len))))
+}
+
+/// What one pass over guest memory tells.
+pub struct Scan {
+    /// Per flat page: whether it is all zero.
+    pub zero: Vec<bool>,
+    /// Checksums of the raw file as an image.
+    pub chunks: ChunkTable,
+}
+
+/// Reads all of guest memory but holes.
+pub fn scan(
+    source: &dyn MemorySource,
+    pages: u64,
+    chunk_pages: u32,
+) -> Result<Scan, SnapshotError> {
+    let mut zero = vec![true; pages as usize];
+    let mut crcs = Vec::new();
+    let mut data = source.data_from(0)?;
+    let mut buf = vec![0; chunk_pages as usize * PAGE_SIZE as usize];
+    let empty = crc32c::crc32c(&buf);
+    for chunk in 0..pages.div_ceil(chunk_pages.into()) {
+        let first = chunk * u64::from(chunk_pages);
+        let len = chunk_len(chunk, pages, chunk_pages) as usize;
+        while data.is_some_and(|(_, end)| end <= first) {
+            data = source.data_from(first)?;
+        }
+        let hole = data.is_none_or(|(start, _)| start >= first + u64::from(chunk_pages));
+        if hole && len == buf.len() {
+            crcs.push(empty);
+            continue;
+        }
+        let read = &mut buf[..len];
+        source.read_pages(first, read)?;
+        crcs.push(crc32c::crc32c(read));
+        for (page, at) in read.chunks_exact(PAGE_SIZE as usize).zip(first as usize..) {
+            zero[at] = is_zero(page);
+        }
+    }
+    Ok(Scan { zero, chunks: ChunkTable::Plain(crcs) })
+}

@@ -1,0 +1,257 @@
+//! Makes a tiered snapshot of a flat one: classifies its pages, packs the images, writes the
+//! manifest. What a restore makes of it is `varve-memory-tiers`' business.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::chunk::{Compression, DEFAULT_CHUNK_PAGES, MAX_CHUNK_PAGES};
+use crate::class::PageClass;
+use crate::classify::{Classified, ClassifyOptions, classify};
+use crate::digest::Digest;
+use crate::error::{FormatError, SnapshotError};
+use crate::flat::{FlatFile, scan};
+use crate::image::{Image, ImageEntry};
+use crate::manifest::{FileRef, MANIFEST_FILE, Manifest, Recorded, STATE_FILE, layout};
+use crate::packer::Packer;
+use crate::page::PAGE_SIZE;
+use crate::region::{ImageId, RegionMap};
+use crate::report::{ClassReport, ImageReport, class_reports};
+use crate::state::StateFile;
+use crate::store::{Files, Staging, clean};
+use crate::trace::{Mechanism, Trace};
+
+/// A flat snapshot, what was recorded of it, and where the tiered one goes.
+#[derive(Clone, Debug)]
+pub struct TierInput<'a> {
+    /// State file of the flat snapshot.
+    pub state: &'a Path,
+    /// Its raw memory file. The manifest refers to it in place: keep it, and do not change it.
+    pub memory: &'a Path,
+    /// Traces of recorded runs; with none, every page that is not zero is cold.
+    pub traces: &'a [Trace],
+    /// Folder of the tiered snapshot: may be the flat one's.
+    pub out: &'a Path,
+}
+
+/// How to tier.
+#[derive(Clone, Debug)]
+pub struct TierOptions {
+    /// How pages are classified.
+    pub classify: ClassifyOptions,
+    /// Pages per chunk: a power of two up to 512.
+    pub chunk_pages: u32,
+    /// Compression of the cold image.
+    pub cold: Compression,
+    /// Compression of the read-write image.
+    pub rw: Compression,
+    /// Version of the varve that does it.
+    pub vmm_version: String,
+}
+
+impl Default for TierOptions {
+    fn default() -> TierOptions {
+        TierOptions {
+            classify: ClassifyOptions::default(),
+            chunk_pages: DEFAULT_CHUNK_PAGES,
+            cold: Compression::None,
+            rw: Compression::None,
+            vmm_version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+/// What went where.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TierReport {
+    /// The manifest.
+    pub manifest: PathBuf,
+    /// Pages of guest memory.
+    pub pages: u64,
+    /// The classes of the layout `tiered`.
+    pub classes: Vec<ClassReport>,
+    /// The images that were written.
+    pub images: Vec<ImageReport>,
+    /// What it was made from.
+    pub recorded: Recorded,
+}
+
+/// Tiers a flat snapshot. All files appear together, the manifest last; when it fails, what was in
+/// the folder before is as it was.
+pub fn tier(
+    files: &dyn Files,
+    input: &TierInput,
+    options: &TierOptions,
+) -> Result<TierReport, SnapshotError> {
+    if !options.chunk_pages.is_power_of_two() || options.chunk_pages > MAX_CHUNK_PAGES {
+        let why = format!("{} is not a power of two up to 512", options.chunk_pages);
+        return Err(SnapshotError::Option { option: "chunk pages", why });
+    }
+    let state = StateFile::read(input.state)?;
+    let source = FlatFile::open(input.memory, &state.memory)?;
+    let scan = scan(&source, source.pages(), options.chunk_pages)?;
+    let trace = Trace::merge(input.traces).unwrap_or_else(|| Trace::empty(Mechanism::UffdWp));
+    let classified = classify(&state.memory, scan.zero, &trace, &options.classify)?;
+    let recorded = recorded(&classified, &trace, &options.classify);
+
+    files.create_dir(input.out).map_err(SnapshotError::io("create folder", input.out))?;
+    if input.out.is_dir() {
+        clean(input.out)?;
+    }
+    let mut staging = Staging::new(files);
+    let memory = Image {
+        entry: ImageEntry {
+            name: "memory".into(),
+            file: reference(input.memory, input.out)?,
+            pages: source.pages(),
+            bytes: source.pages() * PAGE_SIZE,
+            chunk_pages: options.chunk_pages,
+            compression: Compression::None,
+            digest: None,
+        },
+        chunks: scan.chunks,
+    };
+    let mut packer =
+        Packer::new(&mut staging, &classified, &source, input.out, options.chunk_pages);
+    let base = packer.base(memory);
+    let layouts = layouts(&mut packer, &classified, base, options)?;
+    let (images, reports) = packer.finish();
+
+    let mut maps = Vec::with_capacity(layouts.len());
+    for (name, regions) in layouts {
+        let map = RegionMap::new(regions, &state.memory).map_err(|source| {
+            SnapshotError::format(input.out)(FormatError::Layout { layout: name.into(), source })
+        })?;
+        maps.push((name.to_owned(), map));
+    }
+    let path = input.out.join(MANIFEST_FILE);
+    let old = Manifest::read(&path).ok();
+    let manifest = Manifest {
+        vmm_version: options.vmm_version.clone(),
+        state: Some(place_state(&mut staging, input)?),
+        parent: None,
+        memory: state.memory,
+        images,
+        layouts: maps,
+        recorded: Some(recorded.clone()),
+    };
+    let bytes = manifest.to_bytes().map_err(SnapshotError::format(&path))?;
+    let at = staging.create(&path)?;
+    staging.put(at, &bytes, 0)?;
+    staging.commit()?;
+    if let Some(old) = old {
+        remove_replaced(files, &old, &manifest, input.out);
+    }
+    let map = manifest.layout(layout::TIERED).cloned().unwrap_or_default();
+    Ok(TierReport {
+        manifest: path,
+        pages: source.pages(),
+        classes: class_reports(&manifest.memory, &map),
+        images: reports,
+        recorded,
+    })
+}
+
+type Layouts = Vec<(&'static str, Vec<crate::region::Region>)>;
+
+fn layouts(
+    packer: &mut Packer,
+    all: &Classified,
+    base: ImageId,
+    options: &TierOptions,
+) -> Result<Layouts, SnapshotError> {
+    use PageClass::*;
+    let flat = packer.in_place(&all.flat(), base);
+
+    let bridge = options.classify.bridge_pages.into();
+    let mut tiered = packer.pack("ro", &all.tiered(ReadOnly), Compression::None, bridge)?;
+    tiered.extend(packer.pack("rw", &all.tiered(ReadWrite), options.rw, 0)?);
+    tiered.extend(packer.pack("cold", &all.tiered(Cold), options.cold, 0)?);
+    let template = packer.in_place(&all.extents(), base);
+
+    let split = all.reap();
+    let mut reap = packer.pack("ws", &split.packed, Compression::None, 0)?;
+    reap.extend(packer.in_place(&split.rest, base));
+
+    let split = all.faasnap();
+    let mut faasnap = packer.pack("loading", &split.packed, Compression::None, 0)?;
+    faasnap.extend(packer.in_place(&split.rest, base));
+
+    let mut layouts = vec![
+        (layout::FLAT, flat),
+        (layout::REAP, reap),
+        (layout::FAASNAP, faasnap),
+        (layout::TIERED, tiered),
+        (layout::TEMPLATE, template),
+    ];
+    for (_, regions) in &mut layouts {
+        regions.sort_by_key(|r| r.pages);
+    }
+    Ok(layouts)
+}
+
+fn recorded(all: &Classified, trace: &Trace, options: &ClassifyOptions) -> Recorded {
+    let count = |flags: &[bool]| flags.iter().filter(|&&f| f).count() as u64;
+    Recorded {
+        mechanism: trace.mechanism,
+        runs: trace.runs,
+        invocations: trace.labels.len() as u32,
+        touched: trace.pages().len() as u64 - all.outside,
+        written: count(&all.written),
+        outside: all.outside,
+        hot_runs: all.hot_runs,
+        bridge_pages: options.bridge_pages,
+        min_extent_pages: options.min_extent_pages,
+    }
+}
+
+/// How a manifest in `folder` names a file: relative where that is short, so that snapshots can be
+/// moved together.
+fn reference(file: &Path, folder: &Path) -> Result<String, SnapshotError> {
+    let real = |p: &Path| fs::canonicalize(p).map_err(SnapshotError::io("find", p));
+    let (file, folder) = (real(file)?, real(folder)?);
+    let name = match file.strip_prefix(&folder) {
+        Ok(inside) => inside.to_owned(),
+        Err(_) => {
+            match (folder.parent(), folder.parent().and_then(|p| file.strip_prefix(p).ok())) {
+                (Some(parent), Some(beside)) if parent != Path::new("/") => {
+                    Path::new("..").join(beside)
+                }
+                _ => file.clone(),
+            }
+        }
+    };
+    name.into_os_string().into_string().map_err(|name| SnapshotError::Option {
+        option: "memory",
+        why: format!("{} is not UTF-8: a manifest cannot name it", name.display()),
+    })
+}
+
+/// A state file in the folder is used as it is; one from elsewhere is copied under a name of its own,
+/// so that one that an earlier manifest names stays.
+fn place_state(staging: &mut Staging, input: &TierInput) -> Result<FileRef, SnapshotError> {
+    let bytes = fs::read(input.state).map_err(SnapshotError::io("read", input.state))?;
+    let digest = Digest::of(&bytes);
+    let mut file = reference(input.state, input.out)?;
+    if file.contains('/') {
+        file = format!("{STATE_FILE}-{}", digest.short());
+        let at = staging.create(&input.out.join(&file))?;
+        staging.put(at, &bytes, 0)?;
+    }
+    Ok(FileRef { file, bytes: bytes.len() as u64, digest })
+}
+
+/// Images of the manifest that was replaced. A process that uses them still has them open.
+fn remove_replaced(files: &dyn Files, old: &Manifest, new: &Manifest, folder: &Path) {
+    let named = |m: &Manifest| -> Vec<String> {
+        let images = m.images.iter().filter(|i| i.entry.digest.is_some());
+        images.map(|i| i.entry.file.clone()).collect()
+    };
+    let kept = named(new);
+    // Only files of the folder itself, of which the manifest was the one user.
+    for file in named(old).iter().filter(|f| !f.contains('/') && !kept.contains(f)) {
+        // Left behind, it takes space and does no harm.
+        let _ = files.remove(&folder.join(file));
+    }
+}
