@@ -1,9 +1,6 @@
 //! Making a machine ready for the first instruction of a kernel.
 
-use std::time::Duration;
-
 use kvm_ioctls::VcpuFd;
-use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
 use varve_memory_tiers::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -95,14 +92,4 @@ fn set_up(fd: &VcpuFd, cpuid: &kvm_bindings::CpuId, entry: Entry) -> Result<(), 
     let mut lapic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
     registers::set_local_interrupts(&mut lapic);
     fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))
-}
-
-/// Prints what the boot timer was told, one line each, for people and scripts.
-pub fn report_boot_time(mark: u8, time: Duration) {
-    let what = match mark {
-        INIT_REACHED => "init reached",
-        AGENT_READY => "agent ready",
-        _ => return,
-    };
-    eprintln!("varve: boot timer: {what} after {:.3} ms", time.as_secs_f64() * 1e3);
 }

@@ -83,6 +83,32 @@ pub enum VmmError {
         /// Why not.
         source: StateError,
     },
+    /// There is no machine yet.
+    #[error("there is no machine yet")]
+    NoMachine,
+    /// The control socket.
+    #[error("API socket {path:?}{}", if .source.kind() == io::ErrorKind::AddrInUse {
+        "; remove the file if no other varve uses it"
+    } else {
+        ""
+    })]
+    ApiSocket {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A snapshot's files.
+    #[error(transparent)]
+    Snapshot(#[from] varve_snapshot::SnapshotError),
+    /// A part of a snapshot's state does not fit this version or machine.
+    #[error("snapshot state {name:?}: {cause}")]
+    SavedState {
+        /// The part.
+        name: String,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// The console's file does not open.
     #[error("console file {path:?}")]
     Console {
@@ -97,4 +123,19 @@ pub enum VmmError {
     /// The event loop.
     #[error("event loop: {0}")]
     Events(String),
+}
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }

@@ -1,11 +1,12 @@
 //! varve: a microVM monitor.
 //!
 //! ```text
-//!  cli ──> config ──> machine (the one construction path) ──> run (event loop until the end)
-//!                       ├─ kvm, vcpu            KVM, the only users of kvm-ioctls beside boot
-//!                       ├─ boot, arch/          tables, registers, kernel
-//!                       ├─ device_set           devices by name, their saved states
-//!                       └─ console, signals     the outside world
+//!  cli ──> config ──> monitor (event loop, signals, control socket: api/)
+//!                       └─> machine (the one construction path)
+//!                             ├─ kvm, vcpu            KVM
+//!                             ├─ boot, arch/          tables, registers, kernel; saved registers
+//!                             └─ device_set           devices by name, their saved states
+//!  snapshot/: a machine's state and memory to files and back
 //! ```
 //!
 //! This crate alone knows KVM, devices and guest memory at the same time.
@@ -22,7 +23,8 @@ pub mod error;
 pub mod kvm;
 pub mod logger;
 pub mod machine;
+pub mod monitor;
 mod reclaim;
-pub mod run;
 mod signals;
+pub mod snapshot;
 pub mod vcpu;

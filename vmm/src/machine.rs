@@ -5,7 +5,7 @@
 //! not in how they are built.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventSubscriber, SubscriberOps};
 use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
@@ -26,12 +26,13 @@ use varve_devices::virtio::rng::Rng;
 use varve_devices::virtio::vsock::Vsock;
 use varve_devices::vmgenid::VmGenId;
 use varve_memory_tiers::GuestRam;
+use varve_snapshot::HostIdentity;
 use vm_memory::GuestAddress;
 
 use crate::arch::acpi::MmioSlot;
-use crate::arch::layout;
 use crate::arch::vcpu_state::{self, VcpuStateV1};
 use crate::arch::vm_state::VmStateV1;
+use crate::arch::{cpuid, layout};
 use crate::boot;
 use crate::config::VmConfig;
 use crate::console;
@@ -44,6 +45,18 @@ use crate::vcpu::{Buses, VcpuHandle};
 
 /// Whoever waits for events on the event loop.
 pub type Subscriber = Arc<dyn EventSubscriber>;
+
+/// What a machine needs of the process around it.
+pub struct Host {
+    /// The event loop.
+    pub events: EventManager<Subscriber>,
+    /// Where the machine's end is announced.
+    pub end: Arc<EndSignal>,
+    /// Told of the guest's marks on the boot timer.
+    pub boot_timer: Arc<dyn Fn(u8, Duration) + Send + Sync>,
+    /// When the process began.
+    pub start: Instant,
+}
 
 /// Where a machine's state comes from.
 pub enum Start {
@@ -69,23 +82,21 @@ pub struct SavedMachine {
 /// Field order is drop order: vCPUs stop before the devices they call, and those before the memory.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
-    events: EventManager<Subscriber>,
     devices: DeviceSet,
     transports: Vec<Arc<Transport>>,
     balloon: Option<BalloonHandle>,
-    end: Arc<EndSignal>,
     vm: KvmVm,
     ram: Arc<GuestRam>,
 }
 
 impl Machine {
-    /// Builds the machine that `config` describes over `ram`. `start` is when the process began, for
-    /// the boot timer.
+    /// Builds the machine that `config` describes over `ram`; its devices wait for their events on
+    /// `host`'s loop.
     pub fn build(
         config: &VmConfig,
         ram: Arc<GuestRam>,
         from: Start,
-        start: Instant,
+        host: &mut Host,
     ) -> Result<Machine, VmmError> {
         let vm = KvmVm::new(ram.clone(), config.vcpus)?;
         let (devices, saved) = match from {
@@ -94,8 +105,8 @@ impl Machine {
                 (DeviceSet::restoring(devices), Some((vm, vcpus)))
             }
         };
-        let mut builder = Builder::new(vm, ram, devices)?;
-        builder.platform(config, start)?;
+        let mut builder = Builder::new(vm, ram, devices, host);
+        builder.platform(config)?;
         builder.virtio(config)?;
         let vmgenid = builder.vmgenid()?;
         builder.devices.complete()?;
@@ -129,6 +140,16 @@ impl Machine {
         Ok(SavedMachine { vm: self.vm.save()?, vcpus, devices: self.devices.save() })
     }
 
+    /// The host as far as it matters to where a snapshot can be restored.
+    pub fn host_identity(&self) -> Result<HostIdentity, VmmError> {
+        let cpuid = self.vm.supported_cpuid()?;
+        Ok(HostIdentity {
+            arch: std::env::consts::ARCH.into(),
+            cpu_vendor: cpuid::vendor(&cpuid),
+            features: Vec::new(),
+        })
+    }
+
     /// Lets all vCPUs run.
     pub fn resume(&self) -> Result<(), VmmError> {
         self.vcpus.iter().try_for_each(|v| v.resume()).map_err(VmmError::from)
@@ -139,11 +160,6 @@ impl Machine {
         self.vcpus.iter().try_for_each(VcpuHandle::pause)?;
         self.vcpus.iter().try_for_each(|v| v.call(|_| ()))?;
         Ok(())
-    }
-
-    /// Where the machine's end is announced.
-    pub fn end(&self) -> &Arc<EndSignal> {
-        &self.end
     }
 
     /// The devices, by name.
@@ -159,16 +175,6 @@ impl Machine {
     /// Control of the balloon, if there is one.
     pub fn balloon(&self) -> Option<&BalloonHandle> {
         self.balloon.as_ref()
-    }
-
-    /// Adds someone who waits for events.
-    pub fn subscribe(&mut self, subscriber: Subscriber) {
-        self.events.add_subscriber(subscriber);
-    }
-
-    /// Waits for events and handles them, once.
-    pub fn run_events(&mut self) -> Result<(), VmmError> {
-        self.events.run().map(drop).map_err(|e| VmmError::Events(e.to_string()))
     }
 }
 
@@ -188,17 +194,16 @@ fn restore_vcpus(
 }
 
 /// A machine that is being put together.
-struct Builder {
+struct Builder<'h> {
+    host: &'h mut Host,
     vm: KvmVm,
     ram: Arc<GuestRam>,
     ports: Bus,
     memory: Bus,
-    events: EventManager<Subscriber>,
     devices: DeviceSet,
     balloon: Option<BalloonHandle>,
     slots: Vec<MmioSlot>,
     transports: Vec<Arc<Transport>>,
-    end: Arc<EndSignal>,
 }
 
 /// The generation id's interrupt is the last one, so that adding a device moves no other.
@@ -206,40 +211,38 @@ pub const VMGENID_GSI: u32 = layout::LAST_GSI;
 /// Interrupts, and so places, for virtio devices.
 const MAX_VIRTIO: usize = (VMGENID_GSI - layout::FIRST_GSI) as usize;
 
-impl Builder {
-    fn new(vm: KvmVm, ram: Arc<GuestRam>, devices: DeviceSet) -> Result<Builder, VmmError> {
-        let events = EventManager::new().map_err(|e| VmmError::Events(e.to_string()))?;
-        let end = EndSignal::new().map_err(|e| VmmError::System("event descriptor", e))?;
-        Ok(Builder {
+impl<'h> Builder<'h> {
+    fn new(vm: KvmVm, ram: Arc<GuestRam>, devices: DeviceSet, host: &'h mut Host) -> Builder<'h> {
+        Builder {
+            host,
             vm,
             ram,
             ports: Bus::new(),
             memory: Bus::new(),
-            events,
             devices,
             balloon: None,
             slots: Vec::new(),
             transports: Vec::new(),
-            end: Arc::new(end),
-        })
+        }
     }
 
     /// Serial port, keyboard controller, power registers, panic port, boot timer.
-    fn platform(&mut self, config: &VmConfig, start: Instant) -> Result<(), VmmError> {
+    fn platform(&mut self, config: &VmConfig) -> Result<(), VmmError> {
         let line = self.line(COM1_IRQ)?;
         let (output, input) = console::open(&config.console)?;
         let serial = SerialPort::new(line, output, input)
             .map_err(|e| VmmError::System("event descriptor", e))?;
         let serial = self.devices.admit("serial", serial)?;
         self.ports.insert(COM1_BASE, COM_LEN, serial.clone())?;
-        self.events.add_subscriber(serial);
+        self.host.events.add_subscriber(serial);
 
-        let stop: SharedStopSink = self.end.clone();
+        let stop: SharedStopSink = self.host.end.clone();
         self.port("i8042", I8042_BASE, I8042_LEN, I8042::new(stop.clone()))?;
         self.port("power", POWER_BASE, POWER_LEN, PowerRegisters::new(stop.clone()))?;
         self.port("pvpanic", PVPANIC_PORT, 1, PvPanic::new(stop))?;
         if config.boot_timer {
-            let timer = BootTimer::new(start, boot::report_boot_time);
+            let report = self.host.boot_timer.clone();
+            let timer = BootTimer::new(self.host.start, move |mark, time| report(mark, time));
             self.memory.insert(layout::BOOT_TIMER, BOOT_TIMER_LEN, Arc::new(timer))?;
         }
         Ok(())
@@ -300,7 +303,7 @@ impl Builder {
             self.vm.connect_doorbell(event, slot.base + QUEUE_NOTIFY, queue)?;
         }
         self.memory.insert(slot.base, MMIO_LEN, Arc::new(MmioTransport(transport.clone())))?;
-        self.events.add_subscriber(transport.clone());
+        self.host.events.add_subscriber(transport.clone());
         self.transports.push(transport);
         self.slots.push(slot);
         Ok(())
@@ -321,15 +324,13 @@ impl Builder {
         let buses = Arc::new(Buses { ports: self.ports, memory: self.memory });
         let vcpus = (0u8..)
             .zip(fds)
-            .map(|(id, fd)| VcpuHandle::start(id, fd, buses.clone(), self.end.clone()))
+            .map(|(id, fd)| VcpuHandle::start(id, fd, buses.clone(), self.host.end.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Machine {
             vcpus,
-            events: self.events,
             devices: self.devices,
             transports: self.transports,
             balloon: self.balloon,
-            end: self.end,
             vm: self.vm,
             ram: self.ram,
         })

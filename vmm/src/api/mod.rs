@@ -8,6 +8,7 @@
 //! The server never touches the machine and the controller never touches a socket.
 
 pub mod client;
+pub mod controller;
 mod http;
 mod server;
 

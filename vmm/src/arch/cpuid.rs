@@ -63,6 +63,13 @@ pub fn for_vcpu(supported: &CpuId, id: u8, topology: Topology) -> CpuId {
     CpuId::from_entries(&entries).expect("no more entries than KVM gave, and its list fits")
 }
 
+/// The processor's vendor string (leaf 0).
+pub fn vendor(cpuid: &CpuId) -> String {
+    let leaf = cpuid.as_slice().iter().find(|e| e.function == 0);
+    let bytes = leaf.map(|e| [e.ebx, e.edx, e.ecx].map(u32::to_le_bytes).concat());
+    String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+}
+
 /// Lays out leaves 0xb and 0x1f: KVM reports the host's, or none.
 fn replace_extended_topology(entries: &mut Vec<kvm_cpuid_entry2>, topology: Topology) {
     let has_v2 = entries.iter().any(|e| e.function == LEAF_EXTENDED_TOPOLOGY_V2);

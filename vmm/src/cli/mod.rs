@@ -9,9 +9,10 @@
 //! | 4 | KVM failed |
 
 mod keyval;
+mod restore;
 mod run;
+mod snapshot;
 
-use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -35,6 +36,11 @@ enum Command {
     /// Boot a guest and run it until it ends
     #[command(after_help = run::EXAMPLES)]
     Run(Box<run::RunArgs>),
+    /// Restore a guest from a snapshot and let it go on
+    Restore(Box<restore::RestoreArgs>),
+    /// Make snapshots and work on them
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
 }
 
 /// Parses the process's arguments, does what they say, and returns the exit code. `start` is when
@@ -44,28 +50,15 @@ pub fn main(start: Instant) -> ExitCode {
     crate::logger::init(cli.log_level);
     let result = match cli.command {
         Command::Run(args) => run::main(*args, start),
+        Command::Restore(args) => restore::main(*args, start),
+        Command::Snapshot(command) => snapshot::main(command),
     };
     result.unwrap_or_else(|e| {
-        eprintln!("varve: error: {}", chain(&*e));
+        eprintln!("varve: error: {}", crate::error::chain(&*e));
         ExitCode::from(1)
     })
 }
 
 fn level(text: &str) -> Result<log::LevelFilter, String> {
     text.parse().map_err(|_| "one of off, error, warn, info, debug and trace".into())
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some libraries repeat their cause in their own text.
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

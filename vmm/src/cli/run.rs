@@ -3,9 +3,11 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
 use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
@@ -14,6 +16,7 @@ use varve_devices::virtio::vsock::VsockConfig;
 use super::keyval::KeyValues;
 use crate::arch::kernel::BootProtocol;
 use crate::config::{BootConfig, ConfigError, Console, VmConfig, firecracker, parse_size};
+use crate::monitor::Monitor;
 
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
@@ -100,6 +103,10 @@ pub struct RunArgs {
     ])]
     config_file: Option<PathBuf>,
 
+    /// Unix socket for control requests (pause, resume, snapshot), with Firecracker's paths
+    #[arg(long, value_name = "PATH")]
+    api_sock: Option<PathBuf>,
+
     /// Report on standard error when the guest's init starts and its agent is ready (for guests
     /// that write to the boot timer, whose address is added to the command line)
     #[arg(long)]
@@ -118,10 +125,25 @@ enum Protocol {
 
 /// Boots the guest and waits for its end.
 pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    let config = args.into_config()?;
-    let end = crate::run::run(&config, start)?;
+    let mut monitor = Monitor::new(start, Arc::new(report_boot_time))?;
+    if let Some(path) = &args.api_sock {
+        monitor.listen(path)?;
+    }
+    monitor.boot(args.into_config()?)?;
+    let end = monitor.run(|_| Ok(()))?;
+    drop(monitor);
     eprintln!("varve: {end}");
     Ok(ExitCode::from(end.exit_code()))
+}
+
+/// Prints what the boot timer was told, one line each, for people and scripts.
+fn report_boot_time(mark: u8, time: Duration) {
+    let what = match mark {
+        INIT_REACHED => "init reached",
+        AGENT_READY => "agent ready",
+        _ => return,
+    };
+    eprintln!("varve: boot timer: {what} after {:.3} ms", time.as_secs_f64() * 1e3);
 }
 
 impl RunArgs {
@@ -192,7 +214,7 @@ impl RunArgs {
     }
 }
 
-fn parse_console(text: &str) -> Result<Console, String> {
+pub fn parse_console(text: &str) -> Result<Console, String> {
     match text.split_once('=') {
         Some(("file", path)) if !path.is_empty() => Ok(Console::File(path.into())),
         None if text == "stdio" => Ok(Console::Stdio),

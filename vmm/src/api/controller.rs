@@ -1,0 +1,137 @@
+//! What each request does: paths and bodies to calls on the monitor, errors to status codes.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::http::{Method, Request, Response};
+use crate::error::VmmError;
+use crate::monitor::{Monitor, RunState};
+use crate::snapshot::flat;
+
+/// Why a request is refused.
+enum Refusal {
+    /// The body or the time is wrong.
+    BadRequest(String),
+    /// Something failed.
+    Failed(VmmError),
+}
+
+impl From<VmmError> for Refusal {
+    fn from(error: VmmError) -> Refusal {
+        Refusal::Failed(error)
+    }
+}
+
+type Outcome = Result<Response, Refusal>;
+
+/// Carries out one request.
+pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
+    let outcome = match (request.method, request.path.as_str()) {
+        (Method::Get, "/") => Ok(describe(monitor)),
+        (Method::Get, "/version") => {
+            Ok(Response::ok(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") })))
+        }
+        (Method::Patch, "/vm") => patch_vm(monitor, request),
+        (Method::Put, "/snapshot/create") => create_snapshot(monitor, request),
+        (method, path) => {
+            let method = format!("{method:?}").to_uppercase();
+            Err(Refusal::BadRequest(format!(
+                "Invalid request method and/or path: {method} {path}."
+            )))
+        }
+    };
+    match outcome {
+        Ok(response) => response,
+        Err(Refusal::BadRequest(message)) => Response::fault(400, message),
+        Err(Refusal::Failed(error)) => Response::fault(400, crate::error::chain(&error)),
+    }
+}
+
+fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Refusal> {
+    serde_json::from_slice(&request.body).map_err(|e| {
+        Refusal::BadRequest(format!(
+            "An error occurred when deserializing the json body of a request: {e}."
+        ))
+    })
+}
+
+fn describe(monitor: &Monitor) -> Response {
+    let state = match monitor.state() {
+        RunState::NotStarted => "Not started",
+        RunState::Running => "Running",
+        RunState::Paused => "Paused",
+    };
+    Response::ok(&json!({
+        "app_name": "varve",
+        "id": "anonymous-instance",
+        "state": state,
+        "vmm_version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmPatch {
+    state: VmState,
+}
+
+#[derive(Deserialize)]
+enum VmState {
+    Paused,
+    Resumed,
+}
+
+fn started(monitor: &Monitor) -> Result<(), Refusal> {
+    match monitor.state() {
+        RunState::NotStarted => Err(Refusal::BadRequest(
+            "The requested operation is not supported before starting the microVM.".into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn patch_vm(monitor: &mut Monitor, request: &Request) -> Outcome {
+    let VmPatch { state } = body(request)?;
+    started(monitor)?;
+    match state {
+        VmState::Paused => monitor.pause()?,
+        VmState::Resumed => monitor.resume()?,
+    }
+    Ok(Response::no_content())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateSnapshot {
+    snapshot_path: PathBuf,
+    mem_file_path: PathBuf,
+    #[serde(default)]
+    snapshot_type: SnapshotType,
+}
+
+#[derive(Default, Deserialize)]
+enum SnapshotType {
+    #[default]
+    Full,
+    Diff,
+}
+
+fn create_snapshot(monitor: &mut Monitor, request: &Request) -> Outcome {
+    let CreateSnapshot { snapshot_path, mem_file_path, snapshot_type } = body(request)?;
+    started(monitor)?;
+    if monitor.state() != RunState::Paused {
+        return Err(Refusal::BadRequest(
+            "Create snapshot error: the microVM must be paused first.".into(),
+        ));
+    }
+    match snapshot_type {
+        SnapshotType::Full => flat::create(monitor, &snapshot_path, &mem_file_path)?,
+        SnapshotType::Diff => {
+            return Err(Refusal::BadRequest("Diff snapshots are not supported yet.".into()));
+        }
+    }
+    Ok(Response::no_content())
+}

@@ -1,0 +1,59 @@
+//! `varve snapshot`: making snapshots and working on them.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use varve_snapshot::{MEMORY_FILE, STATE_FILE};
+
+use crate::api::client;
+
+/// What to do with a snapshot.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Snapshot a running machine: state and memory, in a folder
+    Create(CreateArgs),
+}
+
+/// Options of `varve snapshot create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Control socket of the machine (its --api-sock)
+    #[arg(long, value_name = "PATH")]
+    api_sock: PathBuf,
+
+    /// Leave the machine paused
+    #[arg(long)]
+    keep_paused: bool,
+
+    /// Folder for the snapshot; a snapshot that is there already is replaced
+    dir: PathBuf,
+}
+
+/// Carries the command out.
+pub fn main(command: SnapshotCommand) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        SnapshotCommand::Create(args) => create(&args),
+    }
+}
+
+fn create(args: &CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
+    // The machine has its own idea of relative paths.
+    let dir = std::path::absolute(&args.dir)?;
+    let call = |method, target, body: Value| client::request(&args.api_sock, method, target, &body);
+    call("PATCH", "/vm", json!({ "state": "Paused" }))?;
+    let body = json!({
+        "snapshot_type": "Full",
+        "snapshot_path": dir.join(STATE_FILE),
+        "mem_file_path": dir.join(MEMORY_FILE),
+    });
+    let created = call("PUT", "/snapshot/create", body);
+    if !args.keep_paused {
+        // Also when the snapshot failed: the machine goes on as if nothing had been.
+        call("PATCH", "/vm", json!({ "state": "Resumed" }))?;
+    }
+    created?;
+    Ok(ExitCode::SUCCESS)
+}

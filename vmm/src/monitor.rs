@@ -1,0 +1,167 @@
+//! The process around a machine: event loop, signals, control socket, and the way to its end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, SubscriberOps};
+use varve_memory_tiers::GuestRam;
+
+use crate::api::{Server, controller};
+use crate::arch::layout;
+use crate::config::{Console, VmConfig};
+use crate::console::RawTerminal;
+use crate::end::{End, EndSignal};
+use crate::error::VmmError;
+use crate::machine::{Host, Machine, Start, Subscriber};
+use crate::signals::Signals;
+
+/// What the machine is doing, as the API names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// There is no machine yet.
+    NotStarted,
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs stand still.
+    Paused,
+}
+
+/// A machine and the process that runs it. Field order is drop order: the machine goes before the
+/// loop that its devices wait on.
+pub struct Monitor {
+    machine: Option<Machine>,
+    config: Option<VmConfig>,
+    state: RunState,
+    host: Host,
+    api: Option<Arc<Server>>,
+    _terminal: Option<RawTerminal>,
+}
+
+impl Monitor {
+    /// A monitor without a machine. `start` is when the process began; `boot_timer` is told of the
+    /// guest's marks.
+    pub fn new(
+        start: Instant,
+        boot_timer: Arc<dyn Fn(u8, Duration) + Send + Sync>,
+    ) -> Result<Monitor, VmmError> {
+        let mut events: EventManager<Subscriber> =
+            EventManager::new().map_err(|e| VmmError::Events(e.to_string()))?;
+        let system = |what| move |e| VmmError::System(what, e);
+        let end = Arc::new(EndSignal::new().map_err(system("event descriptor"))?);
+        events.add_subscriber(end.clone());
+        let signals = Signals::install(end.clone()).map_err(system("signal handlers"))?;
+        events.add_subscriber(Arc::new(signals));
+        Ok(Monitor {
+            machine: None,
+            config: None,
+            state: RunState::NotStarted,
+            host: Host { events, end, boot_timer, start },
+            api: None,
+            _terminal: None,
+        })
+    }
+
+    /// Listens for control requests at `path`.
+    pub fn listen(&mut self, path: &Path) -> Result<(), VmmError> {
+        let server = Server::bind(path)
+            .map_err(|source| VmmError::ApiSocket { path: path.into(), source })?;
+        let server = Arc::new(server);
+        self.host.events.add_subscriber(server.clone());
+        self.api = Some(server);
+        Ok(())
+    }
+
+    /// Boots the machine that `config` describes.
+    pub fn boot(&mut self, config: VmConfig) -> Result<(), VmmError> {
+        config.validate()?;
+        let ranges = layout::memory_ranges(config.memory);
+        let ram = Arc::new(GuestRam::new(&ranges, config.track_dirty_pages)?);
+        self.adopt(config, ram, Start::Boot)?;
+        self.resume()
+    }
+
+    /// Builds a machine, paused.
+    pub fn adopt(
+        &mut self,
+        config: VmConfig,
+        ram: Arc<GuestRam>,
+        from: Start,
+    ) -> Result<(), VmmError> {
+        let machine = Machine::build(&config, ram, from, &mut self.host)?;
+        self._terminal = (config.console == Console::Stdio).then(RawTerminal::enter);
+        self.machine = Some(machine);
+        self.config = Some(config);
+        self.state = RunState::Paused;
+        Ok(())
+    }
+
+    /// Lets the vCPUs run, if they do not.
+    pub fn resume(&mut self) -> Result<(), VmmError> {
+        if self.state == RunState::Paused {
+            self.machine()?.resume()?;
+            self.state = RunState::Running;
+        }
+        Ok(())
+    }
+
+    /// Stops the vCPUs, if they run.
+    pub fn pause(&mut self) -> Result<(), VmmError> {
+        if self.state == RunState::Running {
+            self.machine()?.pause()?;
+            self.state = RunState::Paused;
+        }
+        Ok(())
+    }
+
+    /// What the machine is doing.
+    pub fn state(&self) -> RunState {
+        self.state
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> Result<&Machine, VmmError> {
+        self.machine.as_ref().ok_or(VmmError::NoMachine)
+    }
+
+    /// The machine's configuration.
+    pub fn config(&self) -> Result<&VmConfig, VmmError> {
+        self.config.as_ref().ok_or(VmmError::NoMachine)
+    }
+
+    /// Where the machine's end is announced.
+    pub fn end(&self) -> &Arc<EndSignal> {
+        &self.host.end
+    }
+
+    /// When the process began.
+    pub fn start(&self) -> Instant {
+        self.host.start
+    }
+
+    /// Adds someone who waits for events.
+    pub fn subscribe(&mut self, subscriber: Subscriber) {
+        self.host.events.add_subscriber(subscriber);
+    }
+
+    /// Handles events and requests until the machine ends. After each round `each` may act on the
+    /// monitor.
+    pub fn run(
+        &mut self,
+        mut each: impl FnMut(&mut Monitor) -> Result<(), VmmError>,
+    ) -> Result<End, VmmError> {
+        loop {
+            self.host.events.run().map_err(|e| VmmError::Events(e.to_string()))?;
+            if let Some(api) = self.api.clone() {
+                while let Some(pending) = api.next_request() {
+                    let response = controller::handle(self, &pending.request);
+                    api.respond(&pending, &response);
+                }
+            }
+            each(self)?;
+            if let Some(end) = self.host.end.get() {
+                return Ok(end.clone());
+            }
+        }
+    }
+}

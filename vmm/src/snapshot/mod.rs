@@ -1,0 +1,8 @@
+//! Snapshots as the monitor makes and takes them: the machine's state to and from a state file, and
+//! what it does with guest memory.
+
+pub mod flat;
+pub mod restore;
+mod state;
+
+pub use state::{load, store};

@@ -1,0 +1,66 @@
+//! A machine from a snapshot.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use varve_memory_tiers::GuestRam;
+use varve_snapshot::{MEMORY_FILE, STATE_FILE, SnapshotError, StateFile};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::state;
+use crate::config::{ConfigError, Console, VmConfig};
+use crate::error::VmmError;
+use crate::machine::Start;
+use crate::monitor::Monitor;
+
+/// What belongs to this host and not to the snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Another unix socket for the vsock device.
+    pub vsock: Option<PathBuf>,
+    /// Other images, by drive id.
+    pub drives: Vec<(String, PathBuf)>,
+    /// Other taps, by interface id.
+    pub nets: Vec<(String, String)>,
+    /// Where the console goes.
+    pub console: Console,
+}
+
+impl Overrides {
+    fn apply(self, config: &mut VmConfig) -> Result<(), ConfigError> {
+        let missing = |what: &str, id: &str| {
+            ConfigError::field(what, format!("the snapshot's machine has no {id:?}"))
+        };
+        for (id, path) in self.drives {
+            let drive = config.drives.iter_mut().find(|d| d.id == id);
+            drive.ok_or_else(|| missing("drive", &id))?.path = path;
+        }
+        for (id, tap) in self.nets {
+            let net = config.nets.iter_mut().find(|n| n.id == id);
+            net.ok_or_else(|| missing("net", &id))?.tap = tap;
+        }
+        if let Some(path) = self.vsock {
+            config.vsock.as_mut().ok_or_else(|| missing("vsock", "vsock"))?.uds_path = path;
+        }
+        config.console = self.console;
+        Ok(())
+    }
+}
+
+/// Restores the snapshot in `dir`; the machine is paused.
+pub fn restore(monitor: &mut Monitor, dir: &Path, overrides: Overrides) -> Result<(), VmmError> {
+    let file = StateFile::read(&dir.join(STATE_FILE))?;
+    let memory_file = dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
+    let ranges = file.memory.clone();
+    let (mut config, saved) = state::load(file)?;
+    overrides.apply(&mut config)?;
+    let ram = Arc::new(GuestRam::new(&ranges, config.track_dirty_pages)?);
+    let io = |e| SnapshotError::io("read", &memory_file)(e);
+    let mut source = File::open(&memory_file).map_err(io)?;
+    for range in ranges {
+        let start = GuestAddress(range.start());
+        ram.memory().read_exact_volatile_from(start, &mut source, range.len() as usize)?;
+    }
+    monitor.adopt(config, ram, Start::Saved(saved))
+}
