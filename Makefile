@@ -40,8 +40,11 @@ lint: tools
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else \
-		echo "cargo-deny is not installed: licences not checked (cargo install --locked cargo-deny)"; fi
+	@if ! cargo deny --version >/dev/null 2>&1; then \
+		echo "cargo-deny is not installed: licences not checked (cargo install --locked cargo-deny)"; \
+	else cargo deny check licenses bans sources && \
+		if cargo deny fetch db >/dev/null 2>&1; then cargo deny check advisories; else \
+		echo "the advisory database is not reachable: advisories not checked"; fi; fi
 
 # What the build itself needs.
 tools:
