@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod cmdline;
+pub mod cpu_compat;
 pub mod cpuid;
 pub mod kernel;
 pub mod layout;

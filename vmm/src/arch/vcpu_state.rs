@@ -35,6 +35,13 @@ pub struct VcpuStateV1 {
     tsc_khz: u32,
 }
 
+impl VcpuStateV1 {
+    /// The CPUID leaves that the guest was told.
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+}
+
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// KVM takes no more MSRs than this in one call (`MAX_IO_MSRS`).
 const MSRS_PER_CALL: usize = 256;
