@@ -1,7 +1,7 @@
 //! Serial port: a 16550A whose output goes to a writer and whose input comes from a descriptor.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet, EventSubscriber, Events};
@@ -102,6 +102,11 @@ impl SerialPort {
         if room == 0 {
             return Input::Full;
         }
+        // The guest makes room whether there is input or not, and the descriptor may block: a read
+        // that waits would hold the chip, and with it the vCPU that touches it next.
+        if !readable(input.as_fd()) {
+            return Input::More;
+        }
         match rustix::io::read(input.as_fd(), &mut buf[..room]) {
             Ok(0) => Input::Ended,
             Ok(n) => {
@@ -117,6 +122,14 @@ impl SerialPort {
             }
         }
     }
+}
+
+/// Whether a read returns at once, be it with an error or the end.
+fn readable(input: BorrowedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // What cannot be asked is read: the read says why.
+    poll(&mut [PollFd::from_borrowed_fd(input, PollFlags::IN)], Some(&now)) != Ok(0)
 }
 
 /// What [`SerialPort::receive`] found.
@@ -162,12 +175,13 @@ impl EventSubscriber for SerialPort {
         if events.data() == TOKEN_ROOM {
             let _ = self.room.0.read();
         }
-        let watch = |set| Events::with_data_raw(input.as_raw_fd(), TOKEN_INPUT, set);
-        // For a descriptor that cannot be polled the modifications fail, which is right.
+        let watch = Events::with_data_raw(input.as_raw_fd(), TOKEN_INPUT, EventSet::IN);
+        // For a descriptor that cannot be polled all of these fail, which is right.
         match self.receive() {
-            Input::More => drop(ops.modify(watch(EventSet::IN))),
-            Input::Full => drop(ops.modify(watch(EventSet::empty()))),
-            Input::Ended => drop(ops.remove(watch(EventSet::IN))),
+            Input::More => drop(ops.modify(watch).or_else(|_| ops.add(watch))),
+            // Not only its set of events: the other end's hang-up would be reported all the same,
+            // again and again.
+            Input::Full | Input::Ended => drop(ops.remove(watch)),
         }
     }
 }
@@ -289,6 +303,37 @@ mod tests {
         assert_eq!(got, sent);
         drop(ours);
         assert!(matches!(port.receive(), Input::Ended));
+    }
+
+    /// One byte at a time, as a guest does; tells how often the loop had to run for it.
+    #[test]
+    fn the_loop_waits_for_the_guest_and_never_for_input() {
+        use event_manager::SubscriberOps;
+        let mut manager = event_manager::EventManager::new().unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let port = Arc::new(port(&Sink::default(), Some(theirs.into())));
+        manager.add_subscriber(port.clone());
+        let mut settle = || {
+            let busy = (0..10).take_while(|_| manager.run_with_timeout(0).unwrap() > 0).count();
+            assert!(busy < 10, "the loop spins");
+        };
+        settle();
+        // Room without input: what blocks here would block the guest.
+        port.room.0.write(1).unwrap();
+        settle();
+
+        // The other end hangs up while the guest has not read yet.
+        let sent: Vec<u8> = (0..200).collect();
+        (&ours).write_all(&sent).unwrap();
+        drop(ours);
+        let mut got = Vec::new();
+        while got.len() < sent.len() {
+            settle();
+            assert_eq!(read_byte(&port, 5) & 1, 1, "{} bytes came", got.len());
+            got.push(read_byte(&port, 0));
+        }
+        assert_eq!(got, sent);
+        settle();
     }
 
     #[test]
