@@ -101,6 +101,9 @@ pub enum VmmError {
     /// A snapshot's files.
     #[error(transparent)]
     Snapshot(#[from] varve_snapshot::SnapshotError),
+    /// The snapshot's guest uses processor features that this host lacks.
+    #[error("this host cannot run the snapshot's guest: {0}")]
+    OtherProcessor(String),
     /// A part of a snapshot's state does not fit this version or machine.
     #[error("snapshot state {name:?}: {cause}")]
     SavedState {

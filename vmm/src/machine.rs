@@ -32,7 +32,7 @@ use vm_memory::GuestAddress;
 use crate::arch::acpi::MmioSlot;
 use crate::arch::vcpu_state::{self, VcpuStateV1};
 use crate::arch::vm_state::VmStateV1;
-use crate::arch::{cpuid, layout};
+use crate::arch::{cpu_compat, cpuid, layout};
 use crate::boot;
 use crate::config::VmConfig;
 use crate::console;
@@ -145,7 +145,7 @@ impl Machine {
         let cpuid = self.vm.supported_cpuid()?;
         Ok(HostIdentity {
             arch: std::env::consts::ARCH.into(),
-            cpu_vendor: cpuid::vendor(&cpuid),
+            cpu_vendor: cpuid::vendor(cpuid.as_slice()),
             features: Vec::new(),
         })
     }
@@ -184,6 +184,12 @@ fn restore_vcpus(
     state: &VmStateV1,
     vcpus: &[VcpuStateV1],
 ) -> Result<Vec<kvm_ioctls::VcpuFd>, VmmError> {
+    if let Some(first) = vcpus.first() {
+        let missing = cpu_compat::missing(first.cpuid(), vm.supported_cpuid()?.as_slice());
+        if !missing.is_empty() {
+            return Err(VmmError::OtherProcessor(missing.join("; ")));
+        }
+    }
     let fds =
         (0u8..).zip(vcpus).map(|(id, _)| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
     vm.restore(state)?;

@@ -3,6 +3,8 @@
 
 use kvm_bindings::kvm_cpuid_entry2;
 
+use super::cpuid::vendor;
+
 /// A register of a CPUID leaf that holds feature bits.
 struct FeatureWord {
     function: u32,
@@ -46,11 +48,6 @@ const WORDS: [FeatureWord; 12] = [
 
 fn leaf(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
     entries.iter().find(|e| (e.function, e.index) == (function, index))
-}
-
-fn vendor(entries: &[kvm_cpuid_entry2]) -> String {
-    let bytes = leaf(entries, 0, 0).map(|e| [e.ebx, e.edx, e.ecx].map(u32::to_le_bytes).concat());
-    String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
 }
 
 /// What a guest with the leaves `guest` would miss on a host that offers `host`: one line each.

@@ -64,8 +64,8 @@ pub fn for_vcpu(supported: &CpuId, id: u8, topology: Topology) -> CpuId {
 }
 
 /// The processor's vendor string (leaf 0).
-pub fn vendor(cpuid: &CpuId) -> String {
-    let leaf = cpuid.as_slice().iter().find(|e| e.function == 0);
+pub fn vendor(entries: &[kvm_cpuid_entry2]) -> String {
+    let leaf = entries.iter().find(|e| e.function == 0);
     let bytes = leaf.map(|e| [e.ebx, e.edx, e.ecx].map(u32::to_le_bytes).concat());
     String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
 }
