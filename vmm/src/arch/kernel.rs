@@ -12,7 +12,7 @@ use varve_memory_tiers::GuestMemory;
 use varve_snapshot::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::layout;
+use super::{elf, layout};
 
 /// How a kernel wants to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -139,18 +139,36 @@ pub fn load(
         file.read_exact(&mut start).map_err(read_error)?;
     }
     let kernel = if start == *b"\x7fELF" {
+        let extent = elf::extent(&file, len).map_err(read_error)?;
+        check_extent(mem, path, len, extent)?;
         load_elf(mem, &mut file, path, protocol)?
     } else if magic_at(&mut file, 0x202, len).map_err(read_error)? == *b"HdrS" {
         load_bzimage(mem, &mut file, len, path, protocol)?
     } else {
         return Err(KernelError::Format { path: path.into(), start });
     };
-    let memory = low_memory(mem);
-    if kernel.end > memory {
-        let memory = memory >> 20;
-        return Err(KernelError::TooLarge { path: path.into(), end: kernel.end, memory });
-    }
+    check_end(mem, path, kernel.end)?;
     Ok(kernel)
+}
+
+fn check_extent(
+    mem: &GuestMemory,
+    path: &Path,
+    len: u64,
+    extent: elf::Extent,
+) -> Result<(), KernelError> {
+    if len < extent.file {
+        return Err(KernelError::Truncated { path: path.into(), len, expected: extent.file });
+    }
+    check_end(mem, path, extent.memory)
+}
+
+fn check_end(mem: &GuestMemory, path: &Path, end: u64) -> Result<(), KernelError> {
+    let memory = low_memory(mem);
+    if end > memory {
+        return Err(KernelError::TooLarge { path: path.into(), end, memory: memory >> 20 });
+    }
+    Ok(())
 }
 
 fn load_elf(
@@ -247,11 +265,12 @@ fn low_memory(mem: &GuestMemory) -> u64 {
 
 fn open(what: &'static str, path: &Path) -> Result<(File, u64), KernelError> {
     let fail = |source| KernelError::Read { what, path: path.into(), source };
-    let file = File::open(path).map_err(fail)?;
-    let meta = file.metadata().map_err(fail)?;
+    // Before it is opened: a named pipe would wait for its writer.
+    let meta = path.metadata().map_err(fail)?;
     if !meta.is_file() {
         return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
     }
+    let file = File::open(path).map_err(fail)?;
     Ok((file, meta.len()))
 }
 
@@ -320,7 +339,11 @@ mod tests {
     #[test]
     fn wrong_kernels_are_named() {
         assert!(matches!(load_bytes(b"#!/bin/sh\n"), Err(KernelError::Format { .. })));
-        assert!(matches!(load_bytes(b"\x7fELF but not really"), Err(KernelError::Load { .. })));
+        let short = load_bytes(b"\x7fELF but not really");
+        assert!(matches!(short, Err(KernelError::Truncated { len: 19, expected: 64, .. })));
+        let mut empty = b"\x7fELF".to_vec();
+        empty.resize(64, 0);
+        assert!(matches!(load_bytes(&empty), Err(KernelError::Load { .. })));
         let none = load(ram(32).memory(), Path::new("/no/such"), BootProtocol::Auto);
         assert!(matches!(none, Err(KernelError::Read { what: "kernel", .. })));
         let dir = load(ram(32).memory(), Path::new("/"), BootProtocol::Auto);

@@ -4,6 +4,7 @@ pub mod acpi;
 pub mod cmdline;
 pub mod cpu_compat;
 pub mod cpuid;
+mod elf;
 pub mod kernel;
 pub mod layout;
 pub mod mptable;
