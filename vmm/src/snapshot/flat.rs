@@ -22,7 +22,7 @@ pub fn create(monitor: &Monitor, state_path: &Path, memory_path: &Path) -> Resul
     let memory_name =
         memory_path.file_name().filter(|_| beside).map(|name| name.to_string_lossy().into_owned());
     let host = machine.host_identity()?;
-    let file = state::store(monitor.config()?, &saved, ranges.clone(), memory_name, host)?;
+    let file = state::store(monitor.config()?, &saved, ranges.clone(), memory_name, None, host)?;
     let bytes = file.to_bytes().map_err(|e| VmmError::SavedState {
         name: state_path.display().to_string(),
         cause: e.to_string(),

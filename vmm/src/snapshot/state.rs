@@ -16,12 +16,14 @@ const KVM: &str = "kvm";
 const VCPU: &str = "vcpu/";
 const DEVICE: &str = "device/";
 
-/// The state file of a machine with `memory`; `memory_file` is where its memory is, beside the file.
+/// The state file of a machine with `memory`; `memory_file` is where its memory is, beside the file,
+/// and `dirty` the pages in it, if it holds but those.
 pub fn store(
     config: &VmConfig,
     saved: &SavedMachine,
     memory: Vec<PageRange>,
     memory_file: Option<String>,
+    dirty: Option<Vec<PageRange>>,
     host: HostIdentity,
 ) -> Result<StateFile, VmmError> {
     let SavedMachine { vm, vcpus, devices } = saved;
@@ -40,6 +42,7 @@ pub fn store(
             .map_err(|e| VmmError::SavedState { name: "config".into(), cause: e.to_string() })?,
         host,
         memory,
+        dirty,
         blobs,
     })
 }
@@ -54,6 +57,11 @@ pub fn load(file: StateFile) -> Result<(VmConfig, SavedMachine), VmmError> {
     let config: VmConfig =
         serde_json::from_slice(&file.config).map_err(|e| bad("config", e.to_string()))?;
     config.validate()?;
+    if file.dirty.is_some() {
+        let cause = "holds only the pages written since its base; merge it into that first, by \
+                     'varve snapshot merge'";
+        return Err(bad("memory", cause.into()));
+    }
     if config.memory != file.memory_bytes() {
         let cause = format!("{} bytes, the memory map has {}", config.memory, file.memory_bytes());
         return Err(bad("config.memory", cause));

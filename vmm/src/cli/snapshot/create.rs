@@ -1,21 +1,14 @@
-//! `varve snapshot`: making snapshots and working on them.
+//! `varve snapshot create`: a snapshot of a running machine.
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde_json::{Value, json};
 use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 
 use crate::api::client;
-
-/// What to do with a snapshot.
-#[derive(Debug, Subcommand)]
-pub enum SnapshotCommand {
-    /// Snapshot a running machine: state and memory, in a folder
-    Create(CreateArgs),
-}
 
 /// Options of `varve snapshot create`.
 #[derive(Debug, Args)]
@@ -33,13 +26,7 @@ pub struct CreateArgs {
 }
 
 /// Carries the command out.
-pub fn main(command: SnapshotCommand) -> Result<ExitCode, Box<dyn Error>> {
-    match command {
-        SnapshotCommand::Create(args) => create(&args),
-    }
-}
-
-fn create(args: &CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
+pub fn main(args: &CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
     // The machine has its own idea of relative paths.
     let dir = std::path::absolute(&args.dir)?;
     let call = |method, target, body: Value| client::request(&args.api_sock, method, target, &body);

@@ -1,0 +1,49 @@
+//! `varve snapshot`: making snapshots and working on them.
+
+mod create;
+mod inspect;
+mod merge;
+mod tier;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+/// What to do with a snapshot.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Snapshot a running machine: state and memory, in a folder
+    Create(create::CreateArgs),
+    /// Show what a snapshot says: metadata, classes, images, the memory map
+    Inspect(inspect::InspectArgs),
+    /// Check everything in a snapshot, and name what is wrong
+    Verify(inspect::VerifyArgs),
+    /// Split a snapshot's memory into zero, read-only, read-write and cold pages by recorded traces
+    Tier(tier::TierArgs),
+    /// Lay a diff snapshot over its base
+    Merge(merge::MergeArgs),
+}
+
+/// Carries the command out.
+pub fn main(command: SnapshotCommand) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        SnapshotCommand::Create(args) => create::main(&args),
+        SnapshotCommand::Inspect(args) => inspect::main(&args),
+        SnapshotCommand::Verify(args) => inspect::verify(&args),
+        SnapshotCommand::Tier(args) => tier::main(&args),
+        SnapshotCommand::Merge(args) => merge::main(&args),
+    }
+}
+
+/// Bytes as people read them.
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
