@@ -9,9 +9,11 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use crate::chunk::{ChunkTable, chunk_len};
-use crate::error::SnapshotError;
+use crate::class::PageClass;
+use crate::error::{FormatError, SnapshotError};
 use crate::image_writer::is_zero;
 use crate::page::{PAGE_SIZE, PageRange};
+use crate::region::{ImageId, NEVER, Region, RegionMap, Stored};
 
 /// Positions of guest pages in the raw memory file: *flat* page numbers, from 0 and without gaps.
 #[derive(Clone, Debug)]
@@ -43,6 +45,12 @@ impl FlatOrder {
         let at = self.ranges.partition_point(|(_, r)| r.end() / PAGE_SIZE <= gfn);
         let (first, range) = self.ranges.get(at)?;
         Some(first + gfn.checked_sub(range.start() / PAGE_SIZE)?)
+    }
+
+    /// First flat page of guest pages that are all of one range.
+    pub fn of_pages(&self, pages: &PageRange) -> Option<u64> {
+        let first = self.of_frame(pages.start() / PAGE_SIZE)?;
+        self.guest_pages(first, pages.pages()).map(|_| first)
     }
 
     /// Guest physical pages of the flat pages `first..first + count`, if they are all of one range.
@@ -94,6 +102,31 @@ impl FlatFile {
     /// Number of pages.
     pub fn pages(&self) -> u64 {
         self.pages
+    }
+
+    /// What the file's holes tell of `memory`, without a look at content: all that is not a hole as
+    /// [`PageClass::Cold`], in image 0.
+    pub fn map(&self, memory: &[PageRange]) -> Result<RegionMap, SnapshotError> {
+        let mut regions = Vec::new();
+        let mut first = 0;
+        for range in memory {
+            let end = first + range.pages();
+            let mut from = first;
+            while let Some((start, stop)) = self.data_from(from)?.filter(|run| run.0 < end) {
+                let stop = stop.min(end);
+                let at = range.start() + (start - first) * PAGE_SIZE;
+                if let Ok(pages) = PageRange::new(at, (stop - start) * PAGE_SIZE) {
+                    let stored = Some(Stored { image: ImageId(0), page: start });
+                    regions.push(Region { pages, class: PageClass::Cold, stored, rank: NEVER });
+                }
+                from = stop;
+            }
+            first = end;
+        }
+        RegionMap::new(regions, memory).map_err(|source| {
+            let layout = "the file's holes".into();
+            SnapshotError::format(&self.path)(FormatError::Layout { layout, source })
+        })
     }
 }
 

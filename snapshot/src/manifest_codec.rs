@@ -60,6 +60,9 @@ pub(crate) fn decode_memory(file: &Container) -> Result<Vec<PageRange>, ReadErro
     let body = file.required(MEMORY, "memory")?;
     let mut d = Decoder::new("memory", &body);
     let ranges = d.ranges("ranges")?;
+    if ranges.is_empty() {
+        return Err(d.value("ranges", "empty".into(), "but a machine has memory").into());
+    }
     d.end()?;
     Ok(ranges)
 }

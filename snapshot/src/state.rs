@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::codec::{Decoder, Encoder};
 use crate::container::{Builder, Container, Kind, ReadError, SectionId};
 use crate::error::{FormatError, SnapshotError};
+use crate::flat::FlatOrder;
 use crate::page::PageRange;
 use crate::store::{Files, Staging};
 
@@ -15,7 +16,8 @@ const CONFIG: SectionId = SectionId::new(2, 0);
 const HOST: SectionId = SectionId::new(3, 0);
 const MEMORY: SectionId = SectionId::new(4, 0);
 const BLOBS: SectionId = SectionId::new(5, 0);
-const KNOWN: [u16; 5] = [INFO.kind, CONFIG.kind, HOST.kind, MEMORY.kind, BLOBS.kind];
+const DIRTY: SectionId = SectionId::new(6, 0);
+const KNOWN: [u16; 6] = [INFO.kind, CONFIG.kind, HOST.kind, MEMORY.kind, BLOBS.kind, DIRTY.kind];
 
 /// The host that a machine was saved on, as far as it matters to where it can be restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +55,9 @@ pub struct StateFile {
     pub host: HostIdentity,
     /// Guest memory, by address. The raw memory file holds these ranges one after another.
     pub memory: Vec<PageRange>,
+    /// Of a diff snapshot: the guest pages that its memory file holds, sorted and apart; the rest is
+    /// its base's, and until it is merged it cannot be restored. `None`: a full one.
+    pub dirty: Option<Vec<PageRange>>,
     /// State of each part, in the order of saving.
     pub blobs: Vec<StateBlob>,
 }
@@ -94,6 +99,11 @@ impl StateFile {
         file.required(HOST, host);
         file.required(MEMORY, memory);
         file.required(BLOBS, blobs);
+        if let Some(dirty) = &self.dirty {
+            let mut body = Encoder::default();
+            body.ranges(dirty);
+            file.required(DIRTY, body);
+        }
         let bytes = file.finish();
         Self::from_bytes(&bytes).map(|_| bytes)
     }
@@ -135,7 +145,22 @@ impl StateFile {
         let body = file.required(MEMORY, "memory")?;
         let mut d = Decoder::new("memory", &body);
         state.memory = d.ranges("ranges")?;
+        if state.memory.is_empty() {
+            return Err(d.value("ranges", "empty".into(), "but a machine has memory").into());
+        }
         d.end()?;
+        if let Some(body) = file.optional(DIRTY)? {
+            let mut d = Decoder::new("dirty", &body);
+            let dirty = d.ranges("ranges")?;
+            let memory = FlatOrder::new(&state.memory);
+            if let Some(lost) = dirty.iter().find(|r| memory.of_pages(r).is_none()) {
+                return Err(d
+                    .value("ranges", format!("{lost:?}"), "not inside guest memory")
+                    .into());
+            }
+            d.end()?;
+            state.dirty = Some(dirty);
+        }
 
         let body = file.required(BLOBS, "blobs")?;
         let mut d = Decoder::new("blobs", &body);
