@@ -10,7 +10,7 @@ impl Vm {
         self.agent().call(&Request::Info).unwrap()
     }
 
-    /// Runs a script of busybox's shell in the guest (tools initramfs) and returns its output.
+    /// Runs a shell's script in the guest (which the plain initramfs can not) and returns its output.
     ///
     /// # Panics
     ///
@@ -22,8 +22,8 @@ impl Vm {
     }
 }
 
-/// The request that runs a script of busybox's shell.
+/// The request that runs a shell's script.
 pub fn shell(script: &str) -> Request {
-    let argv = ["busybox", "sh", "-c", script].map(str::to_owned).to_vec();
+    let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
     Request::Exec(Exec { argv, stdin: String::new(), timeout_s: None })
 }

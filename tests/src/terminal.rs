@@ -5,10 +5,13 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, tcgetattr};
+
+use crate::vm::PATIENCE;
 
 /// A pseudoterminal.
 pub struct Terminal {
@@ -50,6 +53,19 @@ impl Terminal {
     /// Types `bytes`.
     pub fn type_in(&self, bytes: &[u8]) {
         File::from(self.master.try_clone().unwrap()).write_all(bytes).unwrap();
+    }
+
+    /// Waits until `text` is on the screen.
+    ///
+    /// # Panics
+    ///
+    /// If [`PATIENCE`] ends first.
+    pub fn wait_for(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.shown().contains(text) {
+            assert!(Instant::now() < deadline, "no {text:?} on the terminal:\n{}", self.shown());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// What is on the screen.

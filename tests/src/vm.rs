@@ -196,6 +196,11 @@ impl Vm {
         self.child.stdin.as_mut().unwrap()
     }
 
+    /// The input of a machine that is [`VmBuilder::typed`]; it ends where this is dropped.
+    pub fn close_input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// Whether the monitor has not ended.
     pub fn runs(&mut self) -> bool {
         let status = self.child.try_wait().unwrap();
