@@ -1,0 +1,269 @@
+//! Whatever happens while a snapshot is made, what was there before can be used, and what was not
+//! finished is not seen: after an error, after a kill, after a loss of power.
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use common::{Guest, leftovers, trace_of};
+use varve_snapshot::{
+    Files, LocalFiles, ManifestReader, NewFile, StateFile, TierInput, TierOptions, clean, layout,
+    merge_diff, tier, verify,
+};
+
+/// What has happened since the last time that it was made durable.
+#[derive(Default)]
+struct Log {
+    /// Operations until all fail; as they would on a full disk, or in a killed process.
+    left: usize,
+    used: usize,
+    /// A killed process does not clean up either.
+    killed: bool,
+    /// Files whose content was not synced.
+    dirty: HashMap<PathBuf, ()>,
+    /// Renames whose folder was not synced: from, to, what stood there before.
+    renames: Vec<(PathBuf, PathBuf, Option<Vec<u8>>)>,
+}
+
+impl Log {
+    fn step(&mut self) -> io::Result<()> {
+        self.used += 1;
+        self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+        Ok(())
+    }
+}
+
+/// The real file system, until it stops after some operations.
+#[derive(Clone, Default)]
+struct Failing(Arc<Mutex<Log>>);
+
+struct FailingFile {
+    file: File,
+    path: PathBuf,
+    log: Failing,
+}
+
+impl Failing {
+    fn after(left: usize, killed: bool) -> Failing {
+        Failing(Arc::new(Mutex::new(Log { left, killed, ..Log::default() })))
+    }
+
+    fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.0.lock().unwrap()
+    }
+
+    /// What a loss of power leaves: renames that were not synced have not happened, content that was
+    /// not synced is gone.
+    fn lose_power(&self) {
+        let mut log = self.log();
+        for (from, to, before) in std::mem::take(&mut log.renames).into_iter().rev() {
+            fs::rename(&to, &from).unwrap();
+            if let Some(before) = before {
+                fs::write(&to, before).unwrap();
+            }
+        }
+        for path in log.dirty.keys().filter(|p| p.exists()) {
+            File::options().write(true).open(path).unwrap().set_len(0).unwrap();
+        }
+    }
+}
+
+impl Files for Failing {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        self.log().step()?;
+        LocalFiles.create_dir(dir)
+    }
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        let mut log = self.log();
+        log.step()?;
+        log.dirty.insert(path.to_owned(), ());
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        Ok(Box::new(FailingFile { file, path: path.to_owned(), log: self.clone() }))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut log = self.log();
+        log.step()?;
+        log.renames.push((from.to_owned(), to.to_owned(), fs::read(to).ok()));
+        if log.dirty.remove(from).is_some() {
+            log.dirty.insert(to.to_owned(), ());
+        }
+        LocalFiles.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut log = self.log();
+        if log.killed {
+            log.step()?;
+        }
+        LocalFiles.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut log = self.log();
+        log.step()?;
+        log.renames.retain(|(_, to, _)| to.parent() != Some(dir));
+        Ok(())
+    }
+}
+
+impl NewFile for FailingFile {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if let Err(e) = self.log.log().step() {
+            // Half of it got there.
+            self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
+            return Err(e);
+        }
+        self.file.write_all_at(bytes, offset)
+    }
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.log.log().step()?;
+        self.file.set_len(len)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        let mut log = self.log.log();
+        log.step()?;
+        log.dirty.remove(&self.path);
+        Ok(())
+    }
+}
+
+fn guest() -> Guest {
+    Guest::new(5, &[0, 9, 9, 9, 0, 9, 9, 9, 0, 9])
+}
+
+/// Runs `make` in a folder that `prepare` filled, failing after 0, 1, 2 ... operations until it
+/// succeeds; `check` then judges the folder, and is told whether `make` succeeded.
+fn at_every_operation(
+    prepare: impl Fn(&Path),
+    make: impl Fn(&dyn Files, &Path) -> bool,
+    check: impl Fn(&Path, bool),
+) {
+    for (killed, power) in [(false, false), (true, false), (true, true)] {
+        let mut left = 0;
+        loop {
+            let dir = tempfile::tempdir().unwrap();
+            prepare(dir.path());
+            let files = Failing::after(left, killed);
+            let done = make(&files, dir.path());
+            if power {
+                files.lose_power();
+            }
+            if !killed {
+                assert_eq!(leftovers(dir.path()), Vec::<String>::new(), "after {left} operations");
+            }
+            clean(dir.path()).unwrap();
+            assert_eq!(leftovers(dir.path()), Vec::<String>::new());
+            check(dir.path(), done);
+            if done {
+                assert!(left > 3, "nothing was asked of the file system");
+                break;
+            }
+            left += 1;
+        }
+    }
+}
+
+#[test]
+fn tiering_anew_leaves_all_or_nothing() {
+    let make = |files: &dyn Files, dir: &Path| {
+        let traces = [trace_of(&guest(), &[(1, 1, 1), (3, 3, 2)])];
+        let (state, memory) = (dir.join("state"), dir.join("memory"));
+        let input = TierInput { state: &state, memory: &memory, traces: &traces, out: dir };
+        tier(files, &input, &TierOptions::default()).is_ok()
+    };
+    at_every_operation(
+        |dir| drop(guest().save(dir)),
+        make,
+        |dir, done| {
+            // Renamed, and the folder's sync failed: whole, though not known to last.
+            assert!(dir.join("manifest").exists() || !done);
+            assert_eq!(verify(dir).unwrap().problems, Vec::<String>::new());
+        },
+    );
+}
+
+#[test]
+fn tiering_again_leaves_the_old_or_the_new() {
+    let make = |files: &dyn Files, dir: &Path| {
+        let traces = [trace_of(&guest(), &[(1, 1, 1), (3, 3, 2)])];
+        let (state, memory) = (dir.join("state"), dir.join("memory"));
+        let input = TierInput { state: &state, memory: &memory, traces: &traces, out: dir };
+        tier(files, &input, &TierOptions::default()).is_ok()
+    };
+    let prepare = |dir: &Path| {
+        let (state, memory) = guest().save(dir);
+        let input = TierInput { state: &state, memory: &memory, traces: &[], out: dir };
+        tier(&LocalFiles, &input, &TierOptions::default()).unwrap();
+    };
+    at_every_operation(prepare, make, |dir, done| {
+        assert_eq!(verify(dir).unwrap().problems, Vec::<String>::new());
+        let manifest = ManifestReader::open(dir).unwrap();
+        let touched = manifest.recorded().unwrap().touched;
+        assert!(touched == 4 || (touched == 0 && !done));
+        assert_eq!(guest().read_back(&manifest, layout::TIERED), guest().bytes);
+    });
+}
+
+#[test]
+fn a_state_file_is_replaced_whole() {
+    let newer = || StateFile { vmm_version: "newer".into(), ..guest().state() };
+    at_every_operation(
+        |dir| drop(guest().save(dir)),
+        |files, dir| newer().write(files, &dir.join("state")).is_ok(),
+        |dir, done| {
+            let found = StateFile::read(&dir.join("state")).unwrap();
+            assert!(found == newer() || (found == guest().state() && !done));
+        },
+    );
+}
+
+#[test]
+fn a_merge_replaces_its_base_whole() {
+    let diff_of = |dir: &Path| {
+        let diff = dir.join("diff");
+        let file = File::create(&diff).unwrap();
+        file.set_len(10 * 4096).unwrap();
+        file.write_all_at(&[5; 4096], 4096).unwrap();
+        file.write_all_at(&[0; 4096], 3 * 4096).unwrap();
+        diff
+    };
+    let mut merged = guest().bytes;
+    merged[4096..8192].fill(5);
+    merged[3 * 4096..4 * 4096].fill(0);
+    at_every_operation(
+        |dir| drop(guest().save(dir)),
+        |files, dir| {
+            let memory = dir.join("memory");
+            match merge_diff(files, &memory, &diff_of(dir), None, &memory) {
+                Ok(report) => {
+                    assert_eq!((report.pages, report.from_diff), (10, 2));
+                    true
+                }
+                Err(_) => false,
+            }
+        },
+        |dir, done| {
+            let found = fs::read(dir.join("memory")).unwrap();
+            assert!(found == merged || (found == guest().bytes && !done));
+        },
+    );
+}
+
+/// Files that a living process still writes are not cleaned away.
+#[test]
+fn cleaning_spares_the_living() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut staging = varve_snapshot::Staging::new(&LocalFiles);
+    let target = dir.path().join("memory");
+    let at = staging.create(&target).unwrap();
+    staging.put(at, b"x", 0).unwrap();
+    assert_eq!(clean(dir.path()).unwrap(), 0);
+    fs::write(dir.path().join(format!("{}1-1-old", varve_snapshot::TEMP_PREFIX)), b"").unwrap();
+    assert_eq!(clean(dir.path()).unwrap(), 1);
+    staging.commit().unwrap();
+    assert_eq!(fs::read(&target).unwrap(), b"x");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
