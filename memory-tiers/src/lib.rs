@@ -4,21 +4,34 @@
 //! that map memory are in `sys` and nowhere else in the project.
 
 mod bridge;
+mod census;
+mod copying;
+mod counters;
 mod error;
+mod exec;
+#[cfg(test)]
+mod exec_tests;
+mod faults;
 mod guest_ram;
 mod overlay;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod policy;
+mod populate;
 mod ranges;
 mod source;
 mod strategy;
 mod summary;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod watch;
 
+pub use census::{Census, ClassCensus};
+pub use counters::{ByAccess, Counters, PageCounts, SourceCount, Times};
 pub use error::{RamError, TierError};
+pub use exec::{Hooks, Restore, Stage2};
 pub use guest_ram::{GuestMemory, GuestRam, HugePages, RamRegion};
 pub use overlay::Shown;
 pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};

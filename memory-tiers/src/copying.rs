@@ -1,0 +1,199 @@
+//! Copying pages in before the guest runs: image by image, in the image's order, so that a chunk
+//! that many extents share is read once.
+
+use std::thread;
+
+use varve_snapshot::{PAGE_SIZE, PageRange, Stored};
+
+use crate::error::{RamError, TierError};
+use crate::exec::Shared;
+use crate::plan::{Action, Op};
+use crate::source::PageSource;
+use crate::sys::mmap::Ahead;
+use crate::sys::uffd::Installed;
+use crate::watch::Watched;
+
+/// Pages that are read at once.
+const BATCH: u64 = 256;
+
+/// Copies and installs all that the plan wants.
+pub(crate) fn carry_out(shared: &Shared, watched: Option<&Watched>) -> Result<(), TierError> {
+    let mut ops: Vec<Op> = shared.plan.ops.iter().copied().filter(copies).collect();
+    ops.sort_unstable_by_key(|op| op.from.map(|f| (f.image, f.page)));
+    let pages: u64 = ops.iter().map(|op| op.pages.pages()).sum();
+    let threads = shared.plan.policy.threads.max(1) as u64;
+    if threads == 1 || pages < 4 * BATCH {
+        return copy_all(shared, watched, &ops);
+    }
+    thread::scope(|scope| {
+        let parts = split(&ops, pages.div_ceil(threads));
+        let workers: Vec<_> = parts
+            .into_iter()
+            .map(|part| scope.spawn(move || copy_all(shared, watched, &part)))
+            .collect();
+        let lost = || TierError::Thread(std::io::Error::other("a copying thread panicked"));
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err(lost())))
+    })
+}
+
+fn copies(op: &Op) -> bool {
+    matches!(op.action, Action::Copy | Action::Install)
+}
+
+/// Runs of operations of at most `pages` pages each; one that crosses a border is cut.
+fn split(ops: &[Op], pages: u64) -> Vec<Vec<Op>> {
+    let mut parts = vec![Vec::new()];
+    let mut room = pages;
+    for &op in ops {
+        let mut rest = Some(op);
+        while let Some(op) = rest {
+            let (head, tail) = cut(op, room);
+            room -= head.pages.pages();
+            if let Some(part) = parts.last_mut() {
+                part.push(head);
+            }
+            rest = tail;
+            if room == 0 {
+                parts.push(Vec::new());
+                room = pages;
+            }
+        }
+    }
+    parts
+}
+
+/// The first `pages` pages of `op`, and the rest.
+fn cut(op: Op, pages: u64) -> (Op, Option<Op>) {
+    let len = pages.saturating_mul(PAGE_SIZE).min(op.pages.len());
+    let head = PageRange::new(op.pages.start(), len).unwrap_or(op.pages);
+    let tail = PageRange::new(head.end(), op.pages.end() - head.end()).ok().map(|pages| Op {
+        pages,
+        from: op.from.map(|f| Stored { page: f.page + head.pages(), ..f }),
+        ..op
+    });
+    (Op { pages: head, ..op }, tail)
+}
+
+fn copy_all(shared: &Shared, watched: Option<&Watched>, ops: &[Op]) -> Result<(), TierError> {
+    let mut chunk = Chunk::default();
+    for &op in ops {
+        let mut rest = Some(op);
+        while let Some(op) = rest {
+            let (head, tail) = cut(op, BATCH);
+            copy(shared, watched, &head, &mut chunk)?;
+            rest = tail;
+        }
+    }
+    Ok(())
+}
+
+fn copy(
+    shared: &Shared,
+    watched: Option<&Watched>,
+    op: &Op,
+    chunk: &mut Chunk,
+) -> Result<(), TierError> {
+    let (ram, pages) = (&shared.ram, op.pages);
+    let zeros;
+    let data = match op.from {
+        Some(from) => {
+            let source = shared.source(from.image)?;
+            if let (Action::Copy, Some((file, offset))) = (op.action, source.file()) {
+                if shared.ram.huge_pages() == crate::HugePages::Off {
+                    ram.populate(pages, Ahead::Write)?;
+                }
+                let at = offset + from.page * PAGE_SIZE;
+                ram.call("read", pages, |r, o, len| r.read_file(o, len, file, at)).map_err(
+                    |error| match error {
+                        RamError::Call { source: cause, .. } => {
+                            shared.lost(pages, source, cause.into())
+                        }
+                        other => other.into(),
+                    },
+                )?;
+                shared.tally.copied.add(pages.pages());
+                shared.tally.read(from.image.0, pages.pages());
+                return Ok(());
+            }
+            let read = chunk.get(source, from, pages.pages());
+            let (data, fresh) = read.map_err(|cause| shared.lost(pages, source, cause))?;
+            shared.tally.read(from.image.0, fresh);
+            data
+        }
+        None => {
+            zeros = vec![0; pages.len() as usize];
+            &zeros
+        }
+    };
+    match (op.action, watched) {
+        (Action::Install, Some(watched)) => {
+            install(shared, watched, pages, data)?;
+            shared.tally.installed.add(pages.pages());
+        }
+        _ => {
+            ram.fill(pages, data)?;
+            shared.tally.copied.add(pages.pages());
+        }
+    }
+    Ok(())
+}
+
+/// Puts `data` in place in watched memory that nobody uses yet.
+fn install(
+    shared: &Shared,
+    watched: &Watched,
+    pages: PageRange,
+    mut data: &[u8],
+) -> Result<(), TierError> {
+    let mut offset = shared.ram.offset(pages)?;
+    while !data.is_empty() {
+        let call = |source| RamError::Call { what: "install", range: pages, source };
+        match watched.uffd.copy(shared.ram.reservation(), offset, data, false).map_err(call)? {
+            Installed::All => break,
+            Installed::Part(done) => {
+                offset += done;
+                data = data.get(done..).unwrap_or_default();
+            }
+            // Only a plan that installs a page twice could do this.
+            Installed::Present => {
+                let what = format!("pages {pages:?} are installed twice");
+                return Err(TierError::Plan(what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The chunks that were read last.
+#[derive(Default)]
+struct Chunk {
+    image: Option<varve_snapshot::ImageId>,
+    first: u64,
+    data: Vec<u8>,
+}
+
+impl Chunk {
+    /// `pages` pages from `from` on, and how many pages were read for it.
+    fn get(
+        &mut self,
+        source: &dyn PageSource,
+        from: Stored,
+        pages: u64,
+    ) -> Result<(&[u8], u64), crate::SourceError> {
+        let info = source.info();
+        let unit = info.chunk_pages.max(1);
+        let end = self.first + self.data.len() as u64 / PAGE_SIZE;
+        let mut fresh = 0;
+        if self.image != Some(from.image) || from.page < self.first || from.page + pages > end {
+            self.image = None;
+            self.first = from.page / unit * unit;
+            fresh = (from.page + pages).next_multiple_of(unit).min(info.pages) - self.first;
+            self.data.resize((fresh * PAGE_SIZE) as usize, 0);
+            source.read(self.first, &mut self.data)?;
+            self.image = Some(from.image);
+        }
+        let at = ((from.page - self.first) * PAGE_SIZE) as usize;
+        let data = self.data.get(at..at + (pages * PAGE_SIZE) as usize);
+        Ok((data.ok_or("page out of range")?, fresh))
+    }
+}

@@ -1,0 +1,208 @@
+//! Carrying out a plan on guest memory: what must be done before the guest runs, and starting what
+//! runs beside it (`populate`, `faults`).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use varve_snapshot::PageRange;
+
+use crate::census::Census;
+use crate::copying;
+use crate::counters::{Counters, Tally};
+use crate::error::TierError;
+use crate::faults::FaultThreads;
+use crate::guest_ram::GuestRam;
+use crate::plan::{Action, Plan};
+use crate::populate;
+use crate::source::PageSource;
+use crate::sys::uffd::Watch;
+use crate::watch::Watched;
+
+/// The second-level page tables, which guest memory's owner does not know.
+pub trait Stage2: Send + Sync {
+    /// Maps pages that are present, and either private or only read, so that the guest's first
+    /// touch does not exit. Whether it works changes time only.
+    fn prefault(&self, pages: PageRange) -> std::io::Result<()>;
+}
+
+/// What the machine gives to a restore.
+pub struct Hooks {
+    /// Where stage-2 is filled, if it can be.
+    pub stage2: Option<Box<dyn Stage2>>,
+    /// Called when a page cannot be had. The machine must end: who waits for the page waits for
+    /// ever, since no other content would be right. Called from a thread of the restore.
+    pub on_fatal: Box<dyn Fn(TierError) + Send + Sync>,
+}
+
+/// What all threads of a restore share.
+pub(crate) struct Shared {
+    pub ram: Arc<GuestRam>,
+    pub plan: Plan,
+    pub sources: Vec<Arc<dyn PageSource>>,
+    pub hooks: Hooks,
+    pub tally: Tally,
+    /// Populating ends.
+    pub cancelled: AtomicBool,
+}
+
+impl Shared {
+    /// Source of an image; [`Restore::start`] has checked that there are as many as images.
+    pub fn source(&self, image: varve_snapshot::ImageId) -> Result<&dyn PageSource, TierError> {
+        let source = self.sources.get(usize::from(image.0));
+        source.map(AsRef::as_ref).ok_or_else(|| TierError::Plan(format!("no image {}", image.0)))
+    }
+
+    /// The error for pages that a source did not give.
+    pub fn lost(
+        &self,
+        pages: PageRange,
+        source: &dyn PageSource,
+        cause: crate::SourceError,
+    ) -> TierError {
+        let info = source.info();
+        TierError::Page { pages, image: info.name.clone(), tier: info.tier, source: cause }
+    }
+}
+
+/// A restore under way. It answers faults until it is dropped, which must be after the vCPUs and
+/// devices are gone: a page that is asked for later is waited for in vain.
+pub struct Restore {
+    shared: Arc<Shared>,
+    faults: Option<FaultThreads>,
+    populating: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Restore {
+    /// Carries out all of `plan` that must precede the guest, on memory that is fresh. `sources` are
+    /// the images that the plan was made for.
+    pub fn start(
+        ram: Arc<GuestRam>,
+        plan: Plan,
+        sources: Vec<Arc<dyn PageSource>>,
+        hooks: Hooks,
+    ) -> Result<Restore, TierError> {
+        fits(&ram, &plan, &sources)?;
+        let tally = Tally::new(sources.len());
+        let cancelled = AtomicBool::new(false);
+        let shared = Arc::new(Shared { ram, plan, sources, hooks, tally, cancelled });
+        let started = Instant::now();
+        let watched = lay(&shared)?;
+        shared.tally.lay_time.add_time(started);
+        let started = Instant::now();
+        copying::carry_out(&shared, watched.as_deref())?;
+        shared.tally.copy_time.add_time(started);
+        let faults = watched.map(|w| FaultThreads::start(shared.clone(), w)).transpose()?;
+        let restore = Restore { shared, faults, populating: Mutex::default() };
+        let started = Instant::now();
+        restore.run(false)?;
+        restore.wait_populated();
+        restore.shared.tally.before_time.add_time(started);
+        Ok(restore)
+    }
+
+    /// Starts populating what remains, to be called once the vCPUs run.
+    pub fn populate_beside(&self) -> Result<(), TierError> {
+        self.run(true)
+    }
+
+    fn run(&self, beside: bool) -> Result<(), TierError> {
+        let threads = populate::start(&self.shared, beside)?;
+        self.threads().extend(threads);
+        Ok(())
+    }
+
+    /// Waits for the populating threads.
+    pub fn wait_populated(&self) {
+        let threads: Vec<_> = self.threads().drain(..).collect();
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+
+    /// Has the populating threads end early; what they have not reached faults as it is touched.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.shared.plan
+    }
+
+    /// What was done up to now.
+    pub fn counters(&self) -> Counters {
+        let plan = &self.shared.plan;
+        let mappings = self.shared.ram.mappings().ok();
+        self.shared.tally.counters(plan.strategy, &plan.images, mappings)
+    }
+
+    /// What is in memory now, by class; see [`Census`].
+    pub fn census(&self) -> Result<Census, TierError> {
+        Census::take(&self.shared.ram, &self.shared.plan)
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.populating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        self.cancel();
+        // First the threads that may wait for an answer, then those that answer.
+        self.wait_populated();
+        self.faults.take();
+    }
+}
+
+/// Whether `plan` was made for this memory and these images.
+fn fits(ram: &GuestRam, plan: &Plan, sources: &[Arc<dyn PageSource>]) -> Result<(), TierError> {
+    if !ram.regions().iter().map(|r| r.pages).eq(plan.memory.iter().copied()) {
+        return Err(TierError::Plan("it is for other guest memory".into()));
+    }
+    if ram.huge_pages() != plan.policy.huge_pages {
+        return Err(TierError::Plan("it is for memory of other pages".into()));
+    }
+    if !sources.iter().map(|s| s.info()).eq(plan.images.iter()) {
+        return Err(TierError::Plan("it is for other images".into()));
+    }
+    let unmapped = sources.iter().find(|s| s.info().mappable && s.file().is_none());
+    match unmapped {
+        Some(s) => Err(TierError::Plan(format!("image {} cannot be mapped", s.info().name))),
+        None => Ok(()),
+    }
+}
+
+/// Lays watches and mappings, bottom-up.
+fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
+    let Shared { ram, plan, tally, .. } = shared;
+    let mut watched = None;
+    for op in &plan.ops {
+        match (op.action, op.from) {
+            (Action::Watch, _) => {
+                let watched = match &watched {
+                    Some(watched) => watched,
+                    None => {
+                        let new = Arc::new(Watched::open(Watch::Missing)?);
+                        ram.watch(new.clone())?;
+                        watched.insert(new)
+                    }
+                };
+                watched.add(ram, op.pages, Watch::Missing)?;
+            }
+            (Action::Map, Some(from)) => {
+                let source = shared.source(from.image)?;
+                let unmapped = || TierError::Plan("an image cannot be mapped".into());
+                let (file, offset) = source.file().ok_or_else(unmapped)?;
+                ram.lay_file(op.pages, file, offset + from.page * varve_snapshot::PAGE_SIZE)?;
+                tally.mapped.add(op.pages.pages());
+            }
+            _ => {}
+        }
+    }
+    // What giving pages back may use: half of what the plan and the process leave.
+    ram.set_room(plan.policy.max_mappings / 6);
+    Ok(watched)
+}
