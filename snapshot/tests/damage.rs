@@ -1,5 +1,6 @@
 //! Damaged, truncated and foreign metadata is refused with a message, never with a panic; damaged
 //! images are found and named.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Small guests for tests: memory, a flat snapshot of it on disk, traces.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
