@@ -21,6 +21,8 @@ pub enum Request {
     Connect(Connect),
     /// Read or write a block device, past the page cache. Answered by [`Transfer`].
     Block(Block),
+    /// Many requests of one size to a block device, timed. Answered by [`IoReply`].
+    Io(Io),
     /// Work on memory that the agent keeps. Answered by [`MemoryReply`].
     Memory(Memory),
     /// End the machine; the answer comes first, [`Done`].
@@ -120,6 +122,29 @@ pub struct Block {
     /// How many bytes.
     pub bytes: u64,
     /// What is written: [`crate::pattern`] of this seed, from its beginning.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// Requests of one size to a block device, one at a time, with direct I/O; for benchmarks. What a
+/// write leaves on the device is not specified.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Io {
+    /// The device's name, such as `vdb`.
+    pub device: String,
+    /// Read or write; writes end with one flush, which is timed too.
+    pub direction: Direction,
+    /// Size of a request in bytes, a multiple of 512, at most 1 MiB.
+    pub request_bytes: u64,
+    /// How many requests, at most 262,144.
+    pub requests: u64,
+    /// Only so many bytes at the device's beginning are used, over and over.
+    pub span: u64,
+    /// Whether the places are random (by `seed`) rather than one after the other.
+    #[serde(default)]
+    pub random: bool,
+    /// Chooses the random places.
     #[serde(default)]
     pub seed: u64,
 }
@@ -311,6 +336,19 @@ pub struct Transfer {
     pub micros: u64,
 }
 
+/// Requests that were timed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IoReply {
+    /// How many bytes were moved.
+    pub bytes: u64,
+    /// From the first request to the end of the last, or of the flush, in microseconds.
+    pub micros: u64,
+    /// The median time of a request, in nanoseconds.
+    pub median_nanos: u64,
+    /// The time that 99 of 100 requests do not exceed, in nanoseconds.
+    pub p99_nanos: u64,
+}
+
 /// A region of memory after an operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryReply {
@@ -359,6 +397,12 @@ mod tests {
         assert_eq!(invoke.seed, u64::MAX);
         round(r#"{"op":"memory","name":"a","action":"allocate","mib":3}"#);
         round(r#"{"op":"block","device":"vda","direction":"read","offset":0,"bytes":512}"#);
+        let Request::Io(io) = round(
+            r#"{"op":"io","device":"vda","direction":"write","request_bytes":512,"requests":9,"span":4096}"#,
+        ) else {
+            panic!("no io")
+        };
+        assert!(!io.random);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use varve_agent::frame::{MAX_LINE, read_line, write_line};
 use varve_agent::protocol::Request;
 
-use super::{Agent, block, exec, info, power, rng, stream};
+use super::{Agent, block, exec, info, io as timed, power, rng, stream};
 
 /// The answer to a request that was carried out.
 #[derive(Serialize)]
@@ -80,6 +80,7 @@ fn carry_out(agent: &Agent, request: Request) -> Result<serde_json::Value> {
             serde_json::to_value(stream::connect(&agent.transport, &request)?)?
         }
         Request::Block(request) => serde_json::to_value(block::transfer(&request)?)?,
+        Request::Io(request) => serde_json::to_value(timed::run(&request)?)?,
         Request::Memory(request) => serde_json::to_value(agent.regions.carry_out(&request)?)?,
         Request::Rng(request) => serde_json::to_value(rng::read(request.bytes)?)?,
         // The answer comes before the deed.

@@ -5,6 +5,7 @@ mod connection;
 mod exec;
 mod info;
 mod invoke;
+mod io;
 pub mod listen;
 mod memory;
 mod poll;
