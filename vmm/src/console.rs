@@ -84,7 +84,8 @@ fn saved() -> std::sync::MutexGuard<'static, Option<Termios>> {
     SAVED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn restore() {
+/// Gives the terminal back as it was.
+pub fn restore() {
     if let Some(mode) = saved().take() {
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &mode);
     }

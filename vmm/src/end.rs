@@ -20,11 +20,13 @@ pub enum End {
     Crash(String),
     /// KVM itself failed.
     Kvm(String),
+    /// A page of guest memory could not be had from its tier.
+    Memory(String),
 }
 
 impl End {
     /// Exit code of the process: 0 for a guest that ended as guests end and for a signal that asked
-    /// for it, 3 for a guest that crashed, 4 for KVM.
+    /// for it, 3 for a guest that crashed, 4 for KVM, 5 for memory that is lost.
     pub fn exit_code(&self) -> u8 {
         match self {
             End::Guest(StopReason::Reset | StopReason::PowerOff)
@@ -32,6 +34,7 @@ impl End {
             | End::Signal(_) => 0,
             End::Guest(StopReason::Panic) | End::Crash(_) => 3,
             End::Kvm(_) => 4,
+            End::Memory(_) => 5,
         }
     }
 }
@@ -44,6 +47,7 @@ impl fmt::Display for End {
             End::Signal(name) => write!(f, "stopped by {name}"),
             End::Crash(what) => write!(f, "guest crashed: {what}"),
             End::Kvm(what) => write!(f, "KVM failed: {what}"),
+            End::Memory(what) => write!(f, "guest memory is lost: {what}"),
         }
     }
 }

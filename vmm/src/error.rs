@@ -101,6 +101,17 @@ pub enum VmmError {
     /// A snapshot's files.
     #[error(transparent)]
     Snapshot(#[from] varve_snapshot::SnapshotError),
+    /// A restore strategy that needs to know what pages are for.
+    #[error(
+        "strategy {0} needs a tiered snapshot; make one by 'varve snapshot tier', or use lazy or eager"
+    )]
+    NotTiered(&'static str),
+    /// There is no plan for the restore.
+    #[error("restore plan")]
+    Plan(#[from] varve_memory_tiers::PlanError),
+    /// Memory could not be restored.
+    #[error("restoring memory")]
+    Tier(#[from] varve_memory_tiers::TierError),
     /// The snapshot's guest uses processor features that this host lacks.
     #[error("this host cannot run the snapshot's guest: {0}")]
     OtherProcessor(String),

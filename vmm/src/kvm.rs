@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    CpuId, KVM_CAP_PRE_FAULT_MEMORY, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
 use crate::arch::vm_state::{self, VmStateV1};
+use crate::stage2::{PREFAULT_VCPU, Prefault};
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +152,15 @@ impl KvmVm {
     /// Takes over a state, after the vCPUs were created and before one runs.
     pub fn restore(&self, state: &VmStateV1) -> Result<(), KvmError> {
         vm_state::restore(&self.fd, state)
+    }
+
+    /// The means to fill second-level page tables ahead of the guest, where this host's KVM can.
+    pub fn prefault(&self, cpuid: &CpuId) -> Option<Prefault> {
+        if self.fd.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) == 0 {
+            return None;
+        }
+        let vcpu = self.create_vcpu(PREFAULT_VCPU).ok()?;
+        Prefault::new(vcpu, cpuid).inspect_err(|e| log::debug!("no pre-fault vCPU: {e}")).ok()
     }
 
     /// Makes each write to `line` an edge on interrupt `gsi`.

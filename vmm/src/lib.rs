@@ -27,4 +27,5 @@ pub mod monitor;
 mod reclaim;
 mod signals;
 pub mod snapshot;
+mod stage2;
 pub mod vcpu;

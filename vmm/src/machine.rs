@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventSubscriber, SubscriberOps};
+use kvm_bindings::CpuId;
 use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
 use varve_devices::bus::{Bus, BusDevice};
 use varve_devices::i8042::{I8042, I8042_BASE, I8042_LEN};
@@ -25,7 +26,7 @@ use varve_devices::virtio::net::Net;
 use varve_devices::virtio::rng::Rng;
 use varve_devices::virtio::vsock::Vsock;
 use varve_devices::vmgenid::VmGenId;
-use varve_memory_tiers::GuestRam;
+use varve_memory_tiers::{GuestRam, Restore, Stage2};
 use varve_snapshot::HostIdentity;
 use vm_memory::GuestAddress;
 
@@ -39,8 +40,9 @@ use crate::console;
 use crate::device_set::{DeviceBlobs, DeviceSet};
 use crate::end::EndSignal;
 use crate::error::VmmError;
-use crate::kvm::KvmVm;
+use crate::kvm::{KvmError, KvmVm};
 use crate::reclaim::RamReclaim;
+use crate::snapshot::memory::{Fatal, MemoryPlan};
 use crate::vcpu::{Buses, VcpuHandle};
 
 /// Whoever waits for events on the event loop.
@@ -56,14 +58,26 @@ pub struct Host {
     pub boot_timer: Arc<dyn Fn(u8, Duration) + Send + Sync>,
     /// When the process began.
     pub start: Instant,
+    /// Called from any thread when a page of guest memory cannot be had.
+    pub fatal: Fatal,
 }
 
 /// Where a machine's state comes from.
 pub enum Start {
     /// A kernel's first instruction.
     Boot,
-    /// A machine that was saved; memory holds what it held then.
-    Saved(SavedMachine),
+    /// A machine that was saved, and how its memory comes back.
+    Saved(Box<Saved>),
+}
+
+/// A saved machine.
+pub struct Saved {
+    /// All but memory.
+    pub machine: SavedMachine,
+    /// Memory.
+    pub memory: MemoryPlan,
+    /// Fill second-level page tables too.
+    pub stage2: bool,
 }
 
 /// The state of a machine, but for its memory.
@@ -83,6 +97,8 @@ pub struct SavedMachine {
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     devices: DeviceSet,
+    /// Answers faults for as long as anyone above may touch memory.
+    restore: Option<Restore>,
     transports: Vec<Arc<Transport>>,
     balloon: Option<BalloonHandle>,
     vm: KvmVm,
@@ -99,10 +115,15 @@ impl Machine {
         host: &mut Host,
     ) -> Result<Machine, VmmError> {
         let vm = KvmVm::new(ram.clone(), config.vcpus)?;
-        let (devices, saved) = match from {
-            Start::Boot => (DeviceSet::new(), None),
-            Start::Saved(SavedMachine { vm, vcpus, devices }) => {
-                (DeviceSet::restoring(devices), Some((vm, vcpus)))
+        let (devices, saved, restore) = match from {
+            Start::Boot => (DeviceSet::new(), None, None),
+            Start::Saved(saved) => {
+                let Saved { machine, memory, stage2 } = *saved;
+                let SavedMachine { vm: state, vcpus, devices } = machine;
+                check_processor(&vm, &vcpus)?;
+                let stage2 = if stage2 { prefault(&vm, &vcpus)? } else { None };
+                let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
+                (DeviceSet::restoring(devices), Some((state, vcpus)), Some(restore))
             }
         };
         let mut builder = Builder::new(vm, ram, devices, host);
@@ -116,7 +137,7 @@ impl Machine {
             None => boot::load(config, &builder.vm, &builder.ram, &builder.slots)?,
             Some((vm, vcpus)) => restore_vcpus(&builder.vm, vm, vcpus)?,
         };
-        let machine = builder.finish(fds)?;
+        let machine = builder.finish(fds, restore)?;
         if saved.is_some() {
             machine.transports.iter().for_each(|t| t.kick());
             vmgenid.notify()?;
@@ -162,6 +183,11 @@ impl Machine {
         Ok(())
     }
 
+    /// The restore that this machine came from, if it did.
+    pub fn restore(&self) -> Option<&Restore> {
+        self.restore.as_ref()
+    }
+
     /// The devices, by name.
     pub fn devices(&self) -> &DeviceSet {
         &self.devices
@@ -178,18 +204,26 @@ impl Machine {
     }
 }
 
+/// Every feature that the guest was told of must be here.
+fn check_processor(vm: &KvmVm, vcpus: &[VcpuStateV1]) -> Result<(), VmmError> {
+    let Some(first) = vcpus.first() else { return Ok(()) };
+    let missing = cpu_compat::missing(first.cpuid(), vm.supported_cpuid()?.as_slice());
+    if missing.is_empty() { Ok(()) } else { Err(VmmError::OtherProcessor(missing.join("; "))) }
+}
+
+fn prefault(vm: &KvmVm, vcpus: &[VcpuStateV1]) -> Result<Option<Box<dyn Stage2>>, VmmError> {
+    let Some(first) = vcpus.first() else { return Ok(None) };
+    let cpuid = CpuId::from_entries(first.cpuid())
+        .map_err(|_| KvmError::State("more CPUID entries than KVM takes".into()))?;
+    Ok(vm.prefault(&cpuid).map(|p| Box::new(p) as Box<dyn Stage2>))
+}
+
 /// Creates the vCPUs of a saved machine and gives machine and vCPUs their state.
 fn restore_vcpus(
     vm: &KvmVm,
     state: &VmStateV1,
     vcpus: &[VcpuStateV1],
 ) -> Result<Vec<kvm_ioctls::VcpuFd>, VmmError> {
-    if let Some(first) = vcpus.first() {
-        let missing = cpu_compat::missing(first.cpuid(), vm.supported_cpuid()?.as_slice());
-        if !missing.is_empty() {
-            return Err(VmmError::OtherProcessor(missing.join("; ")));
-        }
-    }
     let fds =
         (0u8..).zip(vcpus).map(|(id, _)| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
     vm.restore(state)?;
@@ -326,7 +360,11 @@ impl<'h> Builder<'h> {
         Ok(line)
     }
 
-    fn finish(self, fds: Vec<kvm_ioctls::VcpuFd>) -> Result<Machine, VmmError> {
+    fn finish(
+        self,
+        fds: Vec<kvm_ioctls::VcpuFd>,
+        restore: Option<Restore>,
+    ) -> Result<Machine, VmmError> {
         let buses = Arc::new(Buses { ports: self.ports, memory: self.memory });
         let vcpus = (0u8..)
             .zip(fds)
@@ -334,6 +372,7 @@ impl<'h> Builder<'h> {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Machine {
             vcpus,
+            restore,
             devices: self.devices,
             transports: self.transports,
             balloon: self.balloon,

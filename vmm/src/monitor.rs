@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
-use varve_memory_tiers::GuestRam;
+use varve_memory_tiers::{GuestRam, TierError};
 
 use crate::api::{Server, controller};
 use crate::arch::layout;
@@ -35,6 +35,8 @@ pub struct Monitor {
     state: RunState,
     host: Host,
     api: Option<Arc<Server>>,
+    /// The populating threads were started, at the first resume.
+    populating: bool,
     _terminal: Option<RawTerminal>,
 }
 
@@ -56,8 +58,9 @@ impl Monitor {
             machine: None,
             config: None,
             state: RunState::NotStarted,
-            host: Host { events, end, boot_timer, start },
+            host: Host { events, end, boot_timer, start, fatal: Arc::new(page_lost) },
             api: None,
+            populating: false,
             _terminal: None,
         })
     }
@@ -101,6 +104,10 @@ impl Monitor {
         if self.state == RunState::Paused {
             self.machine()?.resume()?;
             self.state = RunState::Running;
+            let first = !std::mem::replace(&mut self.populating, true);
+            if let Some(restore) = self.machine()?.restore().filter(|_| first) {
+                restore.populate_beside()?;
+            }
         }
         Ok(())
     }
@@ -164,4 +171,13 @@ impl Monitor {
             }
         }
     }
+}
+
+/// A page of guest memory cannot be had. Whoever touched it waits for it for ever, perhaps the main
+/// thread itself, and nothing but the right content may let them go on: the process ends here.
+fn page_lost(error: TierError) {
+    let exit = End::Memory(crate::error::chain(&error));
+    crate::console::restore();
+    eprintln!("varve: {exit}");
+    std::process::exit(exit.exit_code().into());
 }

@@ -7,7 +7,10 @@
 //! | 2 | the command line is wrong |
 //! | 3 | the guest crashed (kernel panic, or something that KVM cannot emulate) |
 //! | 4 | KVM failed |
+//! | 5 | a page of guest memory could not be had from its tier |
 
+mod agent;
+mod invoker;
 mod keyval;
 mod restore;
 mod run;
@@ -22,7 +25,8 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "varve", version, about, propagate_version = true)]
 #[command(after_help = "Exit codes: 0 the guest ended by itself or by a signal to varve, 1 varve \
-                        failed, 2 wrong usage, 3 the guest crashed, 4 KVM failed.")]
+                        failed, 2 wrong usage, 3 the guest crashed, 4 KVM failed, 5 guest \
+                        memory is lost.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
+use varve_memory_tiers::{Policy, Strategy};
 
 use super::run::parse_console;
 use crate::config::Console;
@@ -18,6 +19,10 @@ use crate::snapshot::restore::{Overrides, restore};
 pub struct RestoreArgs {
     /// Folder of the snapshot
     snapshot: PathBuf,
+
+    /// How memory comes back: lazy, eager, reap, faasnap, tiered, template or auto
+    #[arg(long, value_name = "NAME", default_value_t = Strategy::Auto)]
+    strategy: Strategy,
 
     /// Another unix socket for the machine's vsock
     #[arg(long, value_name = "PATH")]
@@ -56,7 +61,8 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
         nets: args.nets,
         console: args.console,
     };
-    restore(&mut monitor, &args.snapshot, overrides)?;
+    let policy = Policy::new(args.strategy);
+    restore(&mut monitor, &args.snapshot, &policy, overrides)?;
     if !args.paused {
         monitor.resume()?;
     }

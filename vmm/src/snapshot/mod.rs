@@ -2,6 +2,7 @@
 //! what it does with guest memory.
 
 pub mod flat;
+pub mod memory;
 pub mod restore;
 mod state;
 

@@ -1,17 +1,16 @@
 //! A machine from a snapshot.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use varve_memory_tiers::GuestRam;
-use varve_snapshot::{MEMORY_FILE, STATE_FILE, SnapshotError, StateFile};
-use vm_memory::{Bytes, GuestAddress};
+use varve_memory_tiers::{GuestRam, Policy};
+use varve_snapshot::{MEMORY_FILE, STATE_FILE, StateFile};
 
+use super::memory::MemoryPlan;
 use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
-use crate::machine::Start;
+use crate::machine::{Saved, Start};
 use crate::monitor::Monitor;
 
 /// What belongs to this host and not to the snapshot.
@@ -48,19 +47,20 @@ impl Overrides {
     }
 }
 
-/// Restores the snapshot in `dir`; the machine is paused.
-pub fn restore(monitor: &mut Monitor, dir: &Path, overrides: Overrides) -> Result<(), VmmError> {
+/// Restores the snapshot in `dir` as `policy` says; the machine is paused.
+pub fn restore(
+    monitor: &mut Monitor,
+    dir: &Path,
+    policy: &Policy,
+    overrides: Overrides,
+) -> Result<(), VmmError> {
     let file = StateFile::read(&dir.join(STATE_FILE))?;
     let memory_file = dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
     let ranges = file.memory.clone();
-    let (mut config, saved) = state::load(file)?;
+    let (mut config, machine) = state::load(file)?;
     overrides.apply(&mut config)?;
-    let ram = Arc::new(GuestRam::new(&ranges, config.track_dirty_pages)?);
-    let io = |e| SnapshotError::io("read", &memory_file)(e);
-    let mut source = File::open(&memory_file).map_err(io)?;
-    for range in ranges {
-        let start = GuestAddress(range.start());
-        ram.memory().read_exact_volatile_from(start, &mut source, range.len() as usize)?;
-    }
-    monitor.adopt(config, ram, Start::Saved(saved))
+    let memory = MemoryPlan::new(dir, &ranges, &memory_file, policy)?;
+    let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, policy.huge_pages)?;
+    let saved = Saved { machine, memory, stage2: policy.stage2 };
+    monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))
 }
