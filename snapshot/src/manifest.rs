@@ -12,6 +12,7 @@ use crate::image::{Image, ImageEntry, ImageReader};
 use crate::manifest_codec::{self as codec, KNOWN};
 use crate::page::PageRange;
 use crate::region::{ImageId, RegionMap};
+use crate::state::StateFile;
 use crate::store::{Files, Staging};
 use crate::trace::Mechanism;
 
@@ -210,6 +211,24 @@ impl ManifestReader {
     /// Where the state file is.
     pub fn state_path(&self) -> Option<PathBuf> {
         self.head.state.as_ref().map(|s| self.folder().join(&s.file))
+    }
+
+    /// Reads the state file, which must be the one that the snapshot was tiered with, for the same
+    /// memory.
+    pub fn read_state(&self) -> Result<StateFile, SnapshotError> {
+        let Some((path, stated)) = self.state_path().zip(self.state()) else {
+            let source = FormatError::MissingSection { section: "state file" };
+            return Err(SnapshotError::format(&self.path)(source));
+        };
+        let bytes = fs::read(&path).map_err(SnapshotError::io("read", &path))?;
+        let state = StateFile::from_bytes(&bytes).map_err(SnapshotError::format(&path))?;
+        if Digest::of(&bytes) != stated.digest {
+            return Err(SnapshotError::Changed { path, what: "content" });
+        }
+        if state.memory != self.head.memory {
+            return Err(SnapshotError::Changed { path, what: "list of memory ranges" });
+        }
+        Ok(state)
     }
 
     /// Guest memory, by address.

@@ -2,13 +2,11 @@
 //! nothing.
 
 use std::error::Error;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::content::LayoutContent;
-use crate::digest::Digest;
 use crate::error::SnapshotError;
 use crate::flat::FlatFile;
 use crate::manifest::{MANIFEST_FILE, MEMORY_FILE, Manifest, ManifestReader, STATE_FILE};
@@ -83,14 +81,8 @@ fn verify_tiered(path: &Path, report: &mut VerifyReport) {
     // Whole, for its checksums; then as a restore opens it.
     let Some(whole) = report.note(Manifest::read(path)) else { return };
     let Some(manifest) = report.note(ManifestReader::open(path)) else { return };
-    if let (Some(state), Some(stated)) = (manifest.state_path(), manifest.state()) {
-        if let Some(found) = report.note(check_state(&state, stated.digest)) {
-            let memory: Vec<PageRange> = found.memory;
-            if memory != whole.memory {
-                let what = "list of memory ranges";
-                report.note::<()>(Err(SnapshotError::Changed { path: state.clone(), what }));
-            }
-        }
+    if let Some(state) = manifest.state_path() {
+        report.note(manifest.read_state());
         report.files.push(state);
     }
     let mut sound = true;
@@ -108,16 +100,6 @@ fn verify_tiered(path: &Path, report: &mut VerifyReport) {
     if sound {
         compare_layouts(&manifest, report);
     }
-}
-
-fn check_state(path: &Path, digest: Digest) -> Result<StateFile, SnapshotError> {
-    File::open(path).map_err(SnapshotError::io("open state file", path))?;
-    let bytes = fs::read(path).map_err(SnapshotError::io("read", path))?;
-    let state = StateFile::from_bytes(&bytes).map_err(SnapshotError::format(path))?;
-    if Digest::of(&bytes) != digest {
-        return Err(SnapshotError::Changed { path: path.to_owned(), what: "content" });
-    }
-    Ok(state)
 }
 
 /// Every layout must say the same of every page.

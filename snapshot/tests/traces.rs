@@ -22,8 +22,10 @@ fn trace() -> impl Strategy<Value = Trace> {
     })
 }
 
+type Essence = (u32, Vec<(u64, u32, Access, u32, u32)>);
+
 /// What must not depend on the order of merging.
-fn essence(trace: &Trace) -> (u32, Vec<(u64, u32, Access, u32, u32)>) {
+fn essence(trace: &Trace) -> Essence {
     let pages = trace.pages().iter();
     (trace.runs, pages.map(|p| (p.gfn, p.order, p.access, p.runs, p.runs_written)).collect())
 }
