@@ -4,8 +4,9 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use varve_snapshot::PageRange;
+use varve_snapshot::{PageRange, SnapshotError};
 
+use crate::plan::PlanError;
 use crate::source::Tier;
 use crate::sys::uffd::UffdError;
 
@@ -102,6 +103,12 @@ pub enum TierError {
         /// How long was waited.
         deadline: Duration,
     },
+    /// The snapshot cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The snapshot cannot be restored that way.
+    #[error(transparent)]
+    NoPlan(#[from] PlanError),
     /// A plan made for other images or other memory.
     #[error("this plan does not fit: {0}")]
     Plan(String),

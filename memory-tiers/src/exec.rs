@@ -16,7 +16,7 @@ use crate::faults::FaultThreads;
 use crate::guest_ram::GuestRam;
 use crate::plan::{Action, Plan};
 use crate::populate;
-use crate::source::PageSource;
+use crate::source::{PageSource, Sources};
 use crate::sys::uffd::Watch;
 use crate::watch::Watched;
 
@@ -40,7 +40,7 @@ pub struct Hooks {
 pub(crate) struct Shared {
     pub ram: Arc<GuestRam>,
     pub plan: Plan,
-    pub sources: Vec<Arc<dyn PageSource>>,
+    pub sources: Sources,
     pub hooks: Hooks,
     pub tally: Tally,
     /// Populating ends.
@@ -50,8 +50,8 @@ pub(crate) struct Shared {
 impl Shared {
     /// Source of an image; [`Restore::start`] has checked that there are as many as images.
     pub fn source(&self, image: varve_snapshot::ImageId) -> Result<&dyn PageSource, TierError> {
-        let source = self.sources.get(usize::from(image.0));
-        source.map(AsRef::as_ref).ok_or_else(|| TierError::Plan(format!("no image {}", image.0)))
+        let source = self.sources.get(usize::from(image.0)).and_then(Option::as_deref);
+        source.ok_or_else(|| TierError::Plan(format!("image {} is not open", image.0)))
     }
 
     /// The error for pages that a source did not give.
@@ -76,11 +76,11 @@ pub struct Restore {
 
 impl Restore {
     /// Carries out all of `plan` that must precede the guest, on memory that is fresh. `sources` are
-    /// the images that the plan was made for.
+    /// the images that the plan was made for; those that its layout does not name may be missing.
     pub fn start(
         ram: Arc<GuestRam>,
         plan: Plan,
-        sources: Vec<Arc<dyn PageSource>>,
+        sources: Sources,
         hooks: Hooks,
     ) -> Result<Restore, TierError> {
         fits(&ram, &plan, &sources)?;
@@ -158,21 +158,29 @@ impl Drop for Restore {
 }
 
 /// Whether `plan` was made for this memory and these images.
-fn fits(ram: &GuestRam, plan: &Plan, sources: &[Arc<dyn PageSource>]) -> Result<(), TierError> {
+fn fits(ram: &GuestRam, plan: &Plan, sources: &Sources) -> Result<(), TierError> {
+    let other = |what: &str| Err(TierError::Plan(what.into()));
     if !ram.regions().iter().map(|r| r.pages).eq(plan.memory.iter().copied()) {
-        return Err(TierError::Plan("it is for other guest memory".into()));
+        return other("it is for other guest memory");
     }
     if ram.huge_pages() != plan.policy.huge_pages {
-        return Err(TierError::Plan("it is for memory of other pages".into()));
+        return other("it is for memory of other pages");
     }
-    if !sources.iter().map(|s| s.info()).eq(plan.images.iter()) {
-        return Err(TierError::Plan("it is for other images".into()));
+    let mut used = vec![false; plan.images.len()];
+    for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {
+        used[usize::from(stored.image.0)] = true;
     }
-    let unmapped = sources.iter().find(|s| s.info().mappable && s.file().is_none());
-    match unmapped {
-        Some(s) => Err(TierError::Plan(format!("image {} cannot be mapped", s.info().name))),
-        None => Ok(()),
+    for (at, (image, _)) in plan.images.iter().zip(used).enumerate().filter(|(_, i)| i.1) {
+        match sources.get(at).and_then(Option::as_deref) {
+            Some(source) if source.info() != image => return other("it is for other images"),
+            Some(source) if image.mappable && source.file().is_none() => {
+                return Err(TierError::Plan(format!("image {} cannot be mapped", image.name)));
+            }
+            Some(_) => {}
+            None => return Err(TierError::Plan(format!("image {} is not open", image.name))),
+        }
     }
+    Ok(())
 }
 
 /// Lays watches and mappings, bottom-up.

@@ -73,7 +73,7 @@ impl Drop for FaultThreads {
 }
 
 /// A thread that answers must not die alone: the guest would hang without a word.
-struct EndTogether;
+pub(crate) struct EndTogether;
 
 impl Drop for EndTogether {
     fn drop(&mut self) {

@@ -155,9 +155,7 @@ impl GuestRam {
     /// mappings than there is room for, the pages are zeroed in place and not given back.
     pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
         self.offset(range)?;
-        if let Some(watched) = self.watched.get() {
-            watched.empty(range);
-        }
+        let _nothing_comes_back = self.watched.get().map(|watched| watched.empty(range));
         let mut layers = self.layers();
         let (on_file, plain) = (layers.files.within(range), layers.files.outside(range));
         for part in on_file {
@@ -240,17 +238,6 @@ impl GuestRam {
             r.map_zero(o, len)?;
             if self.huge == HugePages::Transparent { r.want_huge(o, len) } else { Ok(()) }
         })
-    }
-
-    /// Lays fresh zero memory over `range`, so that neither a file nor a watch is left there.
-    pub(crate) fn lay_anonymous(&self, range: PageRange) -> Result<(), RamError> {
-        let mut layers = self.layers();
-        self.lay_zero(range)?;
-        layers.files.remove(range);
-        if let Some(watched) = self.watched.get() {
-            watched.forget(range);
-        }
-        Ok(())
     }
 
     /// Makes `range` present; see [`Reservation::populate`].

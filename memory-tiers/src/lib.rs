@@ -13,6 +13,7 @@ mod exec;
 mod exec_tests;
 mod faults;
 mod guest_ram;
+mod open;
 mod overlay;
 mod plan;
 #[cfg(test)]
@@ -20,12 +21,17 @@ mod plan_tests;
 mod policy;
 mod populate;
 mod ranges;
+mod record;
+mod recorder;
+#[cfg(test)]
+mod recorder_tests;
 mod source;
 mod strategy;
 mod summary;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod verified;
 mod watch;
 
 pub use census::{Census, ClassCensus};
@@ -33,10 +39,12 @@ pub use counters::{ByAccess, Counters, PageCounts, SourceCount, Times};
 pub use error::{RamError, TierError};
 pub use exec::{Hooks, Restore, Stage2};
 pub use guest_ram::{GuestMemory, GuestRam, HugePages, RamRegion};
+pub use open::{flat, open, open_flat};
 pub use overlay::Shown;
 pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};
 pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};
-pub use source::{FileSource, ImageInfo, PageSource, SourceError, Tier};
+pub use recorder::{Recorder, RecorderHooks};
+pub use source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
 pub use strategy::{Strategy, UnknownStrategy};
 pub use summary::{Cost, SourceSummary, Summary};
 pub use sys::mmap::Ahead;

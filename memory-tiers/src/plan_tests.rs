@@ -1,7 +1,7 @@
 //! Plans over random maps show what the layout says, within their budget.
 
 use proptest::prelude::{
-    Just, ProptestConfig, any, prop_assert, prop_assert_eq, prop_compose, prop_oneof, proptest,
+    Just, ProptestConfig, prop_assert, prop_assert_eq, prop_compose, prop_oneof, proptest,
 };
 use varve_snapshot::{ImageId, NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 

@@ -5,8 +5,9 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use varve_snapshot::PAGE_SIZE;
+use varve_snapshot::{ImageReader, PAGE_SIZE};
 
 /// A kind of memory that holds an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -62,6 +63,37 @@ pub trait PageSource: Send + Sync {
 
     /// The file and the byte at which page 0 begins, if [`ImageInfo::mappable`].
     fn file(&self) -> Option<(&File, u64)>;
+}
+
+/// The sources of a plan's images, by their number; those that it does not use may be missing.
+pub type Sources = Vec<Option<Arc<dyn PageSource>>>;
+
+/// An image of a snapshot: verified whenever it is read, as it is when it is mapped.
+#[derive(Debug)]
+pub struct ImageSource {
+    info: ImageInfo,
+    reader: ImageReader,
+}
+
+impl ImageSource {
+    /// An open image, and what a plan has to know of it.
+    pub fn new(reader: ImageReader, info: ImageInfo) -> ImageSource {
+        ImageSource { info, reader }
+    }
+}
+
+impl PageSource for ImageSource {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn read(&self, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        Ok(self.reader.read_pages(first, buffer)?)
+    }
+
+    fn file(&self) -> Option<(&File, u64)> {
+        self.info.mappable.then(|| (self.reader.file(), 0))
+    }
 }
 
 /// A plain file of pages, such as the raw memory file of a flat snapshot. Nothing is verified.

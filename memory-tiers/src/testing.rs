@@ -136,7 +136,7 @@ pub(crate) fn restore(
     let input = PlanInput { memory, layout, images: &images, policy };
     let plan = Plan::new(&input).unwrap();
     let ram = Arc::new(GuestRam::with_pages(memory, true, policy.huge_pages).unwrap());
-    let sources = sources.into_iter().map(|s| Arc::new(s) as Arc<dyn PageSource>).collect();
+    let sources = sources.into_iter().map(|s| Some(Arc::new(s) as Arc<dyn PageSource>)).collect();
     let restore = Restore::start(ram.clone(), plan, sources, hooks).unwrap();
     (ram, restore)
 }

@@ -4,7 +4,7 @@
 //! is missing would silently read as zero.
 
 use std::io;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use varve_snapshot::PageRange;
 
@@ -29,11 +29,13 @@ impl Watched {
         Ok(Watched { uffd, emptied: RwLock::default(), pages: RwLock::default() })
     }
 
-    /// Notes that the watched ones of `pages` are zero from now on.
-    pub fn empty(&self, pages: PageRange) {
-        let watched = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+    /// Notes that the watched ones of `pages` are zero from now on. Nothing is put in place until the
+    /// guard is dropped, which must be when they are gone.
+    pub fn empty(&self, pages: PageRange) -> RwLockWriteGuard<'_, RangeSet> {
+        let watched = self.pages.read().unwrap_or_else(PoisonError::into_inner).within(pages);
         let mut emptied = self.emptied.write().unwrap_or_else(PoisonError::into_inner);
-        watched.within(pages).into_iter().for_each(|part| emptied.insert(part));
+        watched.into_iter().for_each(|part| emptied.insert(part));
+        emptied
     }
 
     /// Something else was laid over `pages`, which ended the watch there.

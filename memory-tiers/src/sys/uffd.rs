@@ -132,7 +132,7 @@ impl Uffd {
                 raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_WP
             }
         };
-        let range = self::range(memory, offset, len)?;
+        let range = range(memory, offset, len)?;
         let mut arg = raw::uffdio_register { range, mode: mode.into(), ioctls: 0 };
         // SAFETY: the number belongs to this structure; the range is the reservation's.
         unsafe { self.ioctl(number::UFFDIO_REGISTER, &mut arg) }

@@ -1,0 +1,108 @@
+//! From a snapshot to a plan and the sources that it needs: only the layouts and the images that the
+//! method uses are read.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use varve_snapshot::{
+    FlatFile, ImageEntry, MEMORY_FILE, ManifestReader, PageRange, RegionMap, SnapshotError, layout,
+};
+
+use crate::error::TierError;
+use crate::guest_ram::HugePages;
+use crate::plan::{Plan, PlanInput};
+use crate::policy::Policy;
+use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, Sources, Tier};
+use crate::strategy::Strategy;
+
+/// The plan for a tiered snapshot, with its images open. `auto` compares the methods that the
+/// snapshot was prepared for.
+pub fn open(snapshot: &ManifestReader, policy: &Policy) -> Result<(Plan, Sources), TierError> {
+    let images: Vec<ImageInfo> = snapshot.images().iter().map(image_info).collect();
+    let plan = |strategy: Strategy| {
+        let layout = snapshot.layout(layout_of(strategy))?;
+        let policy = Policy { strategy, ..policy.clone() };
+        let (memory, images) = (snapshot.memory(), images.as_slice());
+        Ok(Plan::new(&PlanInput { memory, layout: &layout, images, policy: &policy })?)
+    };
+    let plan = match (policy.strategy, policy.huge_pages) {
+        (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered)?,
+        (Strategy::Auto, _) => cheapest(snapshot, plan)?,
+        (strategy, _) => plan(strategy)?,
+    };
+    let mut sources: Sources = vec![None; images.len()];
+    for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {
+        let at = usize::from(stored.image.0);
+        if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
+            let reader = snapshot.image(stored.image)?;
+            *slot = Some(Arc::new(ImageSource::new(reader, info.clone())));
+        }
+    }
+    Ok((plan, sources))
+}
+
+fn cheapest(
+    snapshot: &ManifestReader,
+    plan: impl Fn(Strategy) -> Result<Plan, TierError>,
+) -> Result<Plan, TierError> {
+    let prepared = |s: &Strategy| snapshot.layouts().iter().any(|l| l == layout_of(*s));
+    let candidates = [Strategy::Template, Strategy::Tiered, Strategy::Lazy];
+    let plans = candidates.into_iter().filter(prepared).map(plan);
+    let mut plans = plans.collect::<Result<Vec<_>, _>>()?;
+    plans.sort_by(|a, b| a.cost().total().total_cmp(&b.cost().total()));
+    let best = plans.into_iter().next();
+    best.ok_or_else(|| TierError::Plan("the snapshot is prepared for no method".into()))
+}
+
+/// The plan for a flat snapshot: its raw memory file, of whose pages nothing is known but which of
+/// them are holes.
+pub fn open_flat(
+    file: &Path,
+    memory: &[PageRange],
+    policy: &Policy,
+) -> Result<(Plan, Sources), TierError> {
+    let (layout, sources) = flat(file, memory)?;
+    let images: Vec<_> = sources.iter().flatten().map(|s| s.info().clone()).collect();
+    // Nothing else can be told apart in it.
+    let strategy = match policy.strategy {
+        Strategy::Auto => Strategy::Lazy,
+        other => other,
+    };
+    let policy = Policy { strategy, ..policy.clone() };
+    let input = PlanInput { memory, layout: &layout, images: &images, policy: &policy };
+    Ok((Plan::new(&input)?, sources))
+}
+
+/// What a raw memory file's holes tell, and the file as a source.
+pub fn flat(file: &Path, memory: &[PageRange]) -> Result<(RegionMap, Sources), TierError> {
+    let layout = FlatFile::open(file, memory)?.map(memory)?;
+    let opened = File::open(file).map_err(SnapshotError::io("open memory file", file))?;
+    let source = FileSource::new(MEMORY_FILE, Tier::Local, opened, 0, true)
+        .map_err(SnapshotError::io("look at", file))?;
+    Ok((layout, vec![Some(Arc::new(source))]))
+}
+
+/// What a plan has to know of an image of a snapshot.
+fn image_info(entry: &ImageEntry) -> ImageInfo {
+    ImageInfo {
+        name: entry.name.clone(),
+        tier: Tier::Local,
+        pages: entry.pages,
+        mappable: entry.compression == varve_snapshot::Compression::None,
+        // The raw memory file is the one that is in guest layout.
+        guest_layout: entry.name == MEMORY_FILE,
+        chunk_pages: entry.chunk_pages.into(),
+    }
+}
+
+/// The layout that is made for a method.
+fn layout_of(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::Lazy | Strategy::Eager => layout::FLAT,
+        Strategy::Reap => layout::REAP,
+        Strategy::Faasnap => layout::FAASNAP,
+        Strategy::Tiered | Strategy::Auto => layout::TIERED,
+        Strategy::Template => layout::TEMPLATE,
+    }
+}
