@@ -1,6 +1,9 @@
 //! What a test asks the guest, through its agent.
 
-use varve_agent::protocol::{Exec, ExecReply, Info, Request};
+use varve_agent::client::Error;
+use varve_agent::protocol::{
+    Action, Block, Direction, Exec, ExecReply, Info, Memory, MemoryReply, Request, Transfer,
+};
 
 use crate::Vm;
 
@@ -19,6 +22,50 @@ impl Vm {
         let reply: ExecReply = self.agent().call(&shell(script)).unwrap();
         assert_eq!(reply.code, Some(0), "{script}: {reply:?}");
         reply.stdout
+    }
+
+    /// One number of a file of the guest's kernel: the first word after `key`, or the first at all.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn number(&mut self, file: &str, key: &str) -> u64 {
+        let text = self.sh(&format!("cat {file}"));
+        let mut words = text.split_whitespace();
+        if !key.is_empty() {
+            words.find(|&word| word == key);
+        }
+        let word = words.next().unwrap_or_else(|| panic!("no {key:?} in {file}: {text}"));
+        word.parse().unwrap_or_else(|_| panic!("{key:?} in {file} is {word:?}"))
+    }
+
+    /// Moves data between a drive and the guest, past the guest's page cache; what is written is
+    /// the pattern of `seed`, and flushed.
+    ///
+    /// # Errors
+    ///
+    /// What the agent answers.
+    pub fn block(
+        &mut self,
+        device: &str,
+        direction: Direction,
+        offset: u64,
+        bytes: u64,
+        seed: u64,
+    ) -> Result<Transfer, Error> {
+        let request = Block { device: device.into(), direction, offset, bytes, seed };
+        self.agent().call(&Request::Block(request))
+    }
+
+    /// Works on a region of the guest's memory, which has `mib` MiB when it is new.
+    ///
+    /// # Panics
+    ///
+    /// If the agent cannot do it, or finds a word that is wrong.
+    pub fn memory(&mut self, name: &str, action: Action, mib: u64, seed: u64) {
+        let mib = (action == Action::Allocate).then_some(mib);
+        let request = Memory { name: name.into(), action, mib, seed, threads: None };
+        let _: MemoryReply = self.agent().call(&Request::Memory(request)).unwrap();
     }
 }
 

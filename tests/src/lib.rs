@@ -8,6 +8,8 @@
 pub mod command;
 pub mod guest;
 pub mod images;
+pub mod network;
+pub mod process;
 pub mod terminal;
 pub mod vm;
 
