@@ -62,6 +62,22 @@ pub enum RamError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Dirty logs that are not this memory's.
+    #[error("{logs} dirty logs were given for {regions} regions of guest memory")]
+    Logs {
+        /// Logs given.
+        logs: usize,
+        /// Regions there are.
+        regions: usize,
+    },
+    /// A dirty log that is too short.
+    #[error("a dirty log of {words} words does not cover pages {range:?}")]
+    Log {
+        /// The region.
+        range: PageRange,
+        /// Length of the log in words.
+        words: usize,
+    },
     /// Guest memory is watched by one restore or recording at a time.
     #[error("this guest memory is watched by a restore already")]
     Watched,

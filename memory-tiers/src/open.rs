@@ -13,7 +13,7 @@ use crate::error::TierError;
 use crate::guest_ram::HugePages;
 use crate::plan::{Plan, PlanInput};
 use crate::policy::Policy;
-use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, Sources, Tier};
+use crate::source::{FileSource, ImageInfo, ImageSource, Sources, Tier};
 use crate::strategy::Strategy;
 
 /// The plan for a tiered snapshot, with its images open. `auto` compares the methods that the

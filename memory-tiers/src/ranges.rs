@@ -67,6 +67,7 @@ impl RangeSet {
     }
 
     /// Number of ranges.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.ranges.len()
     }

@@ -172,3 +172,60 @@ fn what_is_given_back_is_zero_and_what_is_written_then_is_kept() {
     assert_eq!(read_page(&ram, 10 << 12), [0; 4096]);
     assert_eq!(recorder.seen(), (7, 6));
 }
+
+/// The exact way against the cheap ones: the same accesses to the same memory.
+#[test]
+fn page_tables_tell_the_same_writes_and_the_page_cache_no_fewer_pages() {
+    if !has_uffd() {
+        return;
+    }
+    let (layout, images) = layout(&[(9, 11, 0), (3, 0, 0), (5, 9, 9), (4, 10, 3)]);
+    let touch = |ram: &GuestRam| {
+        for page in [2u64, 60, 3, 9, 10, 200] {
+            read_page(ram, page << 12);
+        }
+        for page in [3u64, 7, 61, 200] {
+            write_page(ram, page << 12, &[1]);
+        }
+    };
+    let written = |trace: &Trace| -> Vec<u64> {
+        let pages = trace.pages().iter().filter(|p| p.access.has(Access::WRITTEN));
+        pages.map(|p| p.gfn).collect()
+    };
+    let ram = Arc::new(GuestRam::new(&memory(), false).unwrap());
+    let sources = files(&layout, &images, &memory());
+    let sources = sources.into_iter().map(|s| Some(Arc::new(s) as Arc<dyn PageSource>)).collect();
+    let hooks =
+        RecorderHooks { on_fatal: Box::new(|e| panic!("{e}")), is_monitor: Box::new(|_| false) };
+    let recorder = Recorder::start(ram.clone(), layout.clone(), sources, hooks).unwrap();
+    touch(&ram);
+    let exact = recorder.seal().unwrap();
+    assert_eq!(written(&exact), [3, 7, 61, 200]);
+
+    for by in [ScanBy::Pagemap, ScanBy::Mincore] {
+        let sources = files(&layout, &images, &memory());
+        for source in &sources {
+            // Only what is touched from here on is to be in the page cache.
+            source.file.sync_all().unwrap();
+            rustix::fs::fadvise(&source.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        let policy = Policy::new(Strategy::Lazy);
+        let (ram, _restore) = restore(&memory(), &layout, sources, &policy, hooks_of_tests());
+        let scanner = Scanner::start(ram.clone(), by, std::time::Duration::from_millis(1)).unwrap();
+        scanner.mark("a").unwrap();
+        touch(&ram);
+        let cheap = scanner.seal().unwrap();
+        if by == ScanBy::Pagemap {
+            assert_eq!(written(&cheap), written(&exact));
+        } else {
+            assert!(written(&cheap).is_empty());
+        }
+        let missed = exact.pages().iter().filter(|p| cheap.find(p.gfn).is_none()).count();
+        assert_eq!(missed, 0, "{by:?}");
+        println!("{by:?} saw {} pages, {} were touched", cheap.pages().len(), exact.pages().len());
+    }
+}
+
+fn hooks_of_tests() -> Hooks {
+    hooks().0
+}
