@@ -24,6 +24,7 @@ fn manifest(extents: u64) -> Result<Manifest, Box<dyn std::error::Error>> {
         bytes: pages * PAGE_SIZE,
         chunk_pages: 16,
         compression: Compression::None,
+        shared: false,
         digest: None,
     };
     let chunks = ChunkTable::Plain(vec![0; pages.div_ceil(16) as usize]);

@@ -28,6 +28,7 @@ pub(crate) enum Kind {
     State,
     Manifest,
     Trace,
+    Index,
 }
 
 impl Kind {
@@ -36,6 +37,7 @@ impl Kind {
             Kind::State => *b"VARVE-ST",
             Kind::Manifest => *b"VARVE-MF",
             Kind::Trace => *b"VARVE-TR",
+            Kind::Index => *b"VARVE-IX",
         }
     }
 
@@ -44,6 +46,7 @@ impl Kind {
             Kind::State => "state",
             Kind::Manifest => "manifest",
             Kind::Trace => "trace",
+            Kind::Index => "store index",
         }
     }
 }

@@ -26,6 +26,9 @@ pub struct ImageEntry {
     pub chunk_pages: u32,
     /// How chunks are stored. Read-only images never are compressed.
     pub compression: Compression,
+    /// Whether its file is a store's, which other snapshots share: it may have grown since, but what
+    /// was there stays.
+    pub shared: bool,
     /// Content hash of its pages (zero pages too); none of images made elsewhere.
     pub digest: Option<Digest>,
 }
@@ -52,6 +55,7 @@ impl ImageEntry {
         out.u64(self.bytes);
         out.u32(self.chunk_pages);
         out.u8(self.compression as u8);
+        out.u8(self.shared.into());
         encode_digest(self.digest, out);
     }
 
@@ -62,6 +66,10 @@ impl ImageEntry {
         let number = d.u8("compression")?;
         let compression = Compression::from_number(number)
             .ok_or_else(|| d.value("compression", number.to_string(), "not one that is known"))?;
+        let shared = match d.u8("shared")? {
+            n @ (0 | 1) => n == 1,
+            n => return Err(d.value("shared", n.to_string(), "neither 0 nor 1")),
+        };
         if !chunk_pages.is_power_of_two() || chunk_pages > MAX_CHUNK_PAGES {
             let shown = chunk_pages.to_string();
             return Err(d.value("chunk pages", shown, "not a power of two up to 512"));
@@ -76,7 +84,7 @@ impl ImageEntry {
             return Err(d.value("file", format!("{file:?}"), "not the name of a file"));
         }
         let digest = decode_digest(d)?;
-        Ok(ImageEntry { name, file, pages, bytes, chunk_pages, compression, digest })
+        Ok(ImageEntry { name, file, pages, bytes, chunk_pages, compression, shared, digest })
     }
 }
 
@@ -112,7 +120,7 @@ impl ImageReader {
         let path = entry.path(folder);
         let file = File::open(&path).map_err(SnapshotError::io("open image", &path))?;
         let found = file.metadata().map_err(SnapshotError::io("look at image", &path))?.len();
-        if found != entry.bytes {
+        if found != entry.bytes && !(entry.shared && found > entry.bytes) {
             let (image, stated) = (entry.name, entry.bytes);
             return Err(SnapshotError::ImageSize { image, path, found, stated });
         }

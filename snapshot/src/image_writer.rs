@@ -144,6 +144,7 @@ impl ImageWriter {
             bytes,
             chunk_pages: self.chunk_pages,
             compression: self.compression,
+            shared: false,
             digest: Some(digest),
         };
         Ok((Image { entry, chunks }, self.stored))

@@ -76,6 +76,8 @@ pub struct ImageSummary {
     pub chunk_pages: u32,
     /// `none` or `lz4`.
     pub compression: crate::chunk::Compression,
+    /// Whether it is a store's, which other snapshots share.
+    pub shared: bool,
     /// Content hash.
     pub digest: Option<String>,
 }
@@ -150,6 +152,7 @@ fn summarise_tiers(path: &Path, reader: &ManifestReader) -> Result<TierSummary, 
         bytes: i.bytes,
         chunk_pages: i.chunk_pages,
         compression: i.compression,
+        shared: i.shared,
         digest: i.digest.map(|d| d.to_string()),
     };
     Ok(TierSummary {

@@ -25,6 +25,7 @@ mod manifest_codec;
 mod memmap;
 mod packer;
 mod page;
+mod page_store;
 mod region;
 mod report;
 mod state;
@@ -51,6 +52,7 @@ pub use manifest::{
 };
 pub use memmap::{draw_svg, draw_text};
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
+pub use page_store::PageStore;
 pub use region::{ImageId, NEVER, Region, RegionError, RegionMap, Stored};
 pub use report::{ClassReport, ImageReport, class_reports};
 pub use state::{HostIdentity, StateBlob, StateFile};

@@ -78,7 +78,7 @@ pub(crate) fn decode_images(file: &Container) -> Result<Vec<ImageEntry>, ReadErr
     let body = file.required(IMAGES, "images")?;
     let mut d = Decoder::new("images", &body);
     let mut images: Vec<ImageEntry> = Vec::new();
-    for _ in 0..d.count("images", 70)? {
+    for _ in 0..d.count("images", 71)? {
         let image = ImageEntry::decode(&mut d)?;
         if images.iter().any(|i| i.name == image.name) || images.len() == usize::from(NO_IMAGE) {
             return Err(d.value("name", image.name, "there twice, or one too many").into());

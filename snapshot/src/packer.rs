@@ -9,6 +9,7 @@ use crate::flat::MemorySource;
 use crate::image::Image;
 use crate::image_writer::{HUGE_PAGES, ImageWriter};
 use crate::page::PAGE_SIZE;
+use crate::page_store::{PageStore, Placed};
 use crate::region::{ImageId, Region, Stored};
 use crate::report::ImageReport;
 use crate::store::Staging;
@@ -103,6 +104,40 @@ impl<'a, 'f> Packer<'a, 'f> {
             bytes: image.entry.bytes,
             stored_bytes,
             compression,
+        });
+        self.images.push(image);
+        Ok(regions)
+    }
+
+    /// Takes the pages of `extents` from `store`, which other snapshots share; what it does not have
+    /// yet is added. An extent becomes as many regions as it has pieces there.
+    pub fn share(
+        &mut self,
+        name: &str,
+        extents: &[Extent],
+        store: &mut PageStore,
+        file: String,
+    ) -> Result<Vec<Region>, SnapshotError> {
+        let id = ImageId(self.images.len() as u16);
+        let mut regions = Vec::with_capacity(extents.len());
+        for extent in extents {
+            let mut bytes = vec![0; (extent.pages * PAGE_SIZE) as usize];
+            self.source.read_pages(extent.first, &mut bytes)?;
+            let mut first = extent.first;
+            for Placed { page, count } in store.place(&bytes)? {
+                let piece = Extent { first, pages: count, ..*extent };
+                regions.extend(self.region(&piece, Some(Stored { image: id, page })));
+                first += count;
+            }
+        }
+        let image = store.finish(self.staging, name, file)?;
+        self.reports.push(ImageReport {
+            image: name.into(),
+            file: image.entry.file.clone(),
+            pages: image.entry.pages,
+            bytes: image.entry.bytes,
+            stored_bytes: store.added() * PAGE_SIZE,
+            compression: Compression::None,
         });
         self.images.push(image);
         Ok(regions)

@@ -76,7 +76,7 @@ pub struct ImageReport {
     pub pages: u64,
     /// Length of the file.
     pub bytes: u64,
-    /// Bytes that take up space: without holes.
+    /// Bytes that it takes up: without holes, and of a store only what was added.
     pub stored_bytes: u64,
     /// `none` or `lz4`.
     pub compression: crate::chunk::Compression,

@@ -19,6 +19,8 @@ pub trait Files: Send + Sync {
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes a file that must not exist.
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+    /// Opens a file to write in it.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
     /// Renames a file over what may be there.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -57,6 +59,9 @@ impl Files for LocalFiles {
             TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
         })?;
         Ok(Box::new(file))
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        Ok(Box::new(File::options().read(true).write(true).open(path)?))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)

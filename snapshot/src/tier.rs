@@ -16,6 +16,7 @@ use crate::image::{Image, ImageEntry};
 use crate::manifest::{FileRef, MANIFEST_FILE, Manifest, Recorded, STATE_FILE, layout};
 use crate::packer::Packer;
 use crate::page::PAGE_SIZE;
+use crate::page_store::PageStore;
 use crate::region::{ImageId, RegionMap};
 use crate::report::{ClassReport, ImageReport, class_reports};
 use crate::state::StateFile;
@@ -46,6 +47,8 @@ pub struct TierOptions {
     pub cold: Compression,
     /// Compression of the read-write image.
     pub rw: Compression,
+    /// A store of read-only pages that snapshots share, instead of an image of their own.
+    pub store: Option<PathBuf>,
     /// Version of the varve that does it.
     pub vmm_version: String,
 }
@@ -57,6 +60,7 @@ impl Default for TierOptions {
             chunk_pages: DEFAULT_CHUNK_PAGES,
             cold: Compression::None,
             rw: Compression::None,
+            store: None,
             vmm_version: env!("CARGO_PKG_VERSION").into(),
         }
     }
@@ -108,14 +112,24 @@ pub fn tier(
             bytes: source.pages() * PAGE_SIZE,
             chunk_pages: options.chunk_pages,
             compression: Compression::None,
+            shared: false,
             digest: None,
         },
         chunks: scan.chunks,
     };
+    // Locked until the manifest is in place.
+    let mut store = match &options.store {
+        None => None,
+        Some(dir) => {
+            let store = PageStore::open(files, dir)?;
+            let file = reference(&store.image_path(), input.out)?;
+            Some((store, file))
+        }
+    };
     let mut packer =
         Packer::new(&mut staging, &classified, &source, input.out, options.chunk_pages);
     let base = packer.base(memory);
-    let layouts = layouts(&mut packer, &classified, base, options)?;
+    let layouts = layouts(&mut packer, &classified, base, options, store.as_mut())?;
     let (images, reports) = packer.finish();
 
     let mut maps = Vec::with_capacity(layouts.len());
@@ -160,12 +174,17 @@ fn layouts(
     all: &Classified,
     base: ImageId,
     options: &TierOptions,
+    store: Option<&mut (PageStore, String)>,
 ) -> Result<Layouts, SnapshotError> {
     use PageClass::*;
     let flat = packer.in_place(&all.flat(), base);
 
     let bridge = options.classify.bridge_pages.into();
-    let mut tiered = packer.pack("ro", &all.tiered(ReadOnly), Compression::None, bridge)?;
+    let ro = all.tiered(ReadOnly);
+    let mut tiered = match store {
+        None => packer.pack("ro", &ro, Compression::None, bridge)?,
+        Some((store, file)) => packer.share("ro", &ro, store, file.clone())?,
+    };
     tiered.extend(packer.pack("rw", &all.tiered(ReadWrite), options.rw, 0)?);
     tiered.extend(packer.pack("cold", &all.tiered(Cold), options.cold, 0)?);
     let template = packer.in_place(&all.extents(), base);

@@ -89,6 +89,11 @@ impl Files for Failing {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
         Ok(Box::new(FailingFile { file, path: path.to_owned(), log: self.clone() }))
     }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        self.log().step()?;
+        let file = File::options().read(true).write(true).open(path)?;
+        Ok(Box::new(FailingFile { file, path: path.to_owned(), log: self.clone() }))
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut log = self.log();
         log.step()?;
@@ -220,6 +225,39 @@ fn a_state_file_is_replaced_whole() {
         |dir, done| {
             let found = StateFile::read(&dir.join("state")).unwrap();
             assert!(found == newer() || (found == guest().state() && !done));
+        },
+    );
+}
+
+/// Two functions share a store; the second fails to be added: the first one's pages stay.
+#[test]
+fn a_store_keeps_what_it_has() {
+    let share = |files: &dyn Files, dir: &Path, name: &str, guest: &Guest| {
+        let dir = dir.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let (state, memory) = (dir.join("state"), dir.join("memory"));
+        if !state.exists() {
+            guest.save(&dir);
+        }
+        let traces = [trace_of(guest, &[(0, 10, 1)])];
+        let input = TierInput { state: &state, memory: &memory, traces: &traces, out: &dir };
+        let store = Some(dir.parent().unwrap().join("store"));
+        tier(files, &input, &TierOptions { store, ..TierOptions::default() })
+    };
+    at_every_operation(
+        |dir| drop(share(&LocalFiles, dir, "first", &guest()).unwrap()),
+        |files, dir| share(files, dir, "second", &newer()).is_ok(),
+        |dir, done| {
+            assert_eq!(verify(&dir.join("first")).unwrap().problems, Vec::<String>::new());
+            let second = dir.join("second");
+            assert!(second.join("manifest").exists() || !done);
+            assert_eq!(verify(&second).unwrap().problems, Vec::<String>::new());
+            // And it can be added to again, with both right.
+            share(&LocalFiles, dir, "third", &newer()).unwrap();
+            for (name, guest) in [("first", guest()), ("third", newer())] {
+                let manifest = ManifestReader::open(&dir.join(name)).unwrap();
+                assert_eq!(guest.read_back(&manifest, layout::TIERED), guest.bytes);
+            }
         },
     );
 }

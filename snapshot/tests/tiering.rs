@@ -146,6 +146,40 @@ fn long_extents_can_be_mapped_with_huge_pages() {
     assert_eq!(guest.read_back(&manifest, layout::TIERED), guest.bytes);
 }
 
+/// What two functions have in common stands once, in one file, for both to map.
+#[test]
+fn functions_share_a_store() {
+    let first = Guest::new(30, &[vec![9; 60], vec![0; 5]].concat());
+    // The same kernel, say, and ten pages of its own before the last of them.
+    let mut second = first.clone();
+    second.bytes[40 * common::PAGE..50 * common::PAGE].fill(7);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Some(dir.path().join("store"));
+    let options = TierOptions { store, ..TierOptions::default() };
+    let mut added = Vec::new();
+    for (name, guest) in [("first", &first), ("second", &second), ("third", &second)] {
+        let own = dir.path().join(name);
+        std::fs::create_dir(&own).unwrap();
+        let report = tier_at(guest, &[vec![(0, 60, 1)]], &options, &own);
+        let ro = report.images.iter().find(|i| i.image == "ro").unwrap();
+        added.push(ro.stored_bytes / 4096);
+        let manifest = ManifestReader::open(&own.join("t")).unwrap();
+        let entry = manifest.images().iter().find(|i| i.name == "ro").unwrap();
+        assert!(entry.shared);
+        let image = entry.path(manifest.folder()).canonicalize().unwrap();
+        assert_eq!(image, dir.path().join("store/pages.img").canonicalize().unwrap());
+    }
+    assert_eq!(added, [60, 10, 0]);
+    for (name, guest) in [("first", &first), ("second", &second), ("third", &second)] {
+        let manifest = ManifestReader::open(&dir.path().join(name).join("t")).unwrap();
+        assert_eq!(guest.read_back(&manifest, layout::TIERED), guest.bytes);
+        assert_eq!(
+            verify(&dir.path().join(name).join("t")).unwrap().problems,
+            Vec::<String>::new()
+        );
+    }
+}
+
 /// Tiering again in the same folder replaces the images, and nothing else stays behind.
 #[test]
 fn tiering_again_replaces() {
