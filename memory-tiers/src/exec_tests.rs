@@ -13,6 +13,11 @@ use crate::plan_tests::{layout, memory, policies, range, runs};
 use crate::testing::*;
 use crate::*;
 
+/// Whether the test writes to a page.
+fn writes(page: u64) -> bool {
+    (page / PAGE_SIZE).is_multiple_of(3)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
@@ -40,10 +45,10 @@ proptest! {
         prop_assert!(ram.mappings().unwrap() <= policy.max_mappings + 2, "{}", restore.plan());
         restore.populate_beside().unwrap();
         thread::scope(|scope| {
-            scope.spawn(|| for page in page_numbers(&memory).filter(|p| p / PAGE_SIZE % 3 == 0) {
+            scope.spawn(|| for page in page_numbers(&memory).filter(|&p| writes(p)) {
                 write_page(&ram, page, &content(page, 1));
             });
-            scope.spawn(|| for page in page_numbers(&memory).filter(|p| p / PAGE_SIZE % 3 != 0) {
+            scope.spawn(|| for page in page_numbers(&memory).filter(|&p| !writes(p)) {
                 assert_eq!(read_page(&ram, page), expected(&layout, page), "{page:#x}");
             });
         });
@@ -59,7 +64,7 @@ proptest! {
         for page in page_numbers(&memory) {
             let want = if empty.contains(&page) {
                 vec![0; PAGE_SIZE as usize]
-            } else if page / PAGE_SIZE % 3 == 0 {
+            } else if writes(page) {
                 content(page, 1)
             } else {
                 expected(&layout, page)

@@ -210,7 +210,7 @@ fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
         let Some(stored) = region.stored else { continue };
         let image = input.images.get(usize::from(stored.image.0));
         let image = image.ok_or(PlanError::NoImage(pages, stored.image.0))?;
-        if !stored.page.checked_add(pages.pages()).is_some_and(|end| end <= image.pages) {
+        if stored.page.checked_add(pages.pages()).is_none_or(|end| end > image.pages) {
             let (page, has, image) = (stored.page, image.pages, image.name.clone());
             return Err(PlanError::Short { pages, page, image, has });
         }

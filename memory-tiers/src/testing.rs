@@ -51,6 +51,9 @@ pub(crate) fn write_page(ram: &GuestRam, page: u64, data: &[u8]) {
     ram.memory().write_slice(data, GuestAddress(page)).unwrap();
 }
 
+/// Where a source tells what it is asked for, and where it waits.
+pub(crate) type Gate = (Mutex<Sender<u64>>, Mutex<Receiver<()>>);
+
 /// A source over a file that does what a test wants.
 pub(crate) struct TestSource {
     pub info: ImageInfo,
@@ -58,7 +61,7 @@ pub(crate) struct TestSource {
     /// Reads that succeed before all fail.
     pub countdown: AtomicI64,
     /// Each read reports here and then waits for a word, if there is one.
-    pub gate: Option<(Mutex<Sender<u64>>, Mutex<Receiver<()>>)>,
+    pub gate: Option<Gate>,
 }
 
 impl PageSource for TestSource {
