@@ -16,6 +16,8 @@ pub enum End {
     TripleFault,
     /// A signal asked the monitor to end.
     Signal(&'static str),
+    /// What the machine was restored for is done.
+    Done,
     /// A vCPU could not go on: KVM met something that it cannot emulate.
     Crash(String),
     /// KVM itself failed.
@@ -31,7 +33,8 @@ impl End {
         match self {
             End::Guest(StopReason::Reset | StopReason::PowerOff)
             | End::TripleFault
-            | End::Signal(_) => 0,
+            | End::Signal(_)
+            | End::Done => 0,
             End::Guest(StopReason::Panic) | End::Crash(_) => 3,
             End::Kvm(_) => 4,
             End::Memory(_) => 5,
@@ -44,6 +47,7 @@ impl fmt::Display for End {
         match self {
             End::Guest(reason) => write!(f, "{reason}"),
             End::TripleFault => write!(f, "guest reset (triple fault)"),
+            End::Done => write!(f, "done"),
             End::Signal(name) => write!(f, "stopped by {name}"),
             End::Crash(what) => write!(f, "guest crashed: {what}"),
             End::Kvm(what) => write!(f, "KVM failed: {what}"),

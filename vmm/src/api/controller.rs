@@ -35,6 +35,7 @@ pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
             Ok(Response::ok(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") })))
         }
         (Method::Patch, "/vm") => patch_vm(monitor, request),
+        (Method::Get, "/memory") => describe_memory(monitor),
         (Method::Put, "/snapshot/create") => create_snapshot(monitor, request),
         (method, path) => {
             let method = format!("{method:?}").to_uppercase();
@@ -70,6 +71,20 @@ fn describe(monitor: &Monitor) -> Response {
         "state": state,
         "vmm_version": env!("CARGO_PKG_VERSION"),
     }))
+}
+
+/// How memory was restored, and what has happened to it since.
+fn describe_memory(monitor: &Monitor) -> Outcome {
+    started(monitor)?;
+    let Some(restore) = monitor.machine()?.restore() else {
+        return Ok(Response::ok(&json!({ "strategy": null })));
+    };
+    Ok(Response::ok(&json!({
+        "strategy": restore.plan().strategy,
+        "plan": restore.plan().summary(),
+        "counters": restore.counters(),
+        "census": restore.census().ok(),
+    })))
 }
 
 #[derive(Deserialize)]

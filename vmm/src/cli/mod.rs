@@ -41,6 +41,7 @@ enum Command {
     #[command(after_help = run::EXAMPLES)]
     Run(Box<run::RunArgs>),
     /// Restore a guest from a snapshot and let it go on
+    #[command(after_help = restore::EXAMPLES)]
     Restore(Box<restore::RestoreArgs>),
     /// Make snapshots and work on them
     #[command(subcommand)]

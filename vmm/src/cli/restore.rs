@@ -1,18 +1,35 @@
-//! `varve restore`: a machine from a snapshot.
+//! `varve restore`: a machine from a snapshot, for one invocation or many.
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use varve_memory_tiers::{Policy, Strategy};
+use serde::Serialize;
+use varve_memory_tiers::{Census, Counters, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
 
+use super::agent::Invocation;
+use super::invoker::{Invoked, Invoker};
 use super::run::parse_console;
 use crate::config::Console;
+use crate::end::End;
+use crate::error::VmmError;
 use crate::monitor::Monitor;
 use crate::snapshot::restore::{Overrides, restore};
+
+/// Shown below the options.
+pub const EXAMPLES: &str = "\
+Examples:
+  Restore a guest and let it go on, on this terminal:
+    varve restore snapshots/json
+
+  Restore, call a function twice with different inputs, print answers, times and counters, end:
+    varve restore snapshots/json --strategy tiered --invoke 'json 7' --invoke 'json 8' --json
+
+  A second copy of the machine beside the first one:
+    varve restore snapshots/json --vsock /tmp/b.sock --drive rootfs=copy.ext4";
 
 /// Options of `varve restore`.
 #[derive(Debug, Args)]
@@ -23,6 +40,36 @@ pub struct RestoreArgs {
     /// How memory comes back: lazy, eager, reap, faasnap, tiered, template or auto
     #[arg(long, value_name = "NAME", default_value_t = Strategy::Auto)]
     strategy: Strategy,
+
+    /// Read-only pages: mapped in place, copied to local memory, or as the costs say (auto)
+    #[arg(long, value_name = "HOW", value_parser = parse_read_only, default_value = "auto")]
+    read_only: ReadOnlyPages,
+
+    /// What is made ready before the guest runs: nothing that need not be, written pages, or all
+    /// that was recorded
+    #[arg(long, value_name = "nothing|written|all", value_parser = parse_wait,
+          default_value = "nothing")]
+    wait: Wait,
+
+    /// Threads that populate memory beside the guest
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+
+    /// Do not fill second-level page tables ahead of the guest
+    #[arg(long)]
+    no_prefault: bool,
+
+    /// Pages of guest memory: 4 KiB (off), transparent huge pages, or from the 2 MiB pool
+    #[arg(long, value_name = "off|transparent|2M", value_parser = parse_huge, default_value = "off")]
+    huge_pages: HugePages,
+
+    /// Call a function of the guest's agent: 'FUNCTION SEED [JSON]' (repeat for more); then end
+    #[arg(long = "invoke", value_name = "CALL", value_parser = Invocation::parse)]
+    calls: Vec<Invocation>,
+
+    /// Print times, answers and counters as JSON at the end
+    #[arg(long)]
+    json: bool,
 
     /// Another unix socket for the machine's vsock
     #[arg(long, value_name = "PATH")]
@@ -36,17 +83,33 @@ pub struct RestoreArgs {
     #[arg(long = "net", value_name = "ID=TAP", value_parser = parse_pair)]
     nets: Vec<(String, String)>,
 
-    /// Serial console: stdio, file=PATH (output only) or off
-    #[arg(long, value_name = "WHERE", value_parser = parse_console, default_value = "stdio")]
-    console: Console,
+    /// Serial console: stdio, file=PATH (output only) or off [default: stdio; off with --invoke or
+    /// --json]
+    #[arg(long, value_name = "WHERE", value_parser = parse_console)]
+    console: Option<Console>,
 
     /// Unix socket for control requests (pause, resume, snapshot), with Firecracker's paths
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
 
     /// Do not let the guest run until a control request says so
-    #[arg(long, requires = "api_sock")]
+    #[arg(long, requires = "api_sock", conflicts_with = "calls")]
     paused: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The method that was used; never `auto`.
+    strategy: Strategy,
+    /// Milliseconds from the process's start until the vCPUs ran.
+    resumed_ms: f64,
+    /// Milliseconds from the process's start to the first answer.
+    first_answer_ms: Option<f64>,
+    invocations: Vec<Invoked>,
+    counters: Counters,
+    census: Option<Census>,
+    end: String,
 }
 
 /// Restores the guest and waits for its end.
@@ -55,21 +118,125 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
     if let Some(path) = &args.api_sock {
         monitor.listen(path)?;
     }
+    let quiet = args.json || !args.calls.is_empty();
     let overrides = Overrides {
-        vsock: args.vsock,
-        drives: args.drives.into_iter().map(|(id, path)| (id, path.into())).collect(),
-        nets: args.nets,
-        console: args.console,
+        vsock: args.vsock.clone(),
+        drives: args.drives.iter().map(|(id, path)| (id.clone(), path.into())).collect(),
+        nets: args.nets.clone(),
+        console: args.console.clone().unwrap_or(if quiet { Console::Off } else { Console::Stdio }),
     };
-    let policy = Policy::new(args.strategy);
-    restore(&mut monitor, &args.snapshot, &policy, overrides)?;
+    restore(&mut monitor, &args.snapshot, &args.policy(), overrides)?;
     if !args.paused {
         monitor.resume()?;
     }
-    let end = monitor.run(|_| Ok(()))?;
+    let resumed = start.elapsed();
+    let invoker = start_calls(&mut monitor, args.calls.clone(), start)?;
+
+    let mut invoked = Vec::new();
+    let mut failed = None;
+    let end = monitor.run(|monitor| {
+        if let Some(outcome) = invoker.as_ref().and_then(|i| i.take()) {
+            match outcome {
+                Ok(answers) => invoked = answers,
+                Err(error) => failed = Some(error),
+            }
+            monitor.end().announce(End::Done);
+        }
+        Ok(())
+    })?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let report = report(&mut monitor, resumed, invoked, &end)?;
     drop(monitor);
-    eprintln!("varve: {end}");
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        for call in &report.invocations {
+            let Invoked { function, seed, checksum, took_ms, answered_at_ms, .. } = call;
+            println!(
+                "{function} {seed}: {checksum} in {took_ms:.1} ms, {answered_at_ms:.1} ms after \
+                 the process started"
+            );
+        }
+        eprintln!("varve: {end}");
+    }
     Ok(ExitCode::from(end.exit_code()))
+}
+
+fn start_calls(
+    monitor: &mut Monitor,
+    calls: Vec<Invocation>,
+    start: Instant,
+) -> Result<Option<Arc<Invoker>>, Box<dyn Error>> {
+    if calls.is_empty() {
+        return Ok(None);
+    }
+    let vsock = monitor.config()?.vsock.as_ref();
+    let uds = vsock.ok_or("--invoke: the snapshot's machine has no vsock")?.uds_path.clone();
+    let invoker = Invoker::start(uds, calls, start, |_| {})?;
+    monitor.subscribe(invoker.clone());
+    Ok(Some(invoker))
+}
+
+/// Figures are taken with the guest standing still.
+fn report(
+    monitor: &mut Monitor,
+    resumed: Duration,
+    invocations: Vec<Invoked>,
+    end: &End,
+) -> Result<Report, Box<dyn Error>> {
+    monitor.pause()?;
+    let restore = monitor.machine()?.restore().ok_or(VmmError::NoMachine)?;
+    Ok(Report {
+        strategy: restore.plan().strategy,
+        resumed_ms: resumed.as_secs_f64() * 1e3,
+        first_answer_ms: invocations.first().map(|i| i.answered_at_ms),
+        invocations,
+        counters: restore.counters(),
+        census: restore.census().ok(),
+        end: end.to_string(),
+    })
+}
+
+impl RestoreArgs {
+    fn policy(&self) -> Policy {
+        Policy {
+            read_only: self.read_only,
+            wait: self.wait,
+            threads: self.threads.into(),
+            stage2: !self.no_prefault,
+            huge_pages: self.huge_pages,
+            ..Policy::new(self.strategy)
+        }
+    }
+}
+
+fn parse_read_only(text: &str) -> Result<ReadOnlyPages, String> {
+    match text {
+        "auto" => Ok(ReadOnlyPages::Auto),
+        "mapped" => Ok(ReadOnlyPages::Mapped),
+        "copied" => Ok(ReadOnlyPages::Copied),
+        _ => Err("one of auto, mapped and copied".into()),
+    }
+}
+
+fn parse_wait(text: &str) -> Result<Wait, String> {
+    match text {
+        "nothing" => Ok(Wait::Nothing),
+        "written" => Ok(Wait::Written),
+        "all" => Ok(Wait::All),
+        _ => Err("one of nothing, written and all".into()),
+    }
+}
+
+fn parse_huge(text: &str) -> Result<HugePages, String> {
+    match text {
+        "off" => Ok(HugePages::Off),
+        "transparent" => Ok(HugePages::Transparent),
+        "2M" => Ok(HugePages::Pool),
+        _ => Err("one of off, transparent and 2M".into()),
+    }
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
