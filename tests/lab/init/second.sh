@@ -25,8 +25,12 @@ for port in /sys/class/virtio-ports/*; do
   read -r name <"$port/name"
   $B ln -s "/dev/${port##*/}" "/run/lab/$name"
 done
-# A watcher on the host takes silence here for a hang of the whole lab.
-(while :; do echo beat; $B sleep 1; done) >/run/lab/beat 3>&- &
+# A watcher on the host takes silence here for a hang of the whole lab. What comes from there is
+# only to interrupt; a port can be opened once.
+exec 5<>/run/lab/beat
+(while :; do echo beat; $B sleep 1; done) >&5 3>&- &
+$B cat <&5 >/dev/null 3>&- &
+exec 5>&-
 
 $B mkdir -p /dev/pts /dev/shm /dev/hugepages /dev/net
 $B mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::SendFlags;
 
 use crate::ports::Ends;
 
@@ -16,6 +17,8 @@ use crate::ports::Ends;
 const TAIL: usize = 16 << 10;
 /// How many of its lines are shown.
 const TAIL_LINES: usize = 60;
+/// Between two interrupts that the lab is sent.
+const NUDGE: Duration = Duration::from_millis(250);
 /// Between the command's exit code and the end of QEMU.
 const ENDING: Duration = Duration::from_secs(15);
 
@@ -89,6 +92,7 @@ impl Session {
         if let Err(error) = (&ctl).write_all(job) {
             return Ok(self.failed(&format!("the lab takes no job: {error}")));
         }
+        let mut nudge = Nudge::new(&beat)?;
         let mut streams = vec![
             (Source::Console, console),
             (Source::Ctl, ctl),
@@ -101,6 +105,7 @@ impl Session {
         while !streams.is_empty() {
             let ready = wait(&streams, &input)?;
             input.serve(ready.input)?;
+            nudge.serve();
             let mut index = 0;
             streams.retain_mut(|(source, stream)| {
                 let is_ready = ready.streams[index];
@@ -201,7 +206,33 @@ struct Ready {
     input: bool,
 }
 
-/// Waits until something can be served, for a second at most: limits are checked in between.
+/// Interrupts the lab now and then.
+///
+/// QEMU sometimes loses the request behind an interrupt that the emulated local APIC holds already,
+/// most of all while a guest exits a lot: its threads change the CPU's request bits unlocked where
+/// they enter and leave an SVM guest. An idle host then sleeps until there is another interrupt,
+/// which delivers both.
+struct Nudge {
+    port: UnixStream,
+    last: Instant,
+}
+
+impl Nudge {
+    fn new(port: &UnixStream) -> Result<Self> {
+        let port = port.try_clone().context("cannot copy a descriptor")?;
+        Ok(Self { port, last: Instant::now() })
+    }
+
+    /// Sends a byte if it is time. One that is not taken is as good as sent: others wait there.
+    fn serve(&mut self) {
+        if self.last.elapsed() >= NUDGE {
+            self.last = Instant::now();
+            let _ = rustix::net::send(&self.port, b"\n", SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
+    }
+}
+
+/// Waits until something can be served, for [`NUDGE`] at most: limits are checked in between.
 fn wait(streams: &[(Source, UnixStream)], input: &Input) -> Result<Ready> {
     let mut fds: Vec<PollFd<'_>> =
         streams.iter().map(|(_, stream)| PollFd::new(stream, PollFlags::IN)).collect();
@@ -209,8 +240,8 @@ fn wait(streams: &[(Source, UnixStream)], input: &Input) -> Result<Ready> {
     if let Some((fd, flags)) = polled {
         fds.push(PollFd::from_borrowed_fd(fd, flags));
     }
-    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-    match poll(&mut fds, Some(&second)) {
+    let limit = Timespec { tv_sec: 0, tv_nsec: NUDGE.subsec_nanos().into() };
+    match poll(&mut fds, Some(&limit)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error).context("cannot wait for the lab"),
     }
