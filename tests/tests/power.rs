@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::termios::{LocalModes, Termios};
 use varve_agent::protocol::How;
@@ -93,6 +93,20 @@ fn signals_end_it_cleanly() {
         assert_eq!(end.stderr, format!("varve: stopped by SIG{signal}\n"));
         assert_eq!(files(dir.path()), [""; 0]);
     }
+}
+
+/// The monitor obeys from its start, long before there is a guest.
+#[test]
+fn a_signal_in_the_making_leaves_nothing() {
+    let vm = small().start();
+    let deadline = Instant::now() + varve_tests::vm::PATIENCE;
+    while !vm.uds().exists() {
+        assert!(Instant::now() < deadline, "no socket: {}", vm.stderr());
+    }
+    vm.signal("TERM");
+    let (end, dir) = vm.wait_and_keep();
+    assert_eq!((end.code, end.stderr.as_str()), (Some(0), "varve: stopped by SIGTERM\n"));
+    assert_eq!(files(dir.path()), [""; 0]);
 }
 
 fn same(a: &Termios, b: &Termios) -> bool {
