@@ -1,1 +1,15 @@
-//! What the demo and the benchmarks share.
+//! What the demo and the benchmarks share: figures, their statistics, reports, and the parts that
+//! measure.
+//!
+//! A part ([`parts`]) records values of *series* into a [`recorder::Recorder`]; a series is a name
+//! with labels (`kernel=bzImage`), so a comparison adds labels, not structure. [`report`] is what is
+//! saved, [`table`] what is shown.
+
+pub mod environment;
+pub mod parts;
+pub mod progress;
+pub mod recorder;
+pub mod report;
+pub mod smaps;
+pub mod stats;
+pub mod table;

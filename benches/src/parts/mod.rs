@@ -1,0 +1,91 @@
+//! What can be measured. Each part starts its own machines and records into a [`Recorder`].
+
+mod block;
+mod boot;
+mod memory;
+mod vsock;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use varve_tests::Vm;
+
+use crate::recorder::Recorder;
+
+/// A part of the benchmarks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Time from process start to the guest's init and to its agent, by kernel format
+    Boot,
+    /// Memory that the monitor takes besides the guest's
+    Memory,
+    /// Throughput and latency of a block device
+    Block,
+    /// Throughput of vsock streams, latency of a request
+    Vsock,
+    /// All of these
+    All,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// How often.
+    pub runs: usize,
+    /// With less data each time: to see whether it works, rather than to compare.
+    pub quick: bool,
+}
+
+impl Part {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Boot => "boot",
+            Part::Memory => "memory",
+            Part::Block => "block",
+            Part::Vsock => "vsock",
+            Part::All => "all",
+        }
+    }
+
+    /// The parts that it consists of.
+    pub fn each(self) -> &'static [Part] {
+        match self {
+            Part::Boot => &[Part::Boot],
+            Part::Memory => &[Part::Memory],
+            Part::Block => &[Part::Block],
+            Part::Vsock => &[Part::Vsock],
+            Part::All => &[Part::Boot, Part::Memory, Part::Block, Part::Vsock],
+        }
+    }
+
+    /// Measures it. Files of guests are made in `folder`.
+    pub fn run(self, effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()> {
+        match self {
+            Part::Boot => boot::run(effort, recorder),
+            Part::Memory => memory::run(effort, folder, recorder),
+            Part::Block => block::run(effort, folder, recorder),
+            Part::Vsock => vsock::run(effort, recorder),
+            Part::All => self.each().iter().try_for_each(|p| p.run(effort, folder, recorder)),
+        }
+    }
+}
+
+/// Waits until the monitor reports that the agent is ready, without asking the guest: a request
+/// would be part of what is measured. The machine must have a boot timer.
+fn wait_until_ready(vm: &mut Vm) -> Result<()> {
+    let deadline = Instant::now() + varve_tests::vm::PATIENCE;
+    // The line may be seen before all of it is written.
+    let told = |line: &str| line.contains("agent ready after") && line.ends_with(" ms");
+    while !vm.stderr().lines().any(told) {
+        let late = Instant::now() > deadline;
+        if late || !vm.runs() {
+            let what = if late { "the agent is not ready" } else { "the monitor ended early" };
+            bail!("{what}\n{}\n{}", vm.stderr(), vm.console());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
