@@ -20,16 +20,16 @@ use crate::strategy::Strategy;
 /// snapshot was prepared for.
 pub fn open(snapshot: &ManifestReader, policy: &Policy) -> Result<(Plan, Sources), TierError> {
     let images: Vec<ImageInfo> = snapshot.images().iter().map(image_info).collect();
-    let plan = |strategy: Strategy| {
-        let layout = snapshot.layout(layout_of(strategy))?;
+    let plan = |strategy: Strategy, layout: &str| {
+        let layout = snapshot.layout(layout)?;
         let policy = Policy { strategy, ..policy.clone() };
         let (memory, images) = (snapshot.memory(), images.as_slice());
         Ok(Plan::new(&PlanInput { memory, layout: &layout, images, policy: &policy })?)
     };
     let plan = match (policy.strategy, policy.huge_pages) {
-        (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered)?,
+        (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered, layout::TIERED)?,
         (Strategy::Auto, _) => cheapest(snapshot, plan)?,
-        (strategy, _) => plan(strategy)?,
+        (strategy, _) => plan(strategy, layout_of(strategy))?,
     };
     let mut sources: Sources = vec![None; images.len()];
     for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {
@@ -42,13 +42,19 @@ pub fn open(snapshot: &ManifestReader, policy: &Policy) -> Result<(Plan, Sources
     Ok((plan, sources))
 }
 
+/// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the
+/// layout that is made for it does not tell, but the one for `template`, of the same file, does.
 fn cheapest(
     snapshot: &ManifestReader,
-    plan: impl Fn(Strategy) -> Result<Plan, TierError>,
+    plan: impl Fn(Strategy, &str) -> Result<Plan, TierError>,
 ) -> Result<Plan, TierError> {
-    let prepared = |s: &Strategy| snapshot.layouts().iter().any(|l| l == layout_of(*s));
-    let candidates = [Strategy::Template, Strategy::Tiered, Strategy::Lazy];
-    let plans = candidates.into_iter().filter(prepared).map(plan);
+    let candidates = [
+        (Strategy::Template, layout::TEMPLATE),
+        (Strategy::Tiered, layout::TIERED),
+        (Strategy::Lazy, layout::TEMPLATE),
+    ];
+    let prepared = |(_, layout): &(Strategy, &str)| snapshot.layouts().iter().any(|l| l == layout);
+    let plans = candidates.into_iter().filter(prepared).map(|(s, layout)| plan(s, layout));
     let mut plans = plans.collect::<Result<Vec<_>, _>>()?;
     plans.sort_by(|a, b| a.cost().total().total_cmp(&b.cost().total()));
     let best = plans.into_iter().next();
