@@ -156,7 +156,13 @@ fn sockets() {
     assert_eq!(vsock("cid=3,uds=v"), exists);
     drop(listener);
     assert_eq!(vsock("cid=3,uds=v"), exists);
+    fs::remove_file(dir.path().join("v")).unwrap();
+    let both = dir.error_with_kernel(&["--api-sock", "v", "--vsock", "cid=3,uds=v"]);
+    assert_eq!(both, exists);
+
     fs::write(dir.path().join("notes"), "keep me").unwrap();
+    let api = dir.error_with_kernel(&["--api-sock", "notes"]);
+    assert!(api.starts_with("API socket \"notes\""), "{api}");
     assert!(vsock("cid=3,uds=notes").starts_with("vsock: \"notes\" exists already"));
     assert_eq!(fs::read_to_string(dir.path().join("notes")).unwrap(), "keep me");
 }
