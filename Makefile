@@ -23,9 +23,12 @@ test-vm: images lab
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(LAB) exec --" \
 		cargo test -p varve-tests -- --test-threads=1
 
+# Figures are printed, and saved in target/bench. BENCH="boot --runs 10" measures a part.
+bench: VARVE_LAB_OPTS += --rw target/bench
 bench: images lab
 	cargo build --release -p varve-vmm -p varve-benches
-	$(LAB) exec -- target/release/varve-bench
+	mkdir -p target/bench
+	$(LAB) exec -- target/release/varve-bench $(BENCH)
 
 # Guest kernel, initramfs and function image, under target/guest.
 images: tools

@@ -93,6 +93,9 @@ impl Job {
         if machine.cxl.is_some() {
             text.extend_from_slice(b" LAB_CXL_NODE=1");
         }
+        if machine.icount {
+            text.extend_from_slice(b" LAB_ICOUNT=1");
+        }
         let kept = |name: &OsStr| !DROPPED.iter().any(|dropped| OsStr::new(dropped) == name);
         for (name, value) in self.environment.iter().filter(|(name, _)| kept(name)) {
             let mut variable = name.clone();
@@ -170,6 +173,16 @@ mod tests {
         let script = String::from_utf8(blocks(script)).unwrap();
         let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{odd}\n2\n1\n"));
+    }
+
+    #[test]
+    fn the_command_can_tell_that_its_clock_counts_instructions() {
+        let script = |icount| {
+            let machine = Machine { icount, ..machine(&[]) };
+            blocks(job(&["true"], &[]).script(&machine).unwrap())
+        };
+        let says = |text: &[u8]| text.windows(14).any(|word| word == b" LAB_ICOUNT=1 ");
+        assert!(!says(&script(false)) && says(&script(true)));
     }
 
     #[test]
