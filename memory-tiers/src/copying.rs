@@ -10,7 +10,7 @@ use crate::exec::Shared;
 use crate::plan::{Action, Op};
 use crate::source::PageSource;
 use crate::sys::mmap::Ahead;
-use crate::sys::uffd::Installed;
+use crate::sys::uffd::{Install, Installed};
 use crate::watch::Watched;
 
 /// Pages that are read at once.
@@ -148,7 +148,11 @@ fn install(
     let mut offset = shared.ram.offset(pages)?;
     while !data.is_empty() {
         let call = |source| RamError::Call { what: "install", range: pages, source };
-        match watched.uffd.copy(shared.ram.reservation(), offset, data, false).map_err(call)? {
+        match watched
+            .uffd
+            .copy(shared.ram.reservation(), offset, data, Install::Plain)
+            .map_err(call)?
+        {
             Installed::All => break,
             Installed::Part(done) => {
                 offset += done;

@@ -140,7 +140,11 @@ fn faults_are_counted_by_class_and_chunks_come_whole() {
     }
     assert_eq!(read_page(&ram, 50 << 12), [0; 4096]);
     write_page(&ram, 51 << 12, &[1]);
-    drop(restore.census());
+    // Neighbours come after the page that is waited for.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while restore.counters().pages.fetched < 16 && std::time::Instant::now() < deadline {
+        thread::yield_now();
+    }
     let counters = restore.counters();
     assert_eq!(counters.faults["cold"], ByAccess { read: 2, write: 0 }, "two chunks");
     assert_eq!(counters.faults["zero"], ByAccess { read: 1, write: 1 });
@@ -320,5 +324,24 @@ fn stage2_is_filled_for_what_is_ready_and_nothing_else() {
         restore.wait_populated();
         assert_eq!(*seen.lock().unwrap(), want, "{strategy}");
         assert_eq!(restore.counters().pages.stage2, 16 * want.len() as u64);
+    }
+}
+
+#[test]
+fn memory_from_the_pool_of_huge_pages_is_filled() {
+    let (layout, images) = layout(&[(7, 3, 0), (3, 0, 0), (5, 5, 9), (4, 10, 3), (2, 14, 4)]);
+    for strategy in [Strategy::Eager, Strategy::Tiered, Strategy::Auto] {
+        let policy = Policy { huge_pages: HugePages::Pool, ..Policy::new(strategy) };
+        match GuestRam::with_pages(&memory(), false, HugePages::Pool) {
+            Err(e @ RamError::HugePages { .. }) => return println!("skipped: {e}"),
+            made => drop(made.unwrap()),
+        }
+        let sources = files(&layout, &images, &memory());
+        let (ram, restore) = restore(&memory(), &layout, sources, &policy, hooks().0);
+        restore.populate_beside().unwrap();
+        for page in page_numbers(&memory()) {
+            assert_eq!(read_page(&ram, page), expected(&layout, page), "{strategy} {page:#x}");
+        }
+        assert_eq!(restore.counters().pages.mapped, 0);
     }
 }

@@ -4,21 +4,19 @@
 //! cannot be had stays missing and its threads stay waiting, while the machine is told to end.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Stored};
 
+use crate::deadline::{Pending, lock, watch_deadlines};
 use crate::error::TierError;
 use crate::exec::Shared;
 use crate::plan::stored_at;
-use crate::sys::uffd::{Fault, Installed};
+use crate::sys::uffd::{Fault, Install, Installed};
 use crate::watch::Watched;
-
-/// What a thread is waiting for, seen by the one that watches deadlines.
-type Pending = Mutex<Option<(Instant, PageRange, Stored)>>;
 
 /// The threads. They end when this is dropped; the descriptor stays open with the memory.
 pub(crate) struct FaultThreads {
@@ -91,36 +89,6 @@ fn by_image(shared: &Shared) -> Vec<(Stored, PageRange)> {
     order
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Ends the machine when a source does not answer in time.
-fn watch_deadlines(shared: &Shared, pending: &[Arc<Pending>], stop: &OwnedFd) {
-    let deadline = shared.plan.policy.deadline;
-    let tick = (deadline / 4).clamp(Duration::from_millis(1), Duration::from_secs(1));
-    let mut reported: Vec<Option<Instant>> = vec![None; pending.len()];
-    while !stopped(stop, tick) {
-        for (slot, reported) in pending.iter().zip(&mut reported) {
-            let Some((since, pages, from)) = *lock(slot) else { continue };
-            if since.elapsed() < deadline || *reported == Some(since) {
-                continue;
-            }
-            *reported = Some(since);
-            let Ok(source) = shared.source(from.image) else { continue };
-            let (image, tier) = (source.info().name.clone(), source.info().tier);
-            (shared.hooks.on_fatal)(TierError::Deadline { pages, image, tier, deadline });
-        }
-    }
-}
-
-/// Waits for `time` or until the threads are to end.
-fn stopped(stop: &OwnedFd, time: Duration) -> bool {
-    let time = Timespec::try_from(time).ok();
-    let mut fds = [PollFd::new(stop, PollFlags::IN)];
-    matches!(poll(&mut fds, time.as_ref()), Ok(1..))
-}
-
 struct Answerer {
     shared: Arc<Shared>,
     watched: Arc<Watched>,
@@ -187,7 +155,7 @@ impl Answerer {
         let zeros = [0; PAGE_SIZE as usize];
         loop {
             let done = if write {
-                self.watched.uffd.copy(ram.reservation(), offset, &zeros, false)
+                self.watched.uffd.copy(ram.reservation(), offset, &zeros, Install::Quiet)
             } else {
                 self.watched.uffd.zero(ram.reservation(), offset, zeros.len())
             };
@@ -216,10 +184,10 @@ impl Answerer {
         *lock(&self.pending) = None;
         read.map_err(|cause| shared.lost(wanted, source, cause))?;
         shared.tally.read(from.image.0, count);
-        // The page that is waited for first, then its neighbours.
+        // The page that is waited for first, counted before its threads go on, then its neighbours.
         let at = ((from.page - first) * PAGE_SIZE) as usize;
         let data = self.buffer.get(at..at + PAGE_SIZE as usize).unwrap_or_default();
-        let placed = self.place(wanted, data)?;
+        let placed = self.place(wanted, data, Install::Quiet)?;
         shared.tally.fetched.add(placed);
         if placed == 0 {
             shared.tally.late.add(1);
@@ -251,7 +219,7 @@ impl Answerer {
                 let in_image = stored.page + skip + (part.start() - range.start()) / PAGE_SIZE;
                 let at = ((in_image - first.page) * PAGE_SIZE) as usize;
                 let data = self.buffer.get(at..at + part.len() as usize).unwrap_or_default();
-                let placed = self.place(part, data)?;
+                let placed = self.place(part, data, Install::Plain)?;
                 self.shared.tally.fetched.add(placed);
                 self.shared.tally.along.add(placed);
             }
@@ -261,7 +229,7 @@ impl Answerer {
 
     /// Puts those of `pages` in place that are missing and were not given back meanwhile; tells how
     /// many.
-    fn place(&self, pages: PageRange, data: &[u8]) -> Result<u64, TierError> {
+    fn place(&self, pages: PageRange, data: &[u8], how: Install) -> Result<u64, TierError> {
         let ram = &self.shared.ram;
         // Held until all are in place; see `Watched::emptied`.
         let emptied = self.watched.emptied.read().unwrap_or_else(PoisonError::into_inner);
@@ -271,7 +239,7 @@ impl Answerer {
             let mut data = data.get(at..at + part.len() as usize).unwrap_or_default();
             let mut offset = ram.offset(part)?;
             while !data.is_empty() {
-                let done = self.watched.uffd.copy(ram.reservation(), offset, data, false);
+                let done = self.watched.uffd.copy(ram.reservation(), offset, data, how);
                 let step = match self.settled(part, done)? {
                     Some(Installed::All) => data.len(),
                     Some(Installed::Part(bytes)) => bytes,

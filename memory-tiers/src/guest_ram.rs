@@ -42,11 +42,11 @@ pub enum HugePages {
 
 /// What lies over the base layer.
 #[derive(Debug)]
-struct Layers {
+pub(crate) struct Layers {
     /// Pages over which a file is laid.
-    files: RangeSet,
+    pub files: RangeSet,
     /// How many mappings may still be added by giving pages back.
-    room: usize,
+    pub room: usize,
 }
 
 /// The guest's memory. Views of it ([`GuestRam::memory`]) keep no memory alive: the owner must
@@ -58,7 +58,7 @@ pub struct GuestRam {
     huge: HugePages,
     layers: Mutex<Layers>,
     // Dropped before the memory, and no earlier: see `watch`.
-    watched: OnceLock<Arc<Watched>>,
+    pub(crate) watched: OnceLock<Arc<Watched>>,
     reservation: Reservation,
 }
 
@@ -148,46 +148,6 @@ impl GuestRam {
         self.huge
     }
 
-    /// Gives pages back to the host, whatever is laid there; the guest reads them as zero
-    /// afterwards. Beside a restore that is still under way, too.
-    ///
-    /// Over a file, fresh zero memory is laid, which neighbours join; when that would take more
-    /// mappings than there is room for, the pages are zeroed in place and not given back.
-    pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
-        self.offset(range)?;
-        let _nothing_comes_back = self.watched.get().map(|watched| watched.empty(range));
-        let mut layers = self.layers();
-        let (on_file, plain) = (layers.files.within(range), layers.files.outside(range));
-        for part in on_file {
-            // A mapping inside a file's splits it in three; at its border, in two.
-            let beside = |at: u64| usize::from(layers.files.has(at));
-            let more = beside(part.end()) + part.start().checked_sub(1).map_or(0, beside);
-            if more <= layers.room && self.lay_zero(part).is_ok() {
-                layers.room -= more;
-                layers.files.remove(part);
-            } else {
-                self.zero(part)?;
-            }
-        }
-        for part in plain {
-            self.discard_plain(part)?;
-        }
-        Ok(())
-    }
-
-    fn discard_plain(&self, range: PageRange) -> Result<(), RamError> {
-        let failed = |source| RamError::Discard { range, source };
-        let whole = if self.reservation.is_hugetlb() { whole_huge(range) } else { Some(range) };
-        if let Some(whole) = whole {
-            let offset = self.offset(whole)?;
-            self.reservation.discard(offset, whole.len() as usize).map_err(failed)?;
-        }
-        let mut edges = RangeSet::default();
-        edges.insert(range);
-        whole.into_iter().for_each(|w| edges.remove(w));
-        edges.within(range).into_iter().try_for_each(|edge| self.zero(edge))
-    }
-
     /// Mappings that guest memory consists of now.
     pub fn mappings(&self) -> io::Result<usize> {
         let first = self.reservation.address() as u64;
@@ -232,14 +192,6 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Lays fresh zero memory over `range`; who calls it keeps the books.
-    fn lay_zero(&self, range: PageRange) -> Result<(), RamError> {
-        self.call("map", range, |r, o, len| {
-            r.map_zero(o, len)?;
-            if self.huge == HugePages::Transparent { r.want_huge(o, len) } else { Ok(()) }
-        })
-    }
-
     /// Makes `range` present; see [`Reservation::populate`].
     pub(crate) fn populate(&self, range: PageRange, how: Ahead) -> Result<(), RamError> {
         self.call("populate", range, |r, o, len| r.populate(o, len, how))
@@ -249,16 +201,6 @@ impl GuestRam {
     pub(crate) fn fill(&self, range: PageRange, data: &[u8]) -> Result<(), RamError> {
         self.call("fill", range, |r, o, len| {
             r.slice(o, len)?.copy_from(data);
-            Ok(())
-        })
-    }
-
-    fn zero(&self, range: PageRange) -> Result<(), RamError> {
-        let zeros = [0u8; PAGE_SIZE as usize];
-        self.call("zero", range, |r, o, len| {
-            for page in (o..o + len).step_by(zeros.len()) {
-                r.slice(page, zeros.len())?.copy_from(&zeros);
-            }
             Ok(())
         })
     }
@@ -288,17 +230,9 @@ impl GuestRam {
         self.layers().room = mappings;
     }
 
-    fn layers(&self) -> MutexGuard<'_, Layers> {
+    pub(crate) fn layers(&self) -> MutexGuard<'_, Layers> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The whole 2 MiB pages inside `range`.
-fn whole_huge(range: PageRange) -> Option<PageRange> {
-    let huge = HUGE_PAGE as u64;
-    let start = range.start().checked_next_multiple_of(huge)?;
-    let end = range.end() / huge * huge;
-    PageRange::new(start, end.checked_sub(start)?).ok()
 }
 
 /// The vm-memory region over `region`.
@@ -342,19 +276,6 @@ mod tests {
         assert_eq!(ram.memory().read_obj::<u32>(GuestAddress((1 << 32) + 8)).unwrap(), 7);
         assert!(ram.memory().read_obj::<u32>(GuestAddress(0x40_3000)).is_err());
         assert_eq!(ram.memory().num_regions(), 2);
-    }
-
-    #[test]
-    fn discarded_pages_read_as_zero() {
-        let ram = GuestRam::new(&[range(0, 0x10_0000)], true).unwrap();
-        ram.memory().write_slice(&[9; 0x3000], GuestAddress(0x4000)).unwrap();
-        ram.discard(range(0x5000, 0x1000)).unwrap();
-        let mut data = [1; 0x3000];
-        ram.memory().read_slice(&mut data, GuestAddress(0x4000)).unwrap();
-        assert_eq!(data[..0x1000], [9; 0x1000]);
-        assert_eq!(data[0x1000..0x2000], [0; 0x1000]);
-        assert_eq!(data[0x2000..], [9; 0x1000]);
-        assert!(matches!(ram.discard(range(0xf_f000, 0x2000)), Err(RamError::NotMemory(_))));
     }
 
     #[test]

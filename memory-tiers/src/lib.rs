@@ -7,7 +7,9 @@ mod bridge;
 mod census;
 mod copying;
 mod counters;
+mod deadline;
 mod dirty;
+mod discard;
 mod error;
 mod exec;
 #[cfg(test)]
@@ -20,6 +22,7 @@ mod overlay;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod planner;
 mod policy;
 mod populate;
 mod ranges;

@@ -17,7 +17,7 @@ use crate::guest_ram::GuestRam;
 use crate::plan::stored_at;
 use crate::record::{Page, Record};
 use crate::source::Sources;
-use crate::sys::uffd::{Fault, Installed, Watch};
+use crate::sys::uffd::{Fault, Install, Installed, Watch};
 use crate::verified::Verified;
 use crate::watch::Watched;
 
@@ -199,9 +199,10 @@ impl Shared {
             }
         }
         let memory = self.ram.reservation();
+        let how = if state.sealed { Install::Plain } else { Install::Protected };
         loop {
             let call = |source| RamError::Call { what: "install", range: pages, source };
-            match self.watched.uffd.copy(memory, offset, &data, !state.sealed).map_err(call)? {
+            match self.watched.uffd.copy(memory, offset, &data, how).map_err(call)? {
                 Installed::Part(_) => continue,
                 Installed::All => return Ok(Some(page)),
                 // Two threads asked for it.

@@ -1,6 +1,7 @@
 //! The life of a function on plain memory: a thread that touches pages stands for the guest. It is
 //! saved, recorded, tiered, restored by every strategy, called with inputs that were not recorded, and
 //! saved again; at each step all of memory is compared.
+#![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -70,7 +71,7 @@ fn call(seed: u64, mut read: impl FnMut(u64) -> u64, mut write: impl FnMut(u64, 
         let page = random.next() % (LOW + HIGH);
         let at = address(page) + random.next() % 512 * 8;
         answer = answer.rotate_left(5) ^ read(at);
-        if page % 3 == 0 {
+        if page.is_multiple_of(3) {
             write(at, answer);
         }
     }
@@ -290,7 +291,7 @@ fn wrong_traces_cost_time_only() {
     let function = function();
     let mut random = Random(99);
     let all = || memory().into_iter().flat_map(|r| r.start() >> 12..r.end() >> 12);
-    let some: Vec<u64> = all().filter(|_| random.next() % 10 == 0).collect();
+    let some: Vec<u64> = all().filter(|_| random.next().is_multiple_of(10)).collect();
     let traces = [
         ("empty", Trace::empty(Mechanism::UffdWp)),
         ("read", wrong(false, all())),

@@ -82,6 +82,17 @@ pub struct Fault {
     pub thread: u32,
 }
 
+/// How pages are put in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Install {
+    /// Who waits for them is woken.
+    Plain,
+    /// The same, and a later write is reported.
+    Protected,
+    /// Nobody is woken.
+    Quiet,
+}
+
 /// How far an installation of several pages came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Installed {
@@ -138,17 +149,20 @@ impl Uffd {
         unsafe { self.ioctl(number::UFFDIO_REGISTER, &mut arg) }
     }
 
-    /// Puts `data` (whole pages) in place at `offset` and wakes who waits for it. With `protect` a
-    /// later write is reported.
+    /// Puts `data` (whole pages) in place at `offset`.
     pub fn copy(
         &self,
         memory: &Reservation,
         offset: usize,
         data: &[u8],
-        protect: bool,
+        how: Install,
     ) -> io::Result<Installed> {
         let raw::uffdio_range { start, len } = range(memory, offset, data.len())?;
-        let mode = if protect { raw::UFFDIO_COPY_MODE_WP } else { 0 };
+        let mode = match how {
+            Install::Plain => 0,
+            Install::Protected => raw::UFFDIO_COPY_MODE_WP,
+            Install::Quiet => raw::UFFDIO_COPY_MODE_DONTWAKE,
+        };
         let src = data.as_ptr() as u64;
         let mut arg = raw::uffdio_copy { dst: start, src, len, mode: mode.into(), copy: 0 };
         // SAFETY: the number belongs to this structure; source and target are checked ranges.
@@ -156,10 +170,11 @@ impl Uffd {
         installed(done, arg.copy)
     }
 
-    /// Puts the zero page in place throughout a range that is missing, and wakes who waits for it.
+    /// Puts the zero page in place throughout a range that is missing, and wakes nobody.
     pub fn zero(&self, memory: &Reservation, offset: usize, len: usize) -> io::Result<Installed> {
         let range = range(memory, offset, len)?;
-        let mut arg = raw::uffdio_zeropage { range, mode: 0, zeropage: 0 };
+        let mode = raw::UFFDIO_ZEROPAGE_MODE_DONTWAKE.into();
+        let mut arg = raw::uffdio_zeropage { range, mode, zeropage: 0 };
         // SAFETY: the number belongs to this structure; the range is the reservation's.
         let done = unsafe { self.ioctl(number::UFFDIO_ZEROPAGE, &mut arg) };
         installed(done, arg.zeropage)

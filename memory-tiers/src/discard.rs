@@ -1,0 +1,114 @@
+//! Giving pages of guest memory back to the host, on whatever layer they lie.
+
+use varve_snapshot::{PAGE_SIZE, PageRange};
+
+use crate::error::RamError;
+use crate::guest_ram::{GuestRam, HugePages};
+use crate::ranges::RangeSet;
+use crate::sys::mmap::HUGE_PAGE;
+
+impl GuestRam {
+    /// Gives pages back to the host, whatever is laid there; the guest reads them as zero
+    /// afterwards. Beside a restore that is still under way, too.
+    ///
+    /// Over a file, fresh zero memory is laid, which neighbours join; when that would take more
+    /// mappings than there is room for, the pages are zeroed in place and not given back.
+    pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
+        self.offset(range)?;
+        let _nothing_comes_back = self.watched.get().map(|watched| watched.empty(range));
+        let mut layers = self.layers();
+        let (on_file, plain) = (layers.files.within(range), layers.files.outside(range));
+        for part in on_file {
+            // A mapping inside a file's splits it in three; at its border, in two.
+            let beside = |at: u64| usize::from(layers.files.has(at));
+            let more = beside(part.end()) + part.start().checked_sub(1).map_or(0, beside);
+            if more <= layers.room && self.lay_zero(part).is_ok() {
+                layers.room -= more;
+                layers.files.remove(part);
+            } else {
+                self.zero(part)?;
+            }
+        }
+        for part in plain {
+            self.discard_plain(part)?;
+        }
+        Ok(())
+    }
+
+    fn discard_plain(&self, range: PageRange) -> Result<(), RamError> {
+        let failed = |source| RamError::Discard { range, source };
+        let whole = if self.reservation().is_hugetlb() { whole_huge(range) } else { Some(range) };
+        if let Some(whole) = whole {
+            let offset = self.offset(whole)?;
+            self.reservation().discard(offset, whole.len() as usize).map_err(failed)?;
+        }
+        let mut edges = RangeSet::default();
+        edges.insert(range);
+        whole.into_iter().for_each(|w| edges.remove(w));
+        edges.within(range).into_iter().try_for_each(|edge| self.zero(edge))
+    }
+
+    /// Lays fresh zero memory over `range`; who calls it keeps the books.
+    fn lay_zero(&self, range: PageRange) -> Result<(), RamError> {
+        self.call("map", range, |r, o, len| {
+            r.map_zero(o, len)?;
+            if self.huge_pages() == HugePages::Transparent { r.want_huge(o, len) } else { Ok(()) }
+        })
+    }
+
+    fn zero(&self, range: PageRange) -> Result<(), RamError> {
+        let zeros = [0u8; PAGE_SIZE as usize];
+        self.call("zero", range, |r, o, len| {
+            for page in (o..o + len).step_by(zeros.len()) {
+                r.slice(page, zeros.len())?.copy_from(&zeros);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The whole 2 MiB pages inside `range`.
+fn whole_huge(range: PageRange) -> Option<PageRange> {
+    let huge = HUGE_PAGE as u64;
+    let start = range.start().checked_next_multiple_of(huge)?;
+    let end = range.end() / huge * huge;
+    PageRange::new(start, end.checked_sub(start)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    fn range(start: u64, len: u64) -> PageRange {
+        PageRange::new(start, len).unwrap()
+    }
+
+    #[test]
+    fn discarded_pages_read_as_zero() {
+        let ram = GuestRam::new(&[range(0, 0x10_0000)], true).unwrap();
+        ram.memory().write_slice(&[9; 0x3000], GuestAddress(0x4000)).unwrap();
+        ram.discard(range(0x5000, 0x1000)).unwrap();
+        let mut data = [1; 0x3000];
+        ram.memory().read_slice(&mut data, GuestAddress(0x4000)).unwrap();
+        assert_eq!(data[..0x1000], [9; 0x1000]);
+        assert_eq!(data[0x1000..0x2000], [0; 0x1000]);
+        assert_eq!(data[0x2000..], [9; 0x1000]);
+        assert!(matches!(ram.discard(range(0xf_f000, 0x2000)), Err(RamError::NotMemory(_))));
+    }
+
+    #[test]
+    fn pool_pages_go_back_whole_and_are_zeroed_in_part() {
+        let memory = [range(0, 6 << 20)];
+        let ram = match GuestRam::with_pages(&memory, false, HugePages::Pool) {
+            Err(e @ RamError::HugePages { .. }) => return println!("skipped: {e}"),
+            made => made.unwrap(),
+        };
+        ram.memory().write_slice(&vec![9; 6 << 20], GuestAddress(0)).unwrap();
+        ram.discard(range(0x1f_f000, 0x20_2000)).unwrap();
+        let mut data = vec![1; 6 << 20];
+        ram.memory().read_slice(&mut data, GuestAddress(0)).unwrap();
+        let inside = |at: usize| (0x1f_f000..0x40_1000).contains(&at);
+        assert!((0..6 << 20).all(|at| data[at] == if inside(at) { 0 } else { 9 }));
+    }
+}

@@ -1,0 +1,203 @@
+//! Making a plan: regions are placed as the strategy says, put together to few mappings, cut down to
+//! the budget, and what is done ahead is put in order.
+
+use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
+
+use crate::bridge::{Bridging, Extent, height};
+use crate::plan::{Action, Op, Plan, PlanInput, Step};
+use crate::policy::{Policy, Wait};
+use crate::ranges::RangeSet;
+use crate::strategy::{How, Placement, Strategy, is_hot, place};
+use crate::sys::mmap::Ahead;
+
+/// The plan by a method that is not `auto`, of a layout that was checked.
+pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
+    let PlanInput { memory, layout, images, policy } = *input;
+    let regions = layout.regions();
+    let image = |r: &Region| r.stored.and_then(|s| images.get(usize::from(s.image.0)));
+    let mut placements: Vec<Placement> =
+        regions.iter().map(|r| place(r, image(r), policy)).collect();
+    let mut maps = maps(input, &placements);
+    copy_where_cheaper(&mut maps, &mut placements, policy);
+    let mut bridge = policy.bridge;
+    loop {
+        let watches = watches(input, &placements, bridge);
+        let mut plan = Plan {
+            strategy: policy.strategy,
+            ops: operations(regions, &placements, &maps, &watches),
+            before: Vec::new(),
+            beside: Vec::new(),
+            memory: memory.to_vec(),
+            layout: RegionMap::default(),
+            placements: Vec::new(),
+            images: images.to_vec(),
+            policy: policy.clone(),
+        };
+        let excess = plan.mappings().saturating_sub(policy.max_mappings);
+        let wide = bridge >= input.memory.iter().map(|m| m.pages()).sum();
+        if excess == 0 || (maps.is_empty() && (wide || watches.len() <= memory.len())) {
+            plan.layout = layout.clone();
+            schedule(&mut plan, &mut placements);
+            plan.placements = placements;
+            return plan;
+        }
+        if maps.is_empty() || (watches.len() > maps.len() && !wide) {
+            bridge = bridge.saturating_mul(8).max(8);
+            continue;
+        }
+        // The shortest are the cheapest to copy.
+        maps.sort_by_key(|m| std::cmp::Reverse(m.pages.len()));
+        let copied = maps.split_off(maps.len().saturating_sub(excess / 2 + 1));
+        copied.iter().flat_map(|m| &m.members).for_each(|&m| copy(&mut placements, m));
+    }
+}
+
+/// The mappings of all layers.
+fn maps(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Extent> {
+    let limit = match input.policy.strategy {
+        Strategy::Lazy | Strategy::Template => u64::MAX,
+        _ => input.policy.bridge,
+    };
+    let bridging = Bridging {
+        memory: input.memory,
+        regions: input.layout.regions(),
+        placements,
+        images: input.images,
+        limit,
+    };
+    PageClass::BOTTOM_UP.into_iter().flat_map(|layer| bridging.extents(layer)).collect()
+}
+
+fn copy(placements: &mut [Placement], region: usize) {
+    if let Some(placement) = placements.get_mut(region) {
+        *placement = Placement { how: How::Copy, ahead: None };
+    }
+}
+
+/// Short extents are cheaper to copy than to map.
+fn copy_where_cheaper(maps: &mut Vec<Extent>, placements: &mut [Placement], policy: &Policy) {
+    let costs = &policy.costs;
+    maps.retain(|map| {
+        let may = map.members.iter().all(|&m| placements[m].how == How::MapOrCopy);
+        let pages = map.pages.pages() as f64;
+        let mapped =
+            costs.map + pages * (costs.populate_read * costs.beside_share + costs.remote_use);
+        let copied = costs.read_call * map.members.len() as f64 + costs.copy_page * pages;
+        if may && copied < mapped {
+            map.members.iter().for_each(|&m| copy(placements, m));
+        }
+        !(may && copied < mapped)
+    });
+}
+
+/// What is watched: more than must be, where that saves mappings.
+fn watches(input: &PlanInput<'_>, placements: &[Placement], bridge: u64) -> Vec<PageRange> {
+    if input.policy.strategy == Strategy::Reap {
+        return input.memory.to_vec();
+    }
+    let mut watches: Vec<PageRange> = Vec::new();
+    for (region, placement) in input.layout.regions().iter().zip(placements) {
+        if placement.how != How::Fault {
+            continue;
+        }
+        let pages = region.pages;
+        let joined = watches.last().and_then(|last| {
+            let gap = (pages.start() - last.end()) / 4096;
+            let joined = PageRange::new(last.start(), pages.end() - last.start()).ok()?;
+            (gap <= bridge && input.memory.iter().any(|m| m.contains(&joined))).then_some(joined)
+        });
+        match (joined, watches.last_mut()) {
+            (Some(joined), Some(last)) => *last = joined,
+            _ => watches.push(pages),
+        }
+    }
+    watches
+}
+
+/// The operations, bottom-up.
+fn operations(
+    regions: &[Region],
+    placements: &[Placement],
+    maps: &[Extent],
+    watches: &[PageRange],
+) -> Vec<Op> {
+    let watch = |&pages| Op { action: Action::Watch, layer: PageClass::Zero, pages, from: None };
+    let mut ops: Vec<Op> = watches.iter().map(watch).collect();
+    let mut watched = RangeSet::default();
+    watches.iter().for_each(|&w| watched.insert(w));
+    for map in maps {
+        watched.remove(map.pages);
+        let (pages, layer) = (map.pages, map.layer);
+        ops.push(Op { action: Action::Map, layer, pages, from: Some(map.from) });
+    }
+    for (region, placement) in regions.iter().zip(placements) {
+        // Zero pages that are allocated ahead can not be populated where they would be asked for.
+        let zero = placement.how == How::Base && placement.ahead.is_some();
+        if placement.how != How::Copy && !zero {
+            continue;
+        }
+        let (layer, from) = (region.class, region.stored);
+        let part = |action, pages: PageRange| {
+            let skip = (pages.start() - region.pages.start()) / 4096;
+            let from = from.map(|f| Stored { page: f.page + skip, ..f });
+            Op { action, layer, pages, from }
+        };
+        ops.extend(watched.within(region.pages).into_iter().map(|p| part(Action::Install, p)));
+        if from.is_some() {
+            ops.extend(watched.outside(region.pages).into_iter().map(|p| part(Action::Copy, p)));
+        }
+    }
+    // Stable: within a layer mappings come before copies, which write into them.
+    ops.sort_by_key(|op| (height(op.layer), op.action != Action::Map, op.pages.start()));
+    ops
+}
+
+/// Puts what is done ahead in the order in which it will be needed.
+fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
+    let mut watched = RangeSet::default();
+    for op in &plan.ops {
+        match op.action {
+            Action::Watch => watched.insert(op.pages),
+            Action::Map => watched.remove(op.pages),
+            _ => {}
+        }
+    }
+    let mut steps = Vec::new();
+    for (region, placement) in plan.layout.regions().iter().zip(placements) {
+        let (class, rank) = (region.class, region.rank);
+        // What is installed is there.
+        let installed = placement.how == How::Base && !watched.within(region.pages).is_empty();
+        if installed && placement.ahead.take().is_some() {
+            placement.how = How::Copy;
+        }
+        let copied = placement.how == How::Copy && is_hot(region) && plan.policy.stage2;
+        if placement.ahead.is_some() || copied {
+            let how = placement.ahead;
+            steps.push(Step { pages: region.pages, how, class, rank });
+        }
+    }
+    steps.sort_by_key(|s| (s.rank, s.class != PageClass::ReadWrite));
+    steps.dedup_by(|next, last| {
+        let joins = last.pages.end() == next.pages.start()
+            && (last.how, last.class) == (next.how, next.class)
+            && plan.memory.iter().any(|m| m.contains(&last.pages) && m.contains(&next.pages));
+        let joined = PageRange::new(last.pages.start(), last.pages.len() + next.pages.len());
+        match joined {
+            Ok(joined) if joins => last.pages = joined,
+            _ => return false,
+        }
+        true
+    });
+    let first = |step: &Step| match (step.how, plan.policy.wait) {
+        (None, _) | (_, Wait::Nothing) => false,
+        (Some(how), Wait::Written) => how == Ahead::Write,
+        (Some(_), Wait::All) => true,
+    };
+    (plan.before, plan.beside) = steps.into_iter().partition(first);
+    if plan.policy.stage2 {
+        // What is ready early still wants stage-2, in its turn.
+        let ready = plan.before.iter().map(|s| Step { how: None, ..*s });
+        plan.beside.extend(ready);
+        plan.beside.sort_by_key(|s| (s.rank, s.class != PageClass::ReadWrite));
+    }
+}
