@@ -5,7 +5,7 @@ LAB := target/debug/varve-lab
 # Tests run several guests in one emulated host, one after another.
 export VARVE_LAB_OPTS ?= --mem 3072 --timeout 2400
 
-.PHONY: demo test test-fast test-vm bench lint images lab tools clean
+.PHONY: demo test test-fast test-vm bench fuzz lint images lab tools clean
 
 # Boot the function image, invoke three functions, print times and replies.
 demo: images lab
@@ -29,6 +29,18 @@ bench: images lab
 	cargo build --release -p varve-vmm -p varve-benches
 	mkdir -p target/bench
 	$(LAB) exec -- target/release/varve-bench $(BENCH)
+
+# Damaged metadata, at random, for a bounded time; guided by coverage where cargo-fuzz is installed
+# (cargo install --locked cargo-fuzz, and a C++ compiler).
+FUZZ_SECONDS ?= 60
+FUZZ_CASES ?= 100000
+
+fuzz: tools
+	PROPTEST_CASES=$(FUZZ_CASES) cargo test -p varve-snapshot --test damage -- random_damage noise
+	@if cargo fuzz --version >/dev/null 2>&1; then cd snapshot && for file in state manifest trace; do \
+		mkdir -p fuzz/corpus/$$file && cp tests/golden/$$file fuzz/corpus/$$file/ && \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$file -- -max_len=8192 -max_total_time=$(FUZZ_SECONDS) || exit 1; done; else \
+		echo "cargo-fuzz is not installed: parsers were fuzzed without coverage"; fi
 
 # Guest kernel, initramfs and function image, under target/guest.
 images: tools

@@ -133,6 +133,6 @@ fn decode_chunk(record: &[u8; PACKED_LEN]) -> Result<Chunk, FormatError> {
 
 /// Bytes that chunk `at` has when it is not compressed: the last one may be shorter.
 pub(crate) fn chunk_len(at: u64, pages: u64, chunk_pages: u32) -> u64 {
-    let first = at * u64::from(chunk_pages);
+    let first = at.saturating_mul(chunk_pages.into());
     (pages.saturating_sub(first)).min(chunk_pages.into()) * PAGE_SIZE
 }

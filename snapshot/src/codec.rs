@@ -3,6 +3,9 @@
 use crate::error::FormatError;
 use crate::page::PageRange;
 
+/// Bytes of guest memory that a snapshot may have, at most.
+pub(crate) const MAX_MEMORY: u64 = 1 << 40;
+
 /// Writes fields one after another.
 #[derive(Default)]
 pub(crate) struct Encoder(pub Vec<u8>);
@@ -133,6 +136,19 @@ impl<'a> Decoder<'a> {
             ranges.push(range);
         }
         Ok(ranges)
+    }
+
+    /// Guest memory: page ranges, at least one, and no more than a reader can hold tables for.
+    pub fn memory(&mut self) -> Result<Vec<PageRange>, FormatError> {
+        let ranges = self.ranges("ranges")?;
+        // They are apart, so the sum cannot overflow.
+        match ranges.iter().map(PageRange::len).sum::<u64>() {
+            0 => Err(self.value("ranges", "empty".into(), "but a machine has memory")),
+            bytes if bytes > MAX_MEMORY => {
+                Err(self.value("ranges", format!("{bytes} bytes in all"), "more than 1 TiB"))
+            }
+            _ => Ok(ranges),
+        }
     }
 
     /// Nothing may follow.

@@ -200,7 +200,7 @@ impl ImageReader {
             image: self.entry.name.clone(),
             path: self.path.clone(),
             chunk: index,
-            page: index * u64::from(self.entry.chunk_pages),
+            page: index.saturating_mul(self.entry.chunk_pages.into()),
             cause,
         })
     }

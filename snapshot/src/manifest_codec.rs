@@ -59,10 +59,7 @@ pub(crate) fn decode_info(file: &Container) -> Result<Info, ReadError> {
 pub(crate) fn decode_memory(file: &Container) -> Result<Vec<PageRange>, ReadError> {
     let body = file.required(MEMORY, "memory")?;
     let mut d = Decoder::new("memory", &body);
-    let ranges = d.ranges("ranges")?;
-    if ranges.is_empty() {
-        return Err(d.value("ranges", "empty".into(), "but a machine has memory").into());
-    }
+    let ranges = d.memory()?;
     d.end()?;
     Ok(ranges)
 }

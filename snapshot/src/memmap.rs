@@ -45,7 +45,7 @@ impl Grid {
         for range in memory {
             let mut at = range.start();
             while at < range.end() {
-                let end = (at + per * PAGE_SIZE).min(range.end());
+                let end = at.saturating_add(per.saturating_mul(PAGE_SIZE)).min(range.end());
                 let mut class = PageClass::Zero;
                 while let Some(region) = regions.peek().filter(|r| r.pages.start() < end) {
                     if weight(region.class) > weight(class) {

@@ -144,10 +144,7 @@ impl StateFile {
 
         let body = file.required(MEMORY, "memory")?;
         let mut d = Decoder::new("memory", &body);
-        state.memory = d.ranges("ranges")?;
-        if state.memory.is_empty() {
-            return Err(d.value("ranges", "empty".into(), "but a machine has memory").into());
-        }
+        state.memory = d.memory()?;
         d.end()?;
         if let Some(body) = file.optional(DIRTY)? {
             let mut d = Decoder::new("dirty", &body);

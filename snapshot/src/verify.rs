@@ -102,7 +102,7 @@ fn verify_tiered(path: &Path, report: &mut VerifyReport) {
     }
 }
 
-/// Every layout must say the same of every page.
+/// Every layout must say the same of every page. Pages that none of them stores are zero in all.
 fn compare_layouts(manifest: &ManifestReader, report: &mut VerifyReport) {
     let mut open = Vec::new();
     for name in manifest.layouts() {
@@ -110,26 +110,31 @@ fn compare_layouts(manifest: &ManifestReader, report: &mut VerifyReport) {
             open.push((name, content));
         }
     }
-    let Some(((first_name, first), others)) = open.split_first() else { return };
-    for range in manifest.memory() {
-        let mut at = range.start();
+    let regions = open.iter().flat_map(|(_, content)| content.map().regions());
+    let mut stored: Vec<PageRange> =
+        regions.filter(|r| r.stored.is_some()).map(|r| r.pages).collect();
+    stored.sort_unstable();
+    let Some(((name, content), others)) = open.split_first() else { return };
+    let mut at = 0;
+    for range in stored {
+        at = range.start().max(at);
         while at < range.end() {
             let len = (range.end() - at).min(COMPARE_PAGES * PAGE_SIZE);
-            let (mut wanted, mut found) = (vec![0; len as usize], vec![0; len as usize]);
             let Ok(pages) = PageRange::new(at, len) else { return };
-            if report.note(first.read(pages, &mut wanted)).is_none() {
+            let mut wanted = vec![0; len as usize];
+            let mut found = vec![0; len as usize];
+            if report.note(content.read(pages, &mut wanted)).is_none() {
                 return;
             }
-            for (name, content) in others {
+            for (other, content) in others {
                 if report.note(content.read(pages, &mut found)).is_none() {
                     return;
                 }
                 report.pages_compared += pages.pages();
-                let differs = wanted.iter().zip(&found).position(|(a, b)| a != b);
-                if let Some(byte) = differs {
+                if let Some(byte) = wanted.iter().zip(&found).position(|(a, b)| a != b) {
                     let page = at + byte as u64 / PAGE_SIZE * PAGE_SIZE;
                     report.problems.push(format!(
-                        "page {page:#x} differs between the layouts {first_name:?} and {name:?}"
+                        "page {page:#x} differs between the layouts {name:?} and {other:?}"
                     ));
                 }
             }

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use common::{Guest, trace_of};
 use proptest::prelude::*;
 use varve_snapshot::{
-    ChunkFault, Compression, FormatError, ImageId, LocalFiles, Manifest, ManifestReader,
+    ChunkFault, Compression, FormatError, ImageId, LocalFiles, Manifest, ManifestReader, PageStore,
     SnapshotError, StateFile, TierInput, TierOptions, Trace, layout, tier, verify,
 };
 
@@ -28,10 +28,71 @@ fn tiered(dir: &std::path::Path, cold: Compression) {
     tier(&LocalFiles, &input, &options).unwrap();
 }
 
+/// Every layout says the same: if one does not, that is found, and the page is named.
+#[test]
+fn layouts_that_disagree_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    tiered(dir.path(), Compression::None);
+    let path = dir.path().join("manifest");
+    let mut manifest = Manifest::read(&path).unwrap();
+    let (_, map) = manifest.layouts.iter_mut().find(|l| l.0 == layout::TEMPLATE).unwrap();
+    let mut regions = map.regions().to_vec();
+    // Page 1 is said to be where page 2 is.
+    regions[0].stored.as_mut().unwrap().page += 1;
+    *map = varve_snapshot::RegionMap::new(regions, &manifest.memory).unwrap();
+    manifest.write(&LocalFiles, &path).unwrap();
+    let problems = verify(dir.path()).unwrap().problems;
+    assert_eq!(problems, ["page 0x1000 differs between the layouts \"flat\" and \"template\""]);
+}
+
+#[test]
+fn a_damaged_store_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (guest, trace) = guest();
+    let (state, memory) = guest.save(dir.path());
+    let input = TierInput { state: &state, memory: &memory, traces: &[trace], out: dir.path() };
+    let store = dir.path().join("store");
+    let options = TierOptions { store: Some(store.clone()), ..TierOptions::default() };
+    tier(&LocalFiles, &input, &options).unwrap();
+    let index = store.join("index");
+    let bytes = fs::read(&index).unwrap();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&index, damaged).unwrap();
+        assert!(PageStore::open(&LocalFiles, &store).is_err(), "byte {at}");
+        fs::write(&index, &bytes[..at]).unwrap();
+        assert!(PageStore::open(&LocalFiles, &store).is_err(), "cut to {at}");
+    }
+    fs::write(&index, &bytes).unwrap();
+    drop(PageStore::open(&LocalFiles, &store).unwrap());
+    let image = fs::File::options().write(true).open(store.join("pages.img")).unwrap();
+    image.write_all_at(b"?", 0).unwrap();
+    let problems = verify(dir.path()).unwrap().problems;
+    assert!(problems[0].contains("\"ro\"") && problems[0].contains("chunk 0"), "{problems:?}");
+    image.set_len(4096).unwrap();
+    assert!(matches!(PageStore::open(&LocalFiles, &store), Err(SnapshotError::ImageSize { .. })));
+}
+
+#[test]
+fn memory_beyond_reason_is_refused() {
+    let mut state = guest().0.state();
+    state.memory = vec![common::range(0, (1 << 28) + 1)];
+    assert!(state.to_bytes().unwrap_err().to_string().contains("more than 1 TiB"));
+    state.memory.clear();
+    assert!(state.to_bytes().unwrap_err().to_string().contains("empty"));
+}
+
 /// Reads bytes as a file of some kind, and says what is wrong with them.
 type Parse = fn(&[u8]) -> Result<(), FormatError>;
 
 fn samples() -> Vec<(&'static str, Vec<u8>, Parse)> {
+    static MADE: std::sync::LazyLock<Vec<(&'static str, Vec<u8>, Parse)>> =
+        std::sync::LazyLock::new(make_samples);
+    MADE.clone()
+}
+
+fn make_samples() -> Vec<(&'static str, Vec<u8>, Parse)> {
     let dir = tempfile::tempdir().unwrap();
     tiered(dir.path(), Compression::Lz4);
     vec![
