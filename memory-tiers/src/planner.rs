@@ -33,7 +33,12 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             images: images.to_vec(),
             policy: policy.clone(),
         };
-        let excess = plan.mappings().saturating_sub(policy.max_mappings);
+        // Each operation adds two mappings at most; counting them takes longer than the rest.
+        let bound = memory.len() + 2 * (maps.len() + watches.len());
+        let excess = match bound <= policy.max_mappings {
+            true => 0,
+            false => plan.mappings().saturating_sub(policy.max_mappings),
+        };
         let wide = bridge >= input.memory.iter().map(|m| m.pages()).sum();
         if excess == 0 || (maps.is_empty() && (wide || watches.len() <= memory.len())) {
             plan.layout = layout.clone();
