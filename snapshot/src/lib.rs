@@ -3,6 +3,17 @@
 //! This crate is pure: no guest memory, no KVM, no `unsafe`. It knows page ranges and what they
 //! mean; where pages are at run time is `varve-memory-tiers`' business. The files are drawn byte by
 //! byte in `docs/snapshot-format.md`.
+//!
+//! | to | use |
+//! | --- | --- |
+//! | save a machine | [`FlatWriter`], with a [`StateFile`] |
+//! | record | [`Trace`], [`Trace::merge`] |
+//! | tier | [`tier()`] ([`classify()`] is its pure part) |
+//! | restore | [`ManifestReader`]: [`RegionMap`]s and [`ImageReader`]s |
+//! | know what a restored guest must see | [`LayoutContent`] |
+//! | look at a snapshot, check it | [`inspect()`], [`draw_text`], [`draw_svg`], [`verify()`] |
+//! | merge a diff | [`merge_diff`], [`stage_merge`] |
+//! | have files appear whole | [`Staging`] |
 #![forbid(unsafe_code)]
 
 mod chunk;
