@@ -1,4 +1,5 @@
-//! Which pages changed: KVM's log of the guest's writes, together with the bitmap of the monitor's.
+//! Which pages changed: KVM's log of the guest's writes, together with the bitmap of what the monitor
+//! wrote and of what was given back.
 //! What kind of mapping a page has tells nothing about that.
 
 use varve_snapshot::{PAGE_SIZE, PageRange};
@@ -96,6 +97,8 @@ mod tests {
         let logs: [&[u64]; 2] = [&[1 << 63, 1], &[0b100]];
         let dirty = take_dirty(&ram, &logs).unwrap();
         assert_eq!(dirty, [range(63, 2), range(69, 1), range(257, 2)]);
+        ram.discard(range(259, 2)).unwrap();
+        assert_eq!(take_dirty(&ram, &[&[0, 0], &[0]]).unwrap(), [range(259, 2)], "zero now");
         // KVM may log more than there is.
         assert_eq!(take_dirty(&ram, &[&[0, u64::MAX << 6], &[0]]).unwrap(), []);
         assert!(matches!(take_dirty(&ram, &[&[0, 0]]), Err(RamError::Logs { .. })));

@@ -1,6 +1,7 @@
 //! Giving pages of guest memory back to the host, on whatever layer they lie.
 
 use varve_snapshot::{PAGE_SIZE, PageRange};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
 use crate::error::RamError;
 use crate::guest_ram::{GuestRam, HugePages};
@@ -15,6 +16,7 @@ impl GuestRam {
     /// mappings than there is room for, the pages are zeroed in place and not given back.
     pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
         self.offset(range)?;
+        self.note_changed(range);
         let _nothing_comes_back = self.watched.get().map(|watched| watched.empty(range));
         let mut layers = self.layers();
         let (on_file, plain) = (layers.files.within(range), layers.files.outside(range));
@@ -33,6 +35,17 @@ impl GuestRam {
             self.discard_plain(part)?;
         }
         Ok(())
+    }
+
+    /// A diff snapshot has to say that the pages are zero now, and KVM logs only what is written.
+    fn note_changed(&self, range: PageRange) {
+        let mut views = self.memory().iter();
+        let view = views.find(|v| (v.start_addr().0..=v.last_addr().0).contains(&range.start()));
+        let Some(view) = view else { return };
+        if let Some(bitmap) = MmapRegion::bitmap(view) {
+            let offset = (range.start() - view.start_addr().0) as usize;
+            bitmap.set_addr_range(offset, range.len() as usize);
+        }
     }
 
     fn discard_plain(&self, range: PageRange) -> Result<(), RamError> {

@@ -28,7 +28,7 @@ pub struct RamRegion {
 }
 
 /// What guest memory is made of where nothing is laid over it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HugePages {
     /// 4 KiB pages.

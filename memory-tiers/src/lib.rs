@@ -4,6 +4,7 @@
 //! that map memory are in `sys` and nowhere else in the project.
 
 mod bridge;
+mod calibrate;
 mod census;
 mod copying;
 mod counters;
