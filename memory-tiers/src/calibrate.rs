@@ -62,7 +62,7 @@ fn measure_once(usual: Costs) -> Result<Costs, TierError> {
     };
     let pages = EXTENTS * PAGES;
     let read = |pages: PageRange, at: u64| {
-        ram.call("read", pages, |r, o, len| r.read_file(o, len, &file, at))
+        ram.call("read", pages, |r, o, len| r.read_file(&[(o, len)], &file, at))
     };
     let populate = per(pages, &|pages, _| ram.populate(pages, Ahead::Write))?;
     let read_extent = per(EXTENTS, &read)?;

@@ -7,6 +7,7 @@ use varve_snapshot::{PAGE_SIZE, PageRange, Stored};
 
 use crate::error::{RamError, TierError};
 use crate::exec::Shared;
+use crate::guest_ram::HugePages;
 use crate::plan::{Action, Op};
 use crate::source::PageSource;
 use crate::sys::mmap::Ahead;
@@ -76,14 +77,57 @@ fn cut(op: Op, pages: u64) -> (Op, Option<Op>) {
 
 fn copy_all(shared: &Shared, watched: Option<&Watched>, ops: &[Op]) -> Result<(), TierError> {
     let mut chunk = Chunk::default();
-    for &op in ops {
-        let mut rest = Some(op);
-        while let Some(op) = rest {
-            let (head, tail) = cut(op, BATCH);
-            copy(shared, watched, &head, &mut chunk)?;
-            rest = tail;
+    // Extents that follow one another in their file are read by one call.
+    let joins = |a: &Op, b: &Op| match (in_file(shared, a), in_file(shared, b)) {
+        (Some(a_from), Some(b_from)) => {
+            let end = Stored { page: a_from.page + a.pages.pages(), ..a_from };
+            end == b_from
+        }
+        _ => false,
+    };
+    for run in ops.chunk_by(joins) {
+        if let Some(from) = run.first().and_then(|op| in_file(shared, op)) {
+            read_run(shared, run, from)?;
+            continue;
+        }
+        for &op in run {
+            let mut rest = Some(op);
+            while let Some(op) = rest {
+                let (head, tail) = cut(op, BATCH);
+                copy(shared, watched, &head, &mut chunk)?;
+                rest = tail;
+            }
         }
     }
+    Ok(())
+}
+
+/// Where the content of `op` is, if it can be read straight from a file to where it belongs.
+fn in_file(shared: &Shared, op: &Op) -> Option<Stored> {
+    let from = op.from.filter(|_| op.action == Action::Copy)?;
+    shared.source(from.image).ok()?.file().map(|_| from)
+}
+
+/// Reads extents that are one run of a file, from `from` on.
+fn read_run(shared: &Shared, run: &[Op], from: Stored) -> Result<(), TierError> {
+    let ram = &shared.ram;
+    let source = shared.source(from.image)?;
+    let Some((file, offset)) = source.file() else { return Ok(()) };
+    let mut ranges = Vec::with_capacity(run.len());
+    for op in run {
+        if ram.huge_pages() == HugePages::Off {
+            ram.populate(op.pages, Ahead::Write)?;
+        }
+        ranges.push((ram.offset(op.pages)?, op.pages.len() as usize));
+    }
+    let read = ram.reservation().read_file(&ranges, file, offset + from.page * PAGE_SIZE);
+    let first = run.first().map(|op| op.pages);
+    if let (Err(cause), Some(first)) = (read, first) {
+        return Err(shared.lost(first, source, cause.into()));
+    }
+    let pages = run.iter().map(|op| op.pages.pages()).sum();
+    shared.tally.copied.add(pages);
+    shared.tally.read(from.image.0, pages);
     Ok(())
 }
 
@@ -98,23 +142,6 @@ fn copy(
     let data = match op.from {
         Some(from) => {
             let source = shared.source(from.image)?;
-            if let (Action::Copy, Some((file, offset))) = (op.action, source.file()) {
-                if shared.ram.huge_pages() == crate::HugePages::Off {
-                    ram.populate(pages, Ahead::Write)?;
-                }
-                let at = offset + from.page * PAGE_SIZE;
-                ram.call("read", pages, |r, o, len| r.read_file(o, len, file, at)).map_err(
-                    |error| match error {
-                        RamError::Call { source: cause, .. } => {
-                            shared.lost(pages, source, cause.into())
-                        }
-                        other => other.into(),
-                    },
-                )?;
-                shared.tally.copied.add(pages.pages());
-                shared.tally.read(from.image.0, pages.pages());
-                return Ok(());
-            }
             let read = chunk.get(source, from, pages.pages());
             let (data, fresh) = read.map_err(|cause| shared.lost(pages, source, cause))?;
             shared.tally.read(from.image.0, fresh);

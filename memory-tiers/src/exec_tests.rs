@@ -345,3 +345,17 @@ fn memory_from_the_pool_of_huge_pages_is_filled() {
         assert_eq!(restore.counters().pages.mapped, 0);
     }
 }
+
+#[test]
+fn what_is_restored_is_not_dirty() {
+    let (layout, images) = classes(ORDER, 16);
+    for strategy in [Strategy::Eager, Strategy::Tiered, Strategy::Template] {
+        let policy = Policy { wait: Wait::All, ..Policy::new(strategy) };
+        let sources = files(&layout, &images, &memory());
+        let (ram, _restore) = restore(&memory(), &layout, sources, &policy, hooks().0);
+        let clean: [&[u64]; 2] = [&[0; 2], &[0]];
+        assert_eq!(take_dirty(&ram, &clean).unwrap(), []);
+        write_page(&ram, 17 << 12, &[1]);
+        assert_eq!(take_dirty(&ram, &clean).unwrap(), [range(17, 1)], "{strategy}");
+    }
+}

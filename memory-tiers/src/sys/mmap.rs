@@ -15,6 +15,8 @@ use vm_memory::VolatileSlice;
 
 /// Bytes of a host page.
 const PAGE: usize = 4096;
+/// Ranges that one read can fill (IOV_MAX of readv(2)).
+const IOV_MAX: usize = 1024;
 /// Bytes of a huge page.
 pub const HUGE_PAGE: usize = 2 << 20;
 
@@ -153,24 +155,37 @@ impl Reservation {
         Ok(())
     }
 
-    /// Reads `len` bytes of `file` from `from` straight into a range. The kernel does the copying.
-    pub fn read_file(&self, offset: usize, len: usize, file: &File, from: u64) -> io::Result<()> {
-        let address = self.at(offset, len)?;
-        let mut done = 0;
-        while done < len {
-            let at = i64::try_from(from + done as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
-            let to = address.wrapping_byte_add(done);
-            // SAFETY: the kernel writes at most `len - done` bytes from `to`, all inside the range.
-            let read = unsafe { libc::pread(file.as_raw_fd(), to, len - done, at) };
-            match usize::try_from(read) {
+    /// Reads bytes of `file` from `from` on straight into ranges (offset and length), one after
+    /// another. The kernel does the copying.
+    pub fn read_file(&self, ranges: &[(usize, usize)], file: &File, from: u64) -> io::Result<()> {
+        let target = |&(offset, len): &(usize, usize)| {
+            Ok(libc::iovec { iov_base: self.at(offset, len)?, iov_len: len })
+        };
+        let mut targets = ranges.iter().map(target).collect::<io::Result<Vec<_>>>()?;
+        let mut at = i64::try_from(from).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut rest = &mut targets[..];
+        while let Some(first) = rest.first_mut() {
+            if first.iov_len == 0 {
+                rest = &mut rest[1..];
+                continue;
+            }
+            let count = rest.len().min(IOV_MAX) as i32;
+            // SAFETY: each target is memory of the reservation, into which the kernel may write.
+            let read = unsafe { libc::preadv(file.as_raw_fd(), rest.as_ptr(), count, at) };
+            let mut read = match usize::try_from(read) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => done += n,
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
+                Ok(read) => read,
+                Err(_) => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => continue,
+                    e => return Err(e),
+                },
+            };
+            at += read as i64;
+            for target in rest.iter_mut() {
+                let done = read.min(target.iov_len);
+                target.iov_base = target.iov_base.wrapping_byte_add(done);
+                target.iov_len -= done;
+                read -= done;
             }
         }
         Ok(())
@@ -230,18 +245,36 @@ mod tests {
         r.populate(0x1000, 0x1000, Ahead::Read).unwrap();
         r.populate(0x2000, 0x1000, Ahead::Write).unwrap();
         r.slice(0x2000, 0x1000).unwrap().copy_from(&[6u8; 0x1000]);
-        r.read_file(0x3000, 0x1000, &file, 0x1000).unwrap();
+        r.read_file(&[(0x3000, 0x1000)], &file, 0x1000).unwrap();
         let mut seen = vec![1u8; 0x4000];
         r.slice(0, 0x4000).unwrap().copy_to(&mut seen);
         for (page, byte) in [0, 5, 6, 5].into_iter().enumerate() {
             assert!(seen[page << 12..][..0x1000].iter().all(|&b| b == byte), "page {page}");
         }
         assert_eq!(r.in_core(0x1000, 0x2000).unwrap(), [true, true]);
-        let short = r.read_file(0, 0x1000, &file, 0x1800).unwrap_err();
+        let short = r.read_file(&[(0, 0x1000)], &file, 0x1800).unwrap_err();
         assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
         let mut read = [0; 1];
         use std::os::unix::fs::FileExt;
         file.read_exact_at(&mut read, 0x1000).unwrap();
         assert_eq!(read, [5], "the write stayed private");
+    }
+
+    #[test]
+    fn one_read_fills_many_ranges() {
+        const RANGES: usize = 1500;
+        let mut file = tempfile::tempfile().unwrap();
+        let page = |n: usize| [n as u8 | 1; 0x1000];
+        (0..2 * RANGES).for_each(|n| file.write_all(&page(n / 3)).unwrap());
+        let r = Reservation::new(RANGES * 0x3000, 1 << 21).unwrap();
+        let ranges: Vec<_> = (0..RANGES).rev().map(|n| (n * 0x3000, 0x2000)).collect();
+        r.read_file(&ranges, &file, 0).unwrap();
+        for (nth, &(offset, _)) in ranges.iter().enumerate() {
+            let mut seen = [0; 0x3000];
+            r.slice(offset, 0x3000).unwrap().copy_to(&mut seen);
+            assert_eq!(seen[..0x1000], page(2 * nth / 3));
+            assert_eq!(seen[0x1000..0x2000], page((2 * nth + 1) / 3));
+            assert_eq!(seen[0x2000..], [0; 0x1000]);
+        }
     }
 }
