@@ -2,8 +2,9 @@
 //! fields to readers of the files.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -161,7 +162,10 @@ impl Report {
         };
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let write = || -> Result<()> {
-            let mut file = tempfile::Builder::new().suffix(".json").tempfile_in(folder)?;
+            // For everyone to read, as far as the umask allows.
+            let mode = Permissions::from_mode(0o644);
+            let mut file =
+                tempfile::Builder::new().suffix(".json").permissions(mode).tempfile_in(folder)?;
             serde_json::to_writer_pretty(&mut file, self)?;
             file.write_all(b"\n")?;
             file.as_file().sync_all()?;
