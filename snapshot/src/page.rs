@@ -89,6 +89,21 @@ impl PageRange {
         self.start <= other.start && other.end() <= self.end()
     }
 
+    /// The same pages as `ranges` name, sorted, apart and as few ranges as can be.
+    pub fn union(mut ranges: Vec<PageRange>) -> Vec<PageRange> {
+        ranges.sort_unstable();
+        let mut union: Vec<PageRange> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match union.last_mut() {
+                Some(last) if range.start <= last.end() => {
+                    last.len = last.len.max(range.end() - last.start);
+                }
+                _ => union.push(range),
+            }
+        }
+        union
+    }
+
     /// The pages that both have.
     pub fn intersection(&self, other: &PageRange) -> Option<PageRange> {
         let start = self.start.max(other.start);
@@ -126,6 +141,14 @@ mod tests {
         assert_eq!(inside(u64::MAX, 1), None);
         assert_eq!(inside(5, u64::MAX), None);
         assert_eq!(inside(0xfff, 0), None);
+    }
+
+    #[test]
+    fn unions() {
+        let r = |s: u64, e: u64| PageRange::new(s * PAGE_SIZE, (e - s) * PAGE_SIZE).unwrap();
+        let all = vec![r(8, 9), r(0, 2), r(1, 4), r(4, 5), r(2, 3)];
+        assert_eq!(PageRange::union(all), [r(0, 5), r(8, 9)]);
+        assert_eq!(PageRange::union(vec![]), []);
     }
 
     #[test]

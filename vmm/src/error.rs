@@ -106,9 +106,12 @@ pub enum VmmError {
         "strategy {0} needs a tiered snapshot; make one by 'varve snapshot tier', or use lazy or eager"
     )]
     NotTiered(&'static str),
-    /// There is no plan for the restore.
-    #[error("restore plan")]
-    Plan(#[from] varve_memory_tiers::PlanError),
+    /// A diff snapshot of a machine whose writes are not tracked.
+    #[error(
+        "a diff snapshot needs track_dirty_pages (--track-dirty-pages), which this machine was \
+         started without"
+    )]
+    NotTracked,
     /// Memory could not be restored.
     #[error("restoring memory")]
     Tier(#[from] varve_memory_tiers::TierError),

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_PRE_FAULT_MEMORY, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use varve_devices::interrupt::IrqLine;
@@ -74,6 +75,29 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)"),
 ];
 
+/// What is to be seen of the guest's memory accesses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watching {
+    /// KVM keeps a log of the pages that the guest writes.
+    pub writes: bool,
+    /// Each first access is a fault of the vCPU's own thread, and of the guest's own kind.
+    pub accesses: bool,
+}
+
+/// Keeps KVM from handing a guest's faults to a kernel worker (asynchronous page faults), which
+/// asks for every page as if it were to be written, so that a recorder would take reads for writes.
+/// KVM does so only if it can halt the vCPU meanwhile, which it cannot where HLT does not exit.
+fn fault_on_vcpu_threads(fd: &VmFd) {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..Default::default() };
+    cap.args[0] = KVM_X86_DISABLE_EXITS_HLT.into();
+    if let Err(e) = fd.enable_cap(&cap) {
+        log::warn!(
+            "recording: this host's KVM cannot keep HLT in the guest ({e}): more pages than \
+                    the guest writes will count as written"
+        );
+    }
+}
+
 /// A machine in KVM. Field order is drop order: the slots go before the memory behind them.
 pub struct KvmVm {
     fd: VmFd,
@@ -83,7 +107,7 @@ pub struct KvmVm {
 
 impl KvmVm {
     /// Creates a machine over `ram` with its interrupt controllers and timer.
-    pub fn new(ram: Arc<GuestRam>, vcpus: u8) -> Result<KvmVm, KvmError> {
+    pub fn new(ram: Arc<GuestRam>, vcpus: u8, watch: Watching) -> Result<KvmVm, KvmError> {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         let version = kvm.get_api_version();
         if version != 12 {
@@ -105,19 +129,23 @@ impl KvmVm {
         // Port 0x61 reads as an idle speaker, without an exit each time.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
+        if watch.accesses {
+            fault_on_vcpu_threads(&fd);
+        }
         let vm = KvmVm { fd, kvm, ram };
-        vm.register_memory()?;
+        vm.register_memory(watch.writes)?;
         Ok(vm)
     }
 
-    fn register_memory(&self) -> Result<(), KvmError> {
+    fn register_memory(&self, log_writes: bool) -> Result<(), KvmError> {
+        let flags = if log_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
         for (slot, region) in (0u32..).zip(self.ram.regions()) {
             let memory = kvm_userspace_memory_region {
                 slot,
                 guest_phys_addr: region.pages.start(),
                 memory_size: region.pages.len(),
                 userspace_addr: region.host,
-                flags: 0,
+                flags,
             };
             // SAFETY: the region is a mapping that `self.ram` keeps, and `self.fd` is dropped before
             // `self.ram`; Rust code touches it by volatile accesses only, as it must with a guest
@@ -126,6 +154,15 @@ impl KvmVm {
                 .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
         Ok(())
+    }
+
+    /// The pages that the guest wrote since the last call, one bitmap for each region of memory.
+    pub fn take_write_log(&self) -> Result<Vec<Vec<u64>>, KvmError> {
+        (0u32..)
+            .zip(self.ram.regions())
+            .map(|(slot, region)| self.fd.get_dirty_log(slot, region.pages.len() as usize))
+            .collect::<Result<_, _>>()
+            .map_err(call("KVM_GET_DIRTY_LOG"))
     }
 
     /// A new vCPU with APIC id `id`.

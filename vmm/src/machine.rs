@@ -4,7 +4,7 @@
 //! state. A machine that boots and one that is restored differ in where memory and states come from,
 //! not in how they are built.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventSubscriber, SubscriberOps};
@@ -26,8 +26,8 @@ use varve_devices::virtio::net::Net;
 use varve_devices::virtio::rng::Rng;
 use varve_devices::virtio::vsock::Vsock;
 use varve_devices::vmgenid::VmGenId;
-use varve_memory_tiers::{GuestRam, Restore, Stage2};
-use varve_snapshot::HostIdentity;
+use varve_memory_tiers::{GuestRam, Stage2, take_dirty};
+use varve_snapshot::{HostIdentity, PageRange};
 use vm_memory::GuestAddress;
 
 use crate::arch::acpi::MmioSlot;
@@ -40,9 +40,9 @@ use crate::console;
 use crate::device_set::{DeviceBlobs, DeviceSet};
 use crate::end::EndSignal;
 use crate::error::VmmError;
-use crate::kvm::{KvmError, KvmVm};
+use crate::kvm::{KvmError, KvmVm, Watching};
 use crate::reclaim::RamReclaim;
-use crate::snapshot::memory::{Fatal, MemoryPlan};
+use crate::snapshot::memory::{Fatal, MemoryRestore, Restored};
 use crate::vcpu::{Buses, VcpuHandle};
 
 /// Whoever waits for events on the event loop.
@@ -75,7 +75,7 @@ pub struct Saved {
     /// All but memory.
     pub machine: SavedMachine,
     /// Memory.
-    pub memory: MemoryPlan,
+    pub memory: MemoryRestore,
     /// Fill second-level page tables too.
     pub stage2: bool,
 }
@@ -98,9 +98,11 @@ pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     devices: DeviceSet,
     /// Answers faults for as long as anyone above may touch memory.
-    restore: Option<Restore>,
+    restored: Option<Restored>,
     transports: Vec<Arc<Transport>>,
     balloon: Option<BalloonHandle>,
+    tracks_writes: bool,
+    given_back: Mutex<Vec<PageRange>>,
     vm: KvmVm,
     ram: Arc<GuestRam>,
 }
@@ -114,7 +116,12 @@ impl Machine {
         from: Start,
         host: &mut Host,
     ) -> Result<Machine, VmmError> {
-        let vm = KvmVm::new(ram.clone(), config.vcpus)?;
+        let recorded = matches!(
+            &from,
+            Start::Saved(saved) if matches!(saved.memory, MemoryRestore::Recorded(..))
+        );
+        let watch = Watching { writes: config.track_dirty_pages, accesses: recorded };
+        let vm = KvmVm::new(ram.clone(), config.vcpus, watch)?;
         let (devices, saved, restore) = match from {
             Start::Boot => (DeviceSet::new(), None, None),
             Start::Saved(saved) => {
@@ -127,6 +134,7 @@ impl Machine {
             }
         };
         let mut builder = Builder::new(vm, ram, devices, host);
+        builder.tracks_writes = config.track_dirty_pages;
         builder.platform(config)?;
         builder.virtio(config)?;
         let vmgenid = builder.vmgenid()?;
@@ -184,8 +192,27 @@ impl Machine {
     }
 
     /// The restore that this machine came from, if it did.
-    pub fn restore(&self) -> Option<&Restore> {
-        self.restore.as_ref()
+    pub fn restored(&self) -> Option<&Restored> {
+        self.restored.as_ref()
+    }
+
+    /// The pages written since the last call, if they are tracked. Only while the machine is paused.
+    pub fn take_dirty(&self) -> Result<Option<Vec<PageRange>>, VmmError> {
+        if !self.tracks_writes {
+            return Ok(None);
+        }
+        let logs = self.vm.take_write_log()?;
+        let logs: Vec<&[u64]> = logs.iter().map(Vec::as_slice).collect();
+        let dirty = take_dirty(&self.ram, &logs)?;
+        let mut all = self.given_back.lock().unwrap_or_else(PoisonError::into_inner).split_off(0);
+        all.extend(dirty);
+        Ok(Some(PageRange::union(all)))
+    }
+
+    /// Pages that were taken, but not saved: the next call of [`Machine::take_dirty`] names them
+    /// again.
+    pub fn give_back_dirty(&self, pages: Vec<PageRange>) {
+        self.given_back.lock().unwrap_or_else(PoisonError::into_inner).extend(pages);
     }
 
     /// The devices, by name.
@@ -242,6 +269,7 @@ struct Builder<'h> {
     memory: Bus,
     devices: DeviceSet,
     balloon: Option<BalloonHandle>,
+    tracks_writes: bool,
     slots: Vec<MmioSlot>,
     transports: Vec<Arc<Transport>>,
 }
@@ -261,6 +289,7 @@ impl<'h> Builder<'h> {
             memory: Bus::new(),
             devices,
             balloon: None,
+            tracks_writes: false,
             slots: Vec::new(),
             transports: Vec::new(),
         }
@@ -363,7 +392,7 @@ impl<'h> Builder<'h> {
     fn finish(
         self,
         fds: Vec<kvm_ioctls::VcpuFd>,
-        restore: Option<Restore>,
+        restored: Option<Restored>,
     ) -> Result<Machine, VmmError> {
         let buses = Arc::new(Buses { ports: self.ports, memory: self.memory });
         let vcpus = (0u8..)
@@ -372,10 +401,12 @@ impl<'h> Builder<'h> {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Machine {
             vcpus,
-            restore,
+            restored,
             devices: self.devices,
             transports: self.transports,
             balloon: self.balloon,
+            tracks_writes: self.tracks_writes,
+            given_back: Mutex::default(),
             vm: self.vm,
             ram: self.ram,
         })

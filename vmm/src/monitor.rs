@@ -15,6 +15,7 @@ use crate::end::{End, EndSignal};
 use crate::error::VmmError;
 use crate::machine::{Host, Machine, Start, Subscriber};
 use crate::signals::Signals;
+use crate::snapshot::memory::Restored;
 
 /// What the machine is doing, as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +106,8 @@ impl Monitor {
             self.machine()?.resume()?;
             self.state = RunState::Running;
             let first = !std::mem::replace(&mut self.populating, true);
-            if let Some(restore) = self.machine()?.restore().filter(|_| first) {
+            let restored = self.machine()?.restored().filter(|_| first);
+            if let Some(restore) = restored.and_then(Restored::planned) {
                 restore.populate_beside()?;
             }
         }

@@ -17,7 +17,7 @@ use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use kvm_bindings::kvm_run;
@@ -26,6 +26,14 @@ use varve_devices::bus::Bus;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::end::{End, EndSignal};
+
+/// Threads of vCPUs, by thread id.
+static THREADS: RwLock<Vec<u32>> = RwLock::new(Vec::new());
+
+/// Whether the thread with this id is a vCPU's.
+pub fn is_vcpu_thread(id: u32) -> bool {
+    THREADS.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
+}
 
 /// The two address spaces whose accesses come to the monitor.
 pub struct Buses {
@@ -184,6 +192,8 @@ enum State {
 
 impl Vcpu {
     fn main(mut self) {
+        let id = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        THREADS.write().unwrap_or_else(PoisonError::into_inner).push(id);
         let mut state = State::Paused;
         loop {
             state = match state {

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::http::{Method, Request, Response};
 use crate::error::VmmError;
 use crate::monitor::{Monitor, RunState};
-use crate::snapshot::flat;
+use crate::snapshot::flat::{self, Extent};
 
 /// Why a request is refused.
 enum Refusal {
@@ -76,7 +76,7 @@ fn describe(monitor: &Monitor) -> Response {
 /// How memory was restored, and what has happened to it since.
 fn describe_memory(monitor: &Monitor) -> Outcome {
     started(monitor)?;
-    let Some(restore) = monitor.machine()?.restore() else {
+    let Some(restore) = monitor.machine()?.restored().and_then(|r| r.planned()) else {
         return Ok(Response::ok(&json!({ "strategy": null })));
     };
     Ok(Response::ok(&json!({
@@ -142,11 +142,10 @@ fn create_snapshot(monitor: &mut Monitor, request: &Request) -> Outcome {
             "Create snapshot error: the microVM must be paused first.".into(),
         ));
     }
-    match snapshot_type {
-        SnapshotType::Full => flat::create(monitor, &snapshot_path, &mem_file_path)?,
-        SnapshotType::Diff => {
-            return Err(Refusal::BadRequest("Diff snapshots are not supported yet.".into()));
-        }
-    }
+    let extent = match snapshot_type {
+        SnapshotType::Full => Extent::Full,
+        SnapshotType::Diff => Extent::Diff,
+    };
+    flat::create(monitor, extent, &snapshot_path, &mem_file_path)?;
     Ok(Response::no_content())
 }

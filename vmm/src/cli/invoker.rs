@@ -46,7 +46,7 @@ impl Invoker {
         uds: PathBuf,
         calls: Vec<Invocation>,
         start: Instant,
-        before: impl Fn(&Invocation) + Send + 'static,
+        before: impl Fn(&Invocation) -> Result<(), String> + Send + 'static,
     ) -> std::io::Result<Arc<Invoker>> {
         let done = EventFd::new(EFD_NONBLOCK)?;
         let invoker = Arc::new(Invoker { done, outcome: Mutex::new(None) });
@@ -69,13 +69,13 @@ fn call_all(
     uds: &std::path::Path,
     calls: &[Invocation],
     start: Instant,
-    before: impl Fn(&Invocation),
+    before: impl Fn(&Invocation) -> Result<(), String>,
 ) -> std::io::Result<Vec<Invoked>> {
     let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
     let mut agent = Agent::connect(uds)?;
     let mut done = Vec::with_capacity(calls.len());
     for call in calls {
-        before(call);
+        before(call).map_err(std::io::Error::other)?;
         let asked = Instant::now();
         let reply = agent.invoke(call)?;
         done.push(Invoked {

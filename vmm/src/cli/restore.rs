@@ -1,7 +1,7 @@
 //! `varve restore`: a machine from a snapshot, for one invocation or many.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use varve_memory_tiers::{Census, Counters, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
+use varve_snapshot::LocalFiles;
 
 use super::agent::Invocation;
 use super::invoker::{Invoked, Invoker};
 use super::run::parse_console;
 use crate::config::Console;
 use crate::end::End;
-use crate::error::VmmError;
+use crate::error::{VmmError, chain};
 use crate::monitor::Monitor;
-use crate::snapshot::restore::{Overrides, restore};
+use crate::snapshot::restore::{Overrides, Wanted, restore};
 
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
@@ -67,6 +68,13 @@ pub struct RestoreArgs {
     #[arg(long = "invoke", value_name = "CALL", value_parser = Invocation::parse)]
     calls: Vec<Invocation>,
 
+    /// Record every page that is touched, in which order and whether it was written, to this trace
+    /// file; each --invoke is an invocation of it
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "strategy", "read_only", "wait", "threads", "no_prefault", "huge_pages",
+    ])]
+    record: Option<PathBuf>,
+
     /// Print times, answers and counters as JSON at the end
     #[arg(long)]
     json: bool,
@@ -100,14 +108,16 @@ pub struct RestoreArgs {
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// The method that was used; never `auto`.
-    strategy: Strategy,
+    /// The method that was used, never `auto`; or `record`.
+    strategy: &'static str,
     /// Milliseconds from the process's start until the vCPUs ran.
     resumed_ms: f64,
     /// Milliseconds from the process's start to the first answer.
     first_answer_ms: Option<f64>,
     invocations: Vec<Invoked>,
-    counters: Counters,
+    /// Pages that a recording saw touched, and among them written.
+    recorded: Option<(u64, u64)>,
+    counters: Option<Counters>,
     census: Option<Census>,
     end: String,
 }
@@ -125,7 +135,8 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
         nets: args.nets.clone(),
         console: args.console.clone().unwrap_or(if quiet { Console::Off } else { Console::Stdio }),
     };
-    restore(&mut monitor, &args.snapshot, &args.policy(), overrides)?;
+    let wanted = Wanted { policy: args.policy(), record: args.record.is_some(), overrides };
+    restore(&mut monitor, &args.snapshot, wanted)?;
     if !args.paused {
         monitor.resume()?;
     }
@@ -147,7 +158,11 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let report = report(&mut monitor, resumed, invoked, &end)?;
+    monitor.pause()?;
+    if let Some(path) = &args.record {
+        save_trace(&monitor, path)?;
+    }
+    let report = report(&monitor, resumed, invoked, &end)?;
     drop(monitor);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -174,27 +189,42 @@ fn start_calls(
     }
     let vsock = monitor.config()?.vsock.as_ref();
     let uds = vsock.ok_or("--invoke: the snapshot's machine has no vsock")?.uds_path.clone();
-    let invoker = Invoker::start(uds, calls, start, |_| {})?;
+    let recorder = monitor.machine()?.restored().and_then(|r| r.recorder()).cloned();
+    let mark = move |call: &Invocation| match &recorder {
+        Some(recorder) => {
+            let label = format!("{} {}", call.function, call.seed);
+            recorder.mark(&label).map_err(|e| chain(&e))
+        }
+        None => Ok(()),
+    };
+    let invoker = Invoker::start(uds, calls, start, mark)?;
     monitor.subscribe(invoker.clone());
     Ok(Some(invoker))
 }
 
+fn save_trace(monitor: &Monitor, path: &Path) -> Result<(), Box<dyn Error>> {
+    let restored = monitor.machine()?.restored();
+    let recorder = restored.and_then(|r| r.recorder()).ok_or("nothing is recorded")?;
+    Ok(recorder.seal()?.write(&LocalFiles, path)?)
+}
+
 /// Figures are taken with the guest standing still.
 fn report(
-    monitor: &mut Monitor,
+    monitor: &Monitor,
     resumed: Duration,
     invocations: Vec<Invoked>,
     end: &End,
 ) -> Result<Report, Box<dyn Error>> {
-    monitor.pause()?;
-    let restore = monitor.machine()?.restore().ok_or(VmmError::NoMachine)?;
+    let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
+    let planned = restored.planned();
     Ok(Report {
-        strategy: restore.plan().strategy,
+        strategy: planned.map_or("record", |r| r.plan().strategy.name()),
         resumed_ms: resumed.as_secs_f64() * 1e3,
         first_answer_ms: invocations.first().map(|i| i.answered_at_ms),
         invocations,
-        counters: restore.counters(),
-        census: restore.census().ok(),
+        recorded: restored.recorder().map(|r| r.seen()),
+        counters: planned.map(|r| r.counters()),
+        census: planned.and_then(|r| r.census().ok()),
         end: end.to_string(),
     })
 }

@@ -91,6 +91,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     vcpus: Option<u8>,
 
+    /// Keep track of written pages, so that diff snapshots can be made
+    #[arg(long)]
+    track_dirty_pages: bool,
+
     /// Serial console: stdio, file=PATH (output only) or off
     #[arg(long, value_name = "WHERE", value_parser = parse_console, default_value = "stdio")]
     console: Console,
@@ -99,7 +103,7 @@ pub struct RunArgs {
     /// machine
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "kernel", "initrd", "cmdline", "rootfs", "drives", "nets", "vsock", "balloon", "entropy",
-        "memory", "vcpus",
+        "memory", "vcpus", "track_dirty_pages",
     ])]
     config_file: Option<PathBuf>,
 
@@ -191,7 +195,7 @@ impl RunArgs {
             vcpus: self.vcpus.unwrap_or(1),
             smt: false,
             memory: self.memory.unwrap_or(256 << 20),
-            track_dirty_pages: false,
+            track_dirty_pages: self.track_dirty_pages,
             boot: BootConfig {
                 kernel,
                 initrd: self.initrd.clone(),

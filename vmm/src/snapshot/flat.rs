@@ -1,75 +1,82 @@
 //! Flat snapshots, as Firecracker's: a state file and a raw memory file, sparse where memory is zero.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
-use varve_snapshot::{LocalFiles, PageRange, SnapshotError, Staging, is_zero};
-use vm_memory::{Bytes, GuestAddress};
+use varve_memory_tiers::{write_memory, write_pages};
+use varve_snapshot::{FlatWriter, LocalFiles, MEMORY_FILE, PageRange, STATE_FILE, SnapshotError};
 
 use super::state;
 use crate::error::VmmError;
 use crate::monitor::Monitor;
 
-/// Bytes read and written at a time.
-const CHUNK: u64 = 1 << 20;
-
-/// Writes a snapshot of the paused machine: both files appear whole or not at all, the state file
-/// last. What was at the two paths stays until then.
-pub fn create(monitor: &Monitor, state_path: &Path, memory_path: &Path) -> Result<(), VmmError> {
-    let machine = monitor.machine()?;
-    let saved = machine.save()?;
-    let ranges: Vec<PageRange> = machine.ram().regions().iter().map(|r| r.pages).collect();
-    let beside = state_path.parent() == memory_path.parent();
-    let memory_name =
-        memory_path.file_name().filter(|_| beside).map(|name| name.to_string_lossy().into_owned());
-    let host = machine.host_identity()?;
-    let file = state::store(monitor.config()?, &saved, ranges.clone(), memory_name, None, host)?;
-    let bytes = file.to_bytes().map_err(|e| VmmError::SavedState {
-        name: state_path.display().to_string(),
-        cause: e.to_string(),
-    })?;
-
-    let mut staging = Staging::new(&LocalFiles);
-    let memory = staging.create(memory_path)?;
-    let mut offset = 0;
-    let mut buf = vec![0; CHUNK as usize];
-    for range in ranges {
-        let mut address = range.start();
-        while address < range.end() {
-            let part = &mut buf[..CHUNK.min(range.end() - address) as usize];
-            machine.ram().memory().read_slice(part, GuestAddress(address))?;
-            write_sparse(&mut staging, memory, part, offset)?;
-            address += part.len() as u64;
-            offset += part.len() as u64;
-        }
-    }
-    staging.set_len(memory, offset)?;
-    let state = staging.create(state_path)?;
-    staging.put(state, &bytes, 0)?;
-    Ok(staging.commit()?)
+/// How much of memory a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Full,
+    /// What was written since the last snapshot, or since the machine started.
+    Diff,
 }
 
-/// Writes the runs of pages that are not zero.
-fn write_sparse(
-    staging: &mut Staging,
-    file: varve_snapshot::StagedFile,
-    bytes: &[u8],
-    offset: u64,
-) -> Result<(), SnapshotError> {
-    const PAGE: usize = varve_snapshot::PAGE_SIZE as usize;
-    let mut run: Option<usize> = None;
-    for (index, page) in bytes.chunks(PAGE).enumerate() {
-        let at = index * PAGE;
-        match (is_zero(page), run) {
-            (true, Some(start)) => {
-                staging.put(file, &bytes[start..at], offset + start as u64)?;
-                run = None;
-            }
-            (false, None) => run = Some(at),
-            _ => {}
-        }
+/// Writes a snapshot of the paused machine: both files appear whole or not at all, the state file
+/// last. What was at the two paths stays until then, and so does the list of pages that the next
+/// diff needs.
+pub fn create(
+    monitor: &Monitor,
+    extent: Extent,
+    state_path: &Path,
+    memory_path: &Path,
+) -> Result<(), VmmError> {
+    let machine = monitor.machine()?;
+    if let Some(recorder) = machine.restored().and_then(|r| r.recorder()) {
+        // Saving touches all of memory.
+        recorder.seal()?;
     }
-    match run {
-        Some(start) => staging.put(file, &bytes[start..], offset + start as u64),
-        None => Ok(()),
+    let dirty = machine.take_dirty()?;
+    let pages = match (extent, dirty.clone()) {
+        (Extent::Full, _) => None,
+        (Extent::Diff, Some(pages)) => Some(pages),
+        (Extent::Diff, None) => return Err(VmmError::NotTracked),
+    };
+    let written = write(monitor, pages, state_path, memory_path);
+    if let (Err(_), Some(dirty)) = (&written, dirty) {
+        machine.give_back_dirty(dirty);
     }
+    written
+}
+
+fn write(
+    monitor: &Monitor,
+    pages: Option<Vec<PageRange>>,
+    state_path: &Path,
+    memory_path: &Path,
+) -> Result<(), VmmError> {
+    let machine = monitor.machine()?;
+    let ram = machine.ram();
+    let ranges: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
+    let (config, host) = (monitor.config()?, machine.host_identity()?);
+    let file = state::store(config, &machine.save()?, ranges, pages.clone(), host)?;
+
+    let mut writer = match snapshot_folder(state_path, memory_path) {
+        Some(dir) => FlatWriter::in_dir(&LocalFiles, dir, ram.size())?,
+        None => FlatWriter::at(&LocalFiles, state_path, memory_path, ram.size())?,
+    };
+    let io = |e| SnapshotError::io("write", memory_path)(e);
+    let target = writer.memory().map_err(io)?;
+    let mut target = target.file().ok_or_else(|| io(ErrorKind::Unsupported.into()))?;
+    match &pages {
+        None => write_memory(ram, &mut target),
+        Some(pages) => write_pages(ram, pages, &mut target, true),
+    }
+    .map_err(io)?;
+    Ok(writer.finish(file)?)
+}
+
+/// The folder, if the two paths are what a snapshot in a folder of its own is made of. Such a one
+/// stays whole until it is replaced, because its state file says what its memory file is called.
+fn snapshot_folder<'a>(state: &'a Path, memory: &Path) -> Option<&'a Path> {
+    let dir = state.parent()?;
+    let usual = state.ends_with(STATE_FILE) && memory == dir.join(MEMORY_FILE);
+    usual.then_some(dir)
 }

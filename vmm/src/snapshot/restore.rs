@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use varve_memory_tiers::{GuestRam, Policy};
-use varve_snapshot::{MEMORY_FILE, STATE_FILE, StateFile};
+use varve_memory_tiers::{GuestRam, HugePages, Policy};
+use varve_snapshot::{MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile};
 
-use super::memory::MemoryPlan;
+use super::memory::MemoryRestore;
 use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
@@ -47,20 +47,36 @@ impl Overrides {
     }
 }
 
-/// Restores the snapshot in `dir` as `policy` says; the machine is paused.
-pub fn restore(
-    monitor: &mut Monitor,
-    dir: &Path,
-    policy: &Policy,
-    overrides: Overrides,
-) -> Result<(), VmmError> {
-    let file = StateFile::read(&dir.join(STATE_FILE))?;
+/// What is wanted of a restore.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// How memory comes back.
+    pub policy: Policy,
+    /// Record all accesses instead; the policy's method does not count then.
+    pub record: bool,
+    /// What belongs to this host.
+    pub overrides: Overrides,
+}
+
+/// Restores the snapshot in `dir`; the machine is paused.
+pub fn restore(monitor: &mut Monitor, dir: &Path, wanted: Wanted) -> Result<(), VmmError> {
+    let Wanted { policy, record, overrides } = wanted;
+    let manifest = dir.join(MANIFEST_FILE);
+    // A tiered snapshot knows which state its images belong to.
+    let file = match manifest.exists() {
+        true => ManifestReader::open(&manifest)?.read_state()?,
+        false => StateFile::read(&dir.join(STATE_FILE))?,
+    };
     let memory_file = dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
     let ranges = file.memory.clone();
     let (mut config, machine) = state::load(file)?;
     overrides.apply(&mut config)?;
-    let memory = MemoryPlan::new(dir, &ranges, &memory_file, policy)?;
-    let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, policy.huge_pages)?;
+    let (memory, pages) = if record {
+        (MemoryRestore::record(&ranges, &memory_file)?, HugePages::Off)
+    } else {
+        (MemoryRestore::plan(dir, &ranges, &memory_file, &policy)?, policy.huge_pages)
+    };
+    let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, pages)?;
     let saved = Saved { machine, memory, stage2: policy.stage2 };
     monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))
 }

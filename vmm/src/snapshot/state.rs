@@ -16,13 +16,12 @@ const KVM: &str = "kvm";
 const VCPU: &str = "vcpu/";
 const DEVICE: &str = "device/";
 
-/// The state file of a machine with `memory`; `memory_file` is where its memory is, beside the file,
-/// and `dirty` the pages in it, if it holds but those.
+/// The state file of a machine with `memory`; `dirty` are the pages that its memory file holds, if it
+/// holds but those.
 pub fn store(
     config: &VmConfig,
     saved: &SavedMachine,
     memory: Vec<PageRange>,
-    memory_file: Option<String>,
     dirty: Option<Vec<PageRange>>,
     host: HostIdentity,
 ) -> Result<StateFile, VmmError> {
@@ -37,7 +36,7 @@ pub fn store(
     }
     Ok(StateFile {
         vmm_version: env!("CARGO_PKG_VERSION").into(),
-        memory_file,
+        memory_file: None,
         config: serde_json::to_vec(config)
             .map_err(|e| VmmError::SavedState { name: "config".into(), cause: e.to_string() })?,
         host,

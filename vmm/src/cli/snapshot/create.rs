@@ -17,6 +17,11 @@ pub struct CreateArgs {
     #[arg(long, value_name = "PATH")]
     api_sock: PathBuf,
 
+    /// Only the pages written since the last snapshot (of a machine with --track-dirty-pages); merge
+    /// it into its base before it is restored
+    #[arg(long)]
+    diff: bool,
+
     /// Leave the machine paused
     #[arg(long)]
     keep_paused: bool,
@@ -32,7 +37,7 @@ pub fn main(args: &CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
     let call = |method, target, body: Value| client::request(&args.api_sock, method, target, &body);
     call("PATCH", "/vm", json!({ "state": "Paused" }))?;
     let body = json!({
-        "snapshot_type": "Full",
+        "snapshot_type": if args.diff { "Diff" } else { "Full" },
         "snapshot_path": dir.join(STATE_FILE),
         "mem_file_path": dir.join(MEMORY_FILE),
     });

@@ -31,7 +31,8 @@ pub fn main(args: &MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
     let out = args.out.as_ref().unwrap_or(&args.base);
     let mut staging = Staging::new(&LocalFiles);
     let memory = staging.create(&out.join(MEMORY_FILE))?;
-    let base = args.base.join(MEMORY_FILE);
+    let base = StateFile::read(&args.base.join(STATE_FILE))?.memory_file;
+    let base = args.base.join(base.as_deref().unwrap_or(MEMORY_FILE));
     let diff = args.diff.join(state.memory_file.as_deref().unwrap_or(MEMORY_FILE));
     let report = stage_merge(&mut staging, memory, &base, &diff, Some(&state))?;
     state.dirty = None;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use varve_snapshot::{
-    ClassifyOptions, Compression, HotIf, LocalFiles, MEMORY_FILE, STATE_FILE, TierInput,
+    ClassifyOptions, Compression, HotIf, LocalFiles, MEMORY_FILE, STATE_FILE, StateFile, TierInput,
     TierOptions, Trace, tier,
 };
 
@@ -47,6 +47,10 @@ pub struct TierArgs {
     #[arg(long, value_name = "HOW", default_value = "none")]
     compress: Compress,
 
+    /// Keep read-only pages in this folder, each content once for all snapshots that use it
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -75,11 +79,14 @@ pub fn main(args: &TierArgs) -> Result<ExitCode, Box<dyn Error>> {
         chunk_pages: args.chunk,
         cold: lz4_if(args.compress != Compress::None),
         rw: lz4_if(args.compress == Compress::All),
+        store: args.store.clone(),
         vmm_version: env!("CARGO_PKG_VERSION").into(),
     };
+    let state = args.dir.join(STATE_FILE);
+    let memory = StateFile::read(&state)?.memory_file.unwrap_or_else(|| MEMORY_FILE.into());
     let input = TierInput {
-        state: &args.dir.join(STATE_FILE),
-        memory: &args.dir.join(MEMORY_FILE),
+        state: &state,
+        memory: &args.dir.join(memory),
         traces: &traces,
         out: args.out.as_ref().unwrap_or(&args.dir),
     };
