@@ -8,7 +8,7 @@ use varve_agent::protocol::{Direction, Io, IoReply, Request};
 use varve_tests::Vm;
 use varve_tests::images::image;
 
-use super::Effort;
+use super::{Effort, agent};
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
@@ -41,7 +41,7 @@ pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()>
         .option("--memory", "128M")
         .option("--drive", disk.path())
         .start();
-    let mut agent = vm.agent();
+    let mut agent = agent(&mut vm)?;
     let mut progress = Progress::new("block", effort.runs * CASES.len() * DIRECTIONS.len());
     for round in 0..effort.runs {
         for case in &CASES {

@@ -5,11 +5,13 @@ mod boot;
 mod memory;
 mod vsock;
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use varve_agent::client::Client;
 use varve_tests::Vm;
 
 use crate::recorder::Recorder;
@@ -71,6 +73,16 @@ impl Part {
             Part::All => self.each().iter().try_for_each(|p| p.run(effort, folder, recorder)),
         }
     }
+}
+
+/// Nothing that is asked of a guest takes longer, even in the lab.
+const LONGEST_ANSWER: Duration = Duration::from_secs(300);
+
+/// A connection to the guest's agent that does not wait for ever if the guest hangs.
+fn agent(vm: &mut Vm) -> Result<Client<UnixStream>> {
+    let stream = vm.agent().into_inner();
+    stream.set_read_timeout(Some(LONGEST_ANSWER))?;
+    Ok(Client::new(stream))
 }
 
 /// Waits until the monitor reports that the agent is ready, without asking the guest: a request

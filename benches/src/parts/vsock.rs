@@ -14,7 +14,7 @@ use varve_agent::{STREAM_PORT, pattern};
 use varve_tests::Vm;
 use varve_tests::images::image;
 
-use super::Effort;
+use super::{Effort, LONGEST_ANSWER, agent};
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
@@ -34,7 +34,7 @@ enum Way {
 pub fn run(effort: Effort, recorder: &mut Recorder) -> Result<()> {
     let mut vm =
         Vm::builder().initrd(Some(image("initramfs.cpio"))).option("--memory", "256M").start();
-    let mut agent = vm.agent();
+    let mut agent = agent(&mut vm)?;
     let bytes = if effort.quick { BYTES / 8 } else { BYTES };
     let mut progress = Progress::new("vsock", effort.runs * 5);
     for _ in 0..effort.runs {
@@ -69,6 +69,10 @@ fn transfer(uds: &Path, way: Way, streams: u64, bytes: u64) -> Result<Duration> 
         .map(|_| connect_vsock(uds, STREAM_PORT))
         .collect::<Result<Vec<_>, _>>()
         .context("cannot connect")?;
+    for connection in &connections {
+        connection.set_read_timeout(Some(LONGEST_ANSWER))?;
+        connection.set_write_timeout(Some(LONGEST_ANSWER))?;
+    }
     let start_line = Barrier::new(connections.len() + 1);
     thread::scope(|scope| {
         let (data, start_line) = (&data, &start_line);
