@@ -41,9 +41,9 @@ pub fn skipped(test: &str, reason: &str) {
 ///
 /// If it fails.
 pub fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status();
-    let status = status.expect("the package iproute2 is needed");
-    assert!(status.success(), "ip {arguments}: {status}");
+    let output = Command::new("ip").args(arguments.split(' ')).output();
+    let output = output.expect("the package iproute2 is needed");
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
 /// Sends ICMP echo requests of `size` bytes of data, one after the other, and compares each answer.

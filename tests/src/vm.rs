@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use varve_agent::client::Client;
+use varve_agent::CONTROL_PORT;
+use varve_agent::client::{Client, connect_vsock};
 use varve_agent::protocol::{How, Power, Request};
 
 use crate::images::{image, varve};
@@ -33,7 +34,7 @@ pub struct VmBuilder {
     dir: tempfile::TempDir,
 }
 
-/// A running machine. Killed when dropped.
+/// A running machine. Killed when dropped; if the test fails, what it said is shown.
 pub struct Vm {
     child: Child,
     dir: tempfile::TempDir,
@@ -226,8 +227,11 @@ impl Vm {
     pub fn agent(&mut self) -> Client<UnixStream> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Ok(agent) = Client::connect(&self.uds(), varve_agent::CONTROL_PORT) {
-                return agent;
+            if let Ok(stream) = connect_vsock(&self.uds(), CONTROL_PORT) {
+                // A guest that hangs fails the test, rather than to hang that too.
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_write_timeout(Some(PATIENCE)).unwrap();
+                return Client::new(stream);
             }
             if self.child.try_wait().unwrap().is_some() {
                 self.reaped = true;
@@ -305,6 +309,9 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the machine of the failed test{}", self.story());
+        }
         if !self.reaped {
             let _ = self.child.kill();
             let _ = self.child.wait();

@@ -73,6 +73,41 @@ fn guest_and_host_reach_each_other() {
             assert_eq!(text, "0\n", "{file}");
         }
     }
+    power_off(vm);
+    // A tap that was there before is still there.
+    ip("link show vmtap");
+}
+
+/// A tap that is not there is made, and goes with the machine; two do not share one.
+#[test]
+fn a_tap_of_the_machines_own() {
+    if let Err(reason) = enter_private() {
+        return skipped("a_tap_of_the_machines_own", &reason);
+    }
+    let mut vm = Vm::builder()
+        .option("--net", "tap=own0")
+        .cmdline(&format!("varve.ip={GUEST}/24,{HOST}"))
+        .start();
+    // The guest makes up its address, since none is offered.
+    let interfaces = vm.info().net;
+    let found = interfaces.iter().find(|interface| interface.name == "eth0").unwrap();
+    assert_eq!(found.mtu, 1500);
+    assert!(u8::from_str_radix(&found.mac[..2], 16).unwrap() & 3 == 2, "{found:?}");
+
+    ip(&format!("addr add {HOST}/24 dev own0"));
+    ip("link set own0 up");
+    ping(GUEST, 3, 1000);
+    let second = Vm::builder().option("--net", "tap=own0").start().wait();
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.stderr.contains("own0") && second.stderr.contains("use"), "{second:?}");
+    ping(GUEST, 1, 1000);
+
+    power_off(vm);
+    let left = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    assert!(left.contains("lo:") && !left.contains("own0"), "{left}");
+}
+
+fn power_off(mut vm: Vm) {
     vm.power(How::Poweroff);
     let end = vm.wait();
     assert_eq!(end.code, Some(0), "{end:?}");

@@ -77,7 +77,7 @@ fn needs(vm: &mut Vm, mib: u64) -> ExecReply {
     vm.agent().call(&shell(&format!("exec {script}"))).unwrap()
 }
 
-/// A balloon that keeps what it got: the guest has so much less, the host so much more.
+/// A balloon that keeps what it got: the guest has so much less to use.
 #[test]
 fn an_inflated_balloon_takes_memory_from_the_guest() {
     let mut plain = Vm::builder().option("--memory", "160M").start();
