@@ -22,6 +22,8 @@ pub(crate) struct Bridging<'a> {
     pub regions: &'a [Region],
     pub placements: &'a [Placement],
     pub images: &'a [ImageInfo],
+    /// Everything is of the lowest layer: an image holds more than one class.
+    pub one_layer: bool,
     /// Longest run of zero pages that a mapping may show, in pages.
     pub limit: u64,
 }
@@ -37,7 +39,8 @@ impl Bridging<'_> {
         let mut extents: Vec<Extent> = Vec::new();
         for (index, (region, placement)) in self.regions.iter().zip(self.placements).enumerate() {
             let mapped = matches!(placement.how, How::Map | How::MapOrCopy);
-            let (true, Some(from)) = (mapped && region.class == layer, region.stored) else {
+            let here = self.one_layer || region.class == layer;
+            let (true, Some(from)) = (mapped && here, region.stored) else {
                 continue;
             };
             match extents.last_mut() {
@@ -70,8 +73,13 @@ impl Bridging<'_> {
         for (between, how) in self.regions[first..index].iter().zip(&self.placements[first..index])
         {
             if let Some(stored) = between.stored {
-                let covered = height(between.class) > height(last.layer)
-                    && matches!(how.how, How::Map | How::MapOrCopy | How::Copy);
+                let covered = match how.how {
+                    How::Copy => height(between.class) > height(last.layer) || self.one_layer,
+                    How::Map | How::MapOrCopy => {
+                        height(between.class) > height(last.layer) && !self.one_layer
+                    }
+                    How::Base | How::Fault => false,
+                };
                 let same = stored.image == from.image
                     && position(stored, between.pages.start())
                         == position(from, region.pages.start());

@@ -60,22 +60,37 @@ impl Overlay {
         }
     }
 
+    /// Whether all of `pages` show `shown`, which goes on through them.
+    pub fn shows(&self, pages: PageRange, shown: Shown) -> bool {
+        let mut at = pages.start();
+        while at < pages.end() {
+            let Some((&start, &(end, here))) = self.pieces.range(..=at).next_back() else {
+                return false;
+            };
+            let skip = |shown: Shown, from: u64| shown.skip((at - from) / PAGE_SIZE);
+            if at >= end || skip(here, start) != skip(shown, pages.start()) {
+                return false;
+            }
+            at = end;
+        }
+        true
+    }
+
     /// What shows at the page at `address`.
     pub fn at(&self, address: u64) -> Option<Shown> {
         let (&start, &(end, shown)) = self.pieces.range(..=address).next_back()?;
         (address < end).then(|| shown.skip((address - start) / PAGE_SIZE))
     }
 
-    /// The mappings that the kernel makes of it: neighbours that go on from each other are one.
+    /// The mappings that the kernel makes of it, at most: neighbours of one kind of memory are one,
+    /// while mappings of files that go on from each other are not on every file system.
     pub fn mappings(&self) -> usize {
         let mut count = 0;
-        let mut last: Option<(u64, u64, Shown)> = None;
+        let mut last: Option<(u64, Shown)> = None;
         for (&start, &(end, shown)) in &self.pieces {
-            let joins = last.is_some_and(|(s, e, before)| {
-                e == start && before.skip((start - s) / PAGE_SIZE) == shown
-            });
+            let joins = !matches!(shown, Shown::Image(_)) && last == Some((start, shown));
             count += usize::from(!joins);
-            last = Some((start, end, shown));
+            last = Some((end, shown));
         }
         count
     }

@@ -4,6 +4,7 @@
 use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::{Bridging, Extent, height};
+use crate::overlay::{Overlay, Shown};
 use crate::plan::{Action, Op, Plan, PlanInput, Step};
 use crate::policy::{Policy, Wait};
 use crate::ranges::RangeSet;
@@ -24,7 +25,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
         let watches = watches(input, &placements, bridge);
         let mut plan = Plan {
             strategy: policy.strategy,
-            ops: operations(regions, &placements, &maps, &watches),
+            ops: operations(memory, regions, &placements, &maps, &watches),
             before: Vec::new(),
             beside: Vec::new(),
             memory: memory.to_vec(),
@@ -68,8 +69,12 @@ fn maps(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Extent> {
         regions: input.layout.regions(),
         placements,
         images: input.images,
+        one_layer: limit == u64::MAX,
         limit,
     };
+    if bridging.one_layer {
+        return bridging.extents(PageClass::Cold);
+    }
     PageClass::BOTTOM_UP.into_iter().flat_map(|layer| bridging.extents(layer)).collect()
 }
 
@@ -121,6 +126,7 @@ fn watches(input: &PlanInput<'_>, placements: &[Placement], bridge: u64) -> Vec<
 
 /// The operations, bottom-up.
 fn operations(
+    memory: &[PageRange],
     regions: &[Region],
     placements: &[Placement],
     maps: &[Extent],
@@ -130,7 +136,15 @@ fn operations(
     let mut ops: Vec<Op> = watches.iter().map(watch).collect();
     let mut watched = RangeSet::default();
     watches.iter().for_each(|&w| watched.insert(w));
-    for map in maps {
+    let mut laid = Overlay::new(memory);
+    let mut bottom_up: Vec<&Extent> = maps.iter().collect();
+    bottom_up.sort_by_key(|map| (height(map.layer), map.pages.start()));
+    for map in bottom_up {
+        // A mapping that was bridged may show it already.
+        if laid.shows(map.pages, Shown::Image(map.from)) {
+            continue;
+        }
+        laid.lay(map.pages, Shown::Image(map.from));
         watched.remove(map.pages);
         let (pages, layer) = (map.pages, map.layer);
         ops.push(Op { action: Action::Map, layer, pages, from: Some(map.from) });

@@ -211,6 +211,15 @@ fn page_tables_tell_the_same_writes_and_the_page_cache_no_fewer_pages() {
         }
         let policy = Policy::new(Strategy::Lazy);
         let (ram, _restore) = restore(&memory(), &layout, sources, &policy, hooks_of_tests());
+        let cached = |r: &RamRegion| {
+            let seen = ram.call("look at", r.pages, |r, o, len| r.in_core(o, len)).unwrap();
+            // Fresh anonymous memory is not in core, so this is the files.
+            seen.contains(&true)
+        };
+        if by == ScanBy::Mincore && ram.regions().iter().any(cached) {
+            println!("skipped: this file system keeps its files in memory");
+            continue;
+        }
         let scanner = Scanner::start(ram.clone(), by, std::time::Duration::from_millis(1)).unwrap();
         scanner.mark("a").unwrap();
         touch(&ram);
