@@ -26,10 +26,10 @@ struct Case {
 
 const CASES: [Case; 5] = [
     Case { size: 1 << 20, size_text: "1M", random: false, requests: 64 },
-    Case { size: 64 << 10, size_text: "64K", random: false, requests: 512 },
-    Case { size: 4 << 10, size_text: "4K", random: false, requests: 2048 },
-    Case { size: 64 << 10, size_text: "64K", random: true, requests: 512 },
-    Case { size: 4 << 10, size_text: "4K", random: true, requests: 2048 },
+    Case { size: 64 << 10, size_text: "64K", random: false, requests: 256 },
+    Case { size: 4 << 10, size_text: "4K", random: false, requests: 1024 },
+    Case { size: 64 << 10, size_text: "64K", random: true, requests: 256 },
+    Case { size: 4 << 10, size_text: "4K", random: true, requests: 1024 },
 ];
 
 const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Direction::Write, "write")];
