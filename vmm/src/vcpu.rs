@@ -8,7 +8,7 @@
 //! ```
 //!
 //! UNSAFETY: another thread makes a vCPU leave the guest by setting a flag in the page that KVM
-//! shares with it ([`Kicker`]).
+//! shares with it (`Kicker`).
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;

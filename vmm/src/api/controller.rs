@@ -6,13 +6,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::balloon;
 use super::http::{Method, Request, Response};
 use crate::error::VmmError;
 use crate::monitor::{Monitor, RunState};
 use crate::snapshot::flat::{self, Extent};
 
 /// Why a request is refused.
-enum Refusal {
+pub enum Refusal {
     /// The body or the time is wrong.
     BadRequest(String),
     /// Something failed.
@@ -25,7 +26,8 @@ impl From<VmmError> for Refusal {
     }
 }
 
-type Outcome = Result<Response, Refusal>;
+/// What becomes of a request.
+pub type Outcome = Result<Response, Refusal>;
 
 /// Carries out one request.
 pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
@@ -37,12 +39,12 @@ pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
         (Method::Patch, "/vm") => patch_vm(monitor, request),
         (Method::Get, "/memory") => describe_memory(monitor),
         (Method::Put, "/snapshot/create") => create_snapshot(monitor, request),
-        (method, path) => {
+        (method, path) => balloon::route(monitor, request).unwrap_or_else(|| {
             let method = format!("{method:?}").to_uppercase();
             Err(Refusal::BadRequest(format!(
                 "Invalid request method and/or path: {method} {path}."
             )))
-        }
+        }),
     };
     match outcome {
         Ok(response) => response,
@@ -51,7 +53,8 @@ pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
     }
 }
 
-fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Refusal> {
+/// The body of a request.
+pub fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Refusal> {
     serde_json::from_slice(&request.body).map_err(|e| {
         Refusal::BadRequest(format!(
             "An error occurred when deserializing the json body of a request: {e}."
@@ -99,7 +102,8 @@ enum VmState {
     Resumed,
 }
 
-fn started(monitor: &Monitor) -> Result<(), Refusal> {
+/// Refuses what needs a machine while there is none.
+pub fn started(monitor: &Monitor) -> Result<(), Refusal> {
     match monitor.state() {
         RunState::NotStarted => Err(Refusal::BadRequest(
             "The requested operation is not supported before starting the microVM.".into(),

@@ -7,6 +7,7 @@
 //!
 //! The server never touches the machine and the controller never touches a socket.
 
+mod balloon;
 pub mod client;
 pub mod controller;
 mod http;

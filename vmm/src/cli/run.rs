@@ -1,7 +1,7 @@
 //! `varve run`: its options, and the machine that they mean.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +13,16 @@ use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
 use varve_devices::virtio::vsock::VsockConfig;
 
+use varve_snapshot::{MEMORY_FILE, STATE_FILE};
+
+use super::agent::Invocation;
+use super::invoker::Invoker;
 use super::keyval::KeyValues;
 use crate::arch::kernel::BootProtocol;
 use crate::config::{BootConfig, ConfigError, Console, VmConfig, firecracker, parse_size};
+use crate::end::End;
 use crate::monitor::Monitor;
+use crate::snapshot::flat::{self, Extent};
 
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
@@ -111,6 +117,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
 
+    /// When the guest's agent is ready (and has answered every --invoke), write a snapshot to this
+    /// folder and end
+    #[arg(long, value_name = "DIR")]
+    snapshot_on_ready: Option<PathBuf>,
+
+    /// Call a function of the guest's agent before the snapshot: 'FUNCTION SEED [JSON]' (repeat for
+    /// more)
+    #[arg(long = "invoke", value_name = "CALL", requires = "snapshot_on_ready",
+          value_parser = Invocation::parse)]
+    calls: Vec<Invocation>,
+
     /// Report on standard error when the guest's init starts and its agent is ready (for guests
     /// that write to the boot timer, whose address is added to the command line)
     #[arg(long)]
@@ -133,11 +150,47 @@ pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(path) = &args.api_sock {
         monitor.listen(path)?;
     }
+    let (calls, snapshot) = (args.calls.clone(), args.snapshot_on_ready.clone());
     monitor.boot(args.into_config()?)?;
-    let end = monitor.run(|_| Ok(()))?;
+    let end = match snapshot {
+        Some(dir) => run_to_snapshot(&mut monitor, calls, &dir)?,
+        None => monitor.run(|_| Ok(()))?,
+    };
     drop(monitor);
     eprintln!("varve: {end}");
     Ok(ExitCode::from(end.exit_code()))
+}
+
+/// Runs until the agent is ready and has answered `calls`, then makes a snapshot, and that is the
+/// end.
+fn run_to_snapshot(
+    monitor: &mut Monitor,
+    calls: Vec<Invocation>,
+    dir: &Path,
+) -> Result<End, Box<dyn Error>> {
+    let vsock = monitor.config()?.vsock.as_ref();
+    let uds = vsock.ok_or("--snapshot-on-ready needs --vsock, to ask the guest's agent")?;
+    let invoker = Invoker::start(uds.uds_path.clone(), calls, monitor.start(), |_| Ok(()))?;
+    monitor.subscribe(invoker.clone());
+    let mut failed = None;
+    let end = monitor.run(|monitor| {
+        match invoker.take() {
+            Some(Ok(_)) => {
+                monitor.pause()?;
+                let (state, memory) = (dir.join(STATE_FILE), dir.join(MEMORY_FILE));
+                flat::create(monitor, Extent::Full, &state, &memory)?;
+            }
+            Some(Err(error)) => failed = Some(error),
+            None => return Ok(()),
+        }
+        monitor.end().announce(End::Done);
+        Ok(())
+    })?;
+    match (failed, &end) {
+        (Some(error), _) => Err(error.into()),
+        (None, End::Done) => Ok(end),
+        (None, end) => Err(format!("there is no snapshot: {end}").into()),
+    }
 }
 
 /// Prints what the boot timer was told, one line each, for people and scripts.
