@@ -1,14 +1,14 @@
 //! `varve snapshot create`: a snapshot of a running machine.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
 use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 
+use super::trim::trim;
 use crate::api::client;
 
 /// Options of `varve snapshot create`.
@@ -23,8 +23,9 @@ pub struct CreateArgs {
     #[arg(long)]
     diff: bool,
 
-    /// First have the guest name its free pages, so that they are zero in the snapshot (needs a
-    /// balloon with hinting: --balloon hinting)
+    /// First get the guest's free pages back, so that they are zero in the snapshot (needs a balloon
+    /// with hinting for large free blocks, with statistics for single pages: --balloon
+    /// hinting,stats=1)
     #[arg(long)]
     trim: bool,
 
@@ -57,28 +58,4 @@ pub fn main(args: &CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
     }
     created?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// How long a guest may take to go through its free pages.
-const TRIM_PATIENCE: Duration = Duration::from_secs(60);
-/// `host_cmd` of a round of hints that is over (virtio 1.2, 5.5.6.5: VIRTIO_BALLOON_CMD_ID_DONE).
-const DONE: u64 = 1;
-
-/// One round of free page hinting, from its start to the guest's last hint.
-fn trim(socket: &Path) -> Result<(), Box<dyn Error>> {
-    let start = json!({ "acknowledge_on_stop": true });
-    client::request(socket, "PATCH", "/balloon/hinting/start", &start)
-        .map_err(|e| format!("--trim: {e}"))?;
-    let deadline = Instant::now() + TRIM_PATIENCE;
-    loop {
-        let status = client::request(socket, "GET", "/balloon/hinting/status", &Value::Null)?;
-        if status["host_cmd"].as_u64() == Some(DONE) {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            client::request(socket, "PATCH", "/balloon/hinting/stop", &Value::Null)?;
-            return Err("--trim: the guest does not finish naming its free pages".into());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -4,6 +4,7 @@ mod create;
 mod inspect;
 mod merge;
 mod tier;
+mod trim;
 
 use std::error::Error;
 use std::process::ExitCode;
