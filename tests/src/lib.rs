@@ -10,8 +10,10 @@ pub mod guest;
 pub mod images;
 pub mod network;
 pub mod process;
+pub mod snapshots;
 pub mod terminal;
 pub mod vm;
 
+pub use snapshots::Restoring;
 pub use terminal::Terminal;
 pub use vm::{Ended, Vm, VmBuilder};

@@ -1,0 +1,174 @@
+//! Machines that are snapshotted and that come from snapshots: control sockets, snapshot commands,
+//! restores.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
+
+use crate::images::varve;
+use crate::vm::PATIENCE;
+use crate::{Ended, Vm, VmBuilder, command};
+
+/// A machine to be restored.
+pub struct Restoring {
+    snapshot: PathBuf,
+    args: Vec<OsString>,
+    dir: tempfile::TempDir,
+}
+
+impl Restoring {
+    /// A restore of the snapshot in a folder. The machine's sockets are in a folder of its own, so
+    /// that several of them run beside each other.
+    pub fn from(snapshot: &Path) -> Restoring {
+        let dir = tempfile::Builder::new().prefix("varve-test").tempdir().unwrap();
+        Restoring { snapshot: snapshot.into(), args: Vec::new(), dir }
+    }
+
+    /// Options of `varve restore`, separated by blanks.
+    pub fn options(mut self, options: &str) -> Self {
+        self.args.extend(options.split_whitespace().map(OsString::from));
+        self
+    }
+
+    /// One more argument, which may hold blanks.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// The whole command.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(varve());
+        command.arg("restore").arg(&self.snapshot);
+        command.arg("--vsock").arg(self.dir.path().join("v.sock"));
+        command.arg("--api-sock").arg(self.dir.path().join("api.sock"));
+        command.args(&self.args);
+        command
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Vm {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(File::create(self.dir.path().join("console")).unwrap());
+        Vm::spawn(command, self.dir)
+    }
+
+    /// The folder of its sockets.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs it to its end, which must come without anybody's help.
+    pub fn end(&self) -> Ended {
+        command::finish(self.command())
+    }
+}
+
+impl VmBuilder {
+    /// With a control socket, as every restored machine has.
+    pub fn controlled(self) -> Self {
+        let path = self.dir().join("api.sock");
+        self.option("--api-sock", path)
+    }
+}
+
+impl Vm {
+    /// The control socket.
+    pub fn api(&self) -> PathBuf {
+        self.dir().join("api.sock")
+    }
+
+    /// Snapshots the machine into a folder; with more options, separated by blanks.
+    ///
+    /// # Panics
+    ///
+    /// If that fails.
+    pub fn snapshot(&self, options: &str, dir: &Path) {
+        let end = self.try_snapshot(options, dir);
+        assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""), "{end:?}");
+    }
+
+    /// Snapshots the machine and tells how that went.
+    pub fn try_snapshot(&self, options: &str, dir: &Path) -> Ended {
+        let mut args: Vec<OsString> = vec!["snapshot".into(), "create".into()];
+        args.extend(options.split_whitespace().map(OsString::from));
+        args.extend(["--api-sock".into(), self.api().into(), dir.into()]);
+        command::run(args)
+    }
+
+    /// Sends a request to the control socket and returns the body of the answer.
+    ///
+    /// # Panics
+    ///
+    /// If it is refused.
+    pub fn control(&self, method: &str, target: &str, body: &Value) -> Value {
+        let mut stream = UnixStream::connect(self.api()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let length = body.len();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 20"), "{method} {target} {body}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() }
+    }
+
+    /// Works on a region of the guest's memory, as [`Vm::memory`] does, by several threads.
+    ///
+    /// # Panics
+    ///
+    /// If the agent cannot do it, or finds a word that is wrong.
+    pub fn memory_by(&mut self, threads: usize, name: &str, action: Action, seed: u64) {
+        let threads = Some(threads);
+        let request = Memory { name: name.into(), action, mib: None, seed, threads };
+        if let Err(error) = self.agent().call::<MemoryReply>(&Request::Memory(request)) {
+            panic!("{action:?} of {name}: {error}\n{}", self.stderr());
+        }
+    }
+
+    /// Ends the monitor by a signal and returns what it printed on standard output, as JSON.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end well.
+    pub fn end_with_report(self) -> Value {
+        self.signal("TERM");
+        let end = self.wait();
+        assert_eq!(end.code, Some(0), "{end:?}");
+        serde_json::from_str(&end.console).unwrap_or_else(|e| panic!("{e}: {end:?}"))
+    }
+}
+
+/// Runs `varve snapshot`, and returns what it printed.
+///
+/// # Panics
+///
+/// If it fails.
+pub fn snapshot<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> String {
+    let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+    let mut all: Vec<OsString> = vec!["snapshot".into()];
+    all.extend(args.iter().cloned());
+    let end = command::run(all);
+    assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""), "{args:?}: {end:?}");
+    end.console
+}
+
+/// Splits a snapshot into tiers by traces.
+pub fn tier(dir: &Path, traces: &[&Path], more: &str) -> String {
+    let mut args: Vec<OsString> = vec!["tier".into(), dir.into()];
+    for trace in traces {
+        args.extend(["--trace".into(), (*trace).into()]);
+    }
+    args.extend(more.split_whitespace().map(OsString::from));
+    snapshot(args)
+}

@@ -1,0 +1,177 @@
+//! What a recording sees is what happened.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+
+use serde_json::Value;
+use varve_agent::protocol::Action;
+use varve_snapshot::{Access, Mechanism, Trace};
+use varve_tests::{Restoring, Vm, command};
+
+const PAGES_PER_MIB: u64 = 256;
+/// A sample function in the words of the guest's shell, started by the agent as others are: it works
+/// on data of its seed and answers with their checksum.
+const FUNCTION: &str = r#"
+mkdir -p /opt/varve /work
+cat >/opt/varve/worker.py <<'END'
+#!/bin/sh
+echo '{"ready": true}'
+while read line; do
+    seed=$(echo "$line" | sed 's/.*"seed": *\([0-9]*\).*/\1/')
+    yes "data of $seed" | head -c 2000000 >/work/data
+    echo '{"ok": true, "checksum": "'$(sha256sum /work/data | cut -c1-64)'"}'
+done
+END
+cat >/bin/python3 <<'END'
+#!/bin/sh
+exec sh "$1"
+END
+chmod +x /bin/python3
+"#;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("varve-snapshot").tempdir().unwrap()
+}
+
+fn machine() -> Vm {
+    Vm::builder().option("--memory", "96M").controlled().start()
+}
+
+fn invoke(vm: &mut Vm) {
+    vm.memory_by(2, "read", Action::Verify, 0);
+    vm.memory_by(2, "written", Action::Rewrite, 9);
+    vm.memory_by(1, "fresh", Action::Fill, 9);
+}
+
+/// The same by two ways that know nothing of each other: faults on pages that are write-protected,
+/// and page tables afterwards.
+#[test]
+fn written_pages_are_those_that_became_private() {
+    let dir = folder();
+    let (snapshot, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
+    let mut vm = machine();
+    for name in ["read", "written", "fresh"] {
+        vm.memory(name, Action::Allocate, 6, 0);
+        if name != "fresh" {
+            vm.memory_by(1, name, Action::Fill, 1);
+        }
+    }
+    vm.snapshot("", &snapshot);
+    drop(vm);
+
+    let start = || Restoring::from(&snapshot).options("--json");
+    let mut vm = start().arg("--record").arg(&trace).start();
+    invoke(&mut vm);
+    let report = vm.end_with_report();
+    let number = |value: &Value| value.as_u64().unwrap();
+    let (touched, written) = (number(&report["recorded"][0]), number(&report["recorded"][1]));
+    let mut vm = start().options("--strategy lazy").start();
+    invoke(&mut vm);
+    let census = vm.end_with_report()["census"].clone();
+    let private = ["zero", "ro", "rw", "cold"].map(|class| number(&census[class]["private"]));
+    let private: u64 = private.iter().sum();
+    println!("touched {touched}, written {written}; private {private}: {census}");
+    assert!(written.abs_diff(private) * 50 <= private, "{written} written, {private} private");
+
+    // The regions: one read, two written, of which one was zero.
+    let least = 12 * PAGES_PER_MIB;
+    assert!((least..least + 6 * PAGES_PER_MIB).contains(&written), "{written} written");
+    let only_read = touched - written;
+    assert!(only_read >= 6 * PAGES_PER_MIB, "{only_read} only read");
+
+    // The file says the same.
+    let trace = Trace::read(&trace).unwrap();
+    assert_eq!((trace.mechanism, trace.runs), (Mechanism::UffdWp, 1));
+    let pages = trace.pages();
+    let has = |access| pages.iter().filter(|page| page.access.has(access)).count() as u64;
+    assert_eq!(pages.len() as u64, touched);
+    assert_eq!(has(Access::WRITTEN), written);
+    // Queues of devices are used by the monitor.
+    let monitor = has(Access::MONITOR);
+    assert!((1..touched / 4).contains(&monitor), "{monitor} by the monitor");
+    // What was rewritten was read first, page by page.
+    let both = has(Access::READ.with(Access::WRITTEN));
+    assert!(both >= 6 * PAGES_PER_MIB, "{both} read and then written");
+    // Each page has a place of its own in the order.
+    let mut order: Vec<u32> = pages.iter().map(|page| page.order).collect();
+    order.sort_unstable();
+    assert!(order.iter().copied().eq(0..pages.len() as u32), "order is not 0, 1, 2 …");
+}
+
+#[test]
+fn each_call_is_an_invocation_of_the_trace() {
+    let dir = folder();
+    let (snapshot, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
+    let mut vm = machine();
+    vm.sh(FUNCTION);
+    vm.snapshot("", &snapshot);
+    drop(vm);
+
+    let calls = ["count 1", "count 2", "count 2"];
+    let run = |options: &[&str], trace: Option<&Path>| {
+        let mut restoring = Restoring::from(&snapshot).options("--json");
+        for option in options.iter().flat_map(|option| option.split(' ')) {
+            restoring = restoring.arg(option);
+        }
+        if let Some(trace) = trace {
+            restoring = restoring.arg("--record").arg(trace);
+        }
+        for call in calls {
+            restoring = restoring.arg("--invoke").arg(call);
+        }
+        let end = restoring.end();
+        assert_eq!(end.code, Some(0), "{end:?}");
+        serde_json::from_str::<Value>(&end.console).unwrap()
+    };
+    let report = run(&[], Some(&trace));
+    let again = run(&["--strategy lazy"], None);
+    let sums = |report: &Value| -> Vec<String> {
+        let calls = report["invocations"].as_array().unwrap();
+        calls.iter().map(|call| call["checksum"].as_str().unwrap().into()).collect()
+    };
+    let (first, second) = (sums(&report), sums(&again));
+    assert_eq!(first, second);
+    assert_eq!(first[1], first[2]);
+    assert!(first[0] != first[1] && first[0].len() == 64, "{first:?}");
+    assert_eq!(report["strategy"], "record");
+
+    let recorded = Trace::read(&trace).unwrap();
+    assert_eq!(recorded.labels, ["resume", "count 1", "count 2", "count 2"]);
+    // The first mark only names what follows; each later one begins a run of its own.
+    assert_eq!(recorded.runs, 3);
+    let first_in =
+        |label: u32| recorded.pages().iter().filter(|page| page.invocation == label).count();
+    let counts = [0, 1, 2, 3].map(first_in);
+    println!("pages by the invocation that touched them first: {counts:?}");
+    assert!(counts[0] > 0 && counts[1] > 0, "{counts:?}");
+    // The interpreter's pages, say, are used by every call.
+    let always = recorded.pages().iter().filter(|page| page.runs == 3).count();
+    assert!(always > 100, "{always} pages in all runs");
+    // 2 MB of data were written in each.
+    let written = recorded.pages().iter().filter(|page| page.runs_written > 0).count();
+    assert!(written > 400, "{written} pages written");
+    let tiered = |hot_if: &str| {
+        let out = dir.path().join(hot_if);
+        let trace = ["--trace".as_ref(), trace.as_os_str()];
+        let more = ["--hot-if".as_ref(), hot_if.as_ref(), "--out".as_ref(), out.as_os_str()];
+        let args = ["snapshot".as_ref(), "tier".as_ref(), snapshot.as_os_str(), "--json".as_ref()];
+        let end = command::run(args.into_iter().chain(trace).chain(more));
+        assert_eq!(end.code, Some(0), "{end:?}");
+        out
+    };
+    for hot_if in ["all", "2", "2-of-3"] {
+        let dir = tiered(hot_if);
+        let way = format!(
+            "--strategy tiered --json --wait {}",
+            if hot_if == "2" { "all" } else { "nothing" }
+        );
+        let mut restoring = Restoring::from(&dir).options(&way);
+        for call in calls {
+            restoring = restoring.arg("--invoke").arg(call);
+        }
+        let end = restoring.end();
+        assert_eq!(end.code, Some(0), "{end:?}");
+        assert_eq!(sums(&serde_json::from_str(&end.console).unwrap()), first, "{hot_if}");
+    }
+}
