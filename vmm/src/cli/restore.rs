@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
-use varve_memory_tiers::{Census, Counters, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
+use varve_memory_tiers::{
+    Census, ColdPages, Counters, HugePages, Policy, ReadOnlyPages, ScanBy, Strategy, Wait,
+};
 use varve_snapshot::LocalFiles;
 
 use super::agent::Invocation;
@@ -18,6 +20,7 @@ use crate::config::Console;
 use crate::end::End;
 use crate::error::{VmmError, chain};
 use crate::monitor::Monitor;
+use crate::snapshot::memory::RecordBy;
 use crate::snapshot::restore::{Overrides, Wanted, restore};
 
 /// Shown below the options.
@@ -46,6 +49,11 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "HOW", value_parser = parse_read_only, default_value = "auto")]
     read_only: ReadOnlyPages,
 
+    /// Cold pages: mapped where their image is a plain file, or paged in through userfaultfd, checked
+    /// and a chunk at a time
+    #[arg(long, value_name = "HOW", value_parser = parse_cold, default_value = "mapped")]
+    cold: ColdPages,
+
     /// What is made ready before the guest runs: nothing that need not be, written pages, or all
     /// that was recorded
     #[arg(long, value_name = "nothing|written|all", value_parser = parse_wait,
@@ -71,9 +79,15 @@ pub struct RestoreArgs {
     /// Record every page that is touched, in which order and whether it was written, to this trace
     /// file; each --invoke is an invocation of it
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "strategy", "read_only", "wait", "threads", "no_prefault", "huge_pages",
+        "strategy", "read_only", "cold", "wait", "threads", "no_prefault", "huge_pages",
     ])]
     record: Option<PathBuf>,
+
+    /// How to record: by faults (exact, in order), or by looking at what is in memory from time to
+    /// time, by mincore or pagemap (cheaper)
+    #[arg(long, value_name = "faults|mincore|pagemap", value_parser = parse_record_by,
+          default_value = "faults", requires = "record")]
+    record_by: RecordBy,
 
     /// Print times, answers and counters as JSON at the end
     #[arg(long)]
@@ -135,7 +149,11 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
         nets: args.nets.clone(),
         console: args.console.clone().unwrap_or(if quiet { Console::Off } else { Console::Stdio }),
     };
-    let wanted = Wanted { policy: args.policy(), record: args.record.is_some(), overrides };
+    let wanted = Wanted {
+        policy: args.policy(),
+        record: args.record.as_ref().map(|_| args.record_by),
+        overrides,
+    };
     restore(&mut monitor, &args.snapshot, wanted)?;
     if !args.paused {
         monitor.resume()?;
@@ -189,12 +207,9 @@ fn start_calls(
     }
     let vsock = monitor.config()?.vsock.as_ref();
     let uds = vsock.ok_or("--invoke: the snapshot's machine has no vsock")?.uds_path.clone();
-    let recorder = monitor.machine()?.restored().and_then(|r| r.recorder()).cloned();
-    let mark = move |call: &Invocation| match &recorder {
-        Some(recorder) => {
-            let label = format!("{} {}", call.function, call.seed);
-            recorder.mark(&label).map_err(|e| chain(&e))
-        }
+    let marker = monitor.machine()?.restored().and_then(|r| r.marker());
+    let mark = move |call: &Invocation| match &marker {
+        Some(mark) => mark(&format!("{} {}", call.function, call.seed)).map_err(|e| chain(&e)),
         None => Ok(()),
     };
     let invoker = Invoker::start(uds, calls, start, mark)?;
@@ -203,9 +218,9 @@ fn start_calls(
 }
 
 fn save_trace(monitor: &Monitor, path: &Path) -> Result<(), Box<dyn Error>> {
-    let restored = monitor.machine()?.restored();
-    let recorder = restored.and_then(|r| r.recorder()).ok_or("nothing is recorded")?;
-    Ok(recorder.seal()?.write(&LocalFiles, path)?)
+    let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
+    let trace = restored.seal()?.ok_or("the recording has ended already")?;
+    Ok(trace.write(&LocalFiles, path)?)
 }
 
 /// Figures are taken with the guest standing still.
@@ -222,7 +237,7 @@ fn report(
         resumed_ms: resumed.as_secs_f64() * 1e3,
         first_answer_ms: invocations.first().map(|i| i.answered_at_ms),
         invocations,
-        recorded: restored.recorder().map(|r| r.seen()),
+        recorded: restored.seen(),
         counters: planned.map(|r| r.counters()),
         census: planned.and_then(|r| r.census().ok()),
         end: end.to_string(),
@@ -233,6 +248,7 @@ impl RestoreArgs {
     fn policy(&self) -> Policy {
         Policy {
             read_only: self.read_only,
+            cold: self.cold,
             wait: self.wait,
             threads: self.threads.into(),
             stage2: !self.no_prefault,
@@ -248,6 +264,23 @@ fn parse_read_only(text: &str) -> Result<ReadOnlyPages, String> {
         "mapped" => Ok(ReadOnlyPages::Mapped),
         "copied" => Ok(ReadOnlyPages::Copied),
         _ => Err("one of auto, mapped and copied".into()),
+    }
+}
+
+fn parse_cold(text: &str) -> Result<ColdPages, String> {
+    match text {
+        "mapped" => Ok(ColdPages::Mapped),
+        "paged" => Ok(ColdPages::Paged),
+        _ => Err("one of mapped and paged".into()),
+    }
+}
+
+fn parse_record_by(text: &str) -> Result<RecordBy, String> {
+    match text {
+        "faults" => Ok(RecordBy::Faults),
+        "mincore" => Ok(RecordBy::Scan(ScanBy::Mincore)),
+        "pagemap" => Ok(RecordBy::Scan(ScanBy::Pagemap)),
+        _ => Err("one of faults, mincore and pagemap".into()),
     }
 }
 

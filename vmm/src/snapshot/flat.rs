@@ -29,9 +29,9 @@ pub fn create(
     memory_path: &Path,
 ) -> Result<(), VmmError> {
     let machine = monitor.machine()?;
-    if let Some(recorder) = machine.restored().and_then(|r| r.recorder()) {
+    if let Some(restored) = machine.restored() {
         // Saving touches all of memory.
-        recorder.seal()?;
+        restored.seal()?;
     }
     let dirty = machine.take_dirty()?;
     let pages = match (extent, dirty.clone()) {

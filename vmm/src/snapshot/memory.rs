@@ -1,13 +1,14 @@
 //! How a snapshot's guest memory comes back: by a plan, or watched by a recorder.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use varve_memory_tiers::{
-    GuestRam, Hooks, Plan, Policy, Recorder, RecorderHooks, Restore, Sources, Stage2, Strategy,
-    TierError, flat, open, open_flat,
+    GuestRam, Hooks, Plan, Policy, Recorder, RecorderHooks, Restore, ScanBy, Scanner, Sources,
+    Stage2, Strategy, TierError, flat, open, open_flat,
 };
-use varve_snapshot::{MANIFEST_FILE, ManifestReader, PageRange, RegionMap};
+use varve_snapshot::{MANIFEST_FILE, ManifestReader, PageRange, RegionMap, Trace};
 
 use crate::error::VmmError;
 use crate::vcpu;
@@ -21,7 +22,21 @@ pub enum MemoryRestore {
     Planned(Box<Plan>, Sources),
     /// Page by page, each access recorded.
     Recorded(RegionMap, Sources),
+    /// By a plan, and looked at from time to time.
+    Scanned(Box<Plan>, Sources, ScanBy),
 }
+
+/// How accesses are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordBy {
+    /// Every first access is a fault: exact, in order, reads told from writes.
+    Faults,
+    /// Memory is looked at from time to time: cheaper, and less exact.
+    Scan(ScanBy),
+}
+
+/// Time between two looks.
+const SCAN_PERIOD: Duration = Duration::from_millis(50);
 
 /// Guest memory coming back; answers faults for as long as it lives.
 pub enum Restored {
@@ -29,7 +44,12 @@ pub enum Restored {
     Planned(Restore),
     /// Under a recorder.
     Recorded(Arc<Recorder>),
+    /// By a plan, under a scanner until it is sealed.
+    Scanned(Restore, Arc<Mutex<Option<Scanner>>>),
 }
+
+/// Marks where an invocation begins; usable from any thread.
+pub type Marker = Box<dyn Fn(&str) -> Result<(), TierError> + Send>;
 
 impl MemoryRestore {
     /// Plans the restore of the snapshot in `dir` with guest memory `ranges`, whose raw memory file
@@ -52,9 +72,23 @@ impl MemoryRestore {
     }
 
     /// A recording restore from the raw memory file.
-    pub fn record(ranges: &[PageRange], file: &Path) -> Result<MemoryRestore, VmmError> {
-        let (layout, sources) = flat(file, ranges)?;
-        Ok(MemoryRestore::Recorded(layout, sources))
+    pub fn record(
+        ranges: &[PageRange],
+        file: &Path,
+        by: RecordBy,
+    ) -> Result<MemoryRestore, VmmError> {
+        Ok(match by {
+            RecordBy::Faults => {
+                let (layout, sources) = flat(file, ranges)?;
+                MemoryRestore::Recorded(layout, sources)
+            }
+            RecordBy::Scan(by) => {
+                // Nothing but the guest's own accesses may bring pages in.
+                let policy = Policy { stage2: false, ..Policy::new(Strategy::Lazy) };
+                let (plan, sources) = open_flat(file, ranges, &policy)?;
+                MemoryRestore::Scanned(Box::new(plan), sources, by)
+            }
+        })
     }
 
     /// Carries out what must be done before the guest runs.
@@ -75,24 +109,62 @@ impl MemoryRestore {
                 let hooks = RecorderHooks { on_fatal, is_monitor };
                 Restored::Recorded(Arc::new(Recorder::start(ram, layout, sources, hooks)?))
             }
+            MemoryRestore::Scanned(plan, sources, by) => {
+                let hooks = Hooks { stage2: None, on_fatal };
+                let restore = Restore::start(ram.clone(), *plan, sources, hooks)?;
+                let scanner = Scanner::start(ram, by, SCAN_PERIOD)?;
+                Restored::Scanned(restore, Arc::new(Mutex::new(Some(scanner))))
+            }
         })
     }
 }
 
 impl Restored {
-    /// The plan's restore, if this is one.
+    /// The plan's restore, if memory comes back by one.
     pub fn planned(&self) -> Option<&Restore> {
         match self {
-            Restored::Planned(restore) => Some(restore),
+            Restored::Planned(restore) | Restored::Scanned(restore, _) => Some(restore),
             Restored::Recorded(_) => None,
         }
     }
 
-    /// The recorder, if this is one.
-    pub fn recorder(&self) -> Option<&Arc<Recorder>> {
+    /// Pages that a recorder has seen accessed, and among them written.
+    pub fn seen(&self) -> Option<(u64, u64)> {
         match self {
-            Restored::Planned(_) => None,
-            Restored::Recorded(recorder) => Some(recorder),
+            Restored::Recorded(recorder) => Some(recorder.seen()),
+            Restored::Planned(_) | Restored::Scanned(..) => None,
         }
     }
+
+    /// The means to mark invocations, if accesses are recorded.
+    pub fn marker(&self) -> Option<Marker> {
+        match self {
+            Restored::Planned(_) => None,
+            Restored::Recorded(recorder) => {
+                let recorder = recorder.clone();
+                Some(Box::new(move |label| recorder.mark(label)))
+            }
+            Restored::Scanned(_, scanner) => {
+                let scanner = scanner.clone();
+                Some(Box::new(move |label| match &*lock(&scanner) {
+                    Some(scanner) => scanner.mark(label),
+                    None => Ok(()),
+                }))
+            }
+        }
+    }
+
+    /// Ends the recording, if there is one: what it saw. A scanner is asked once only. To be called
+    /// before anything but the guest and its devices looks at guest memory.
+    pub fn seal(&self) -> Result<Option<Trace>, TierError> {
+        match self {
+            Restored::Planned(_) => Ok(None),
+            Restored::Recorded(recorder) => recorder.seal().map(Some),
+            Restored::Scanned(_, scanner) => lock(scanner).take().map(Scanner::seal).transpose(),
+        }
+    }
+}
+
+fn lock(scanner: &Mutex<Option<Scanner>>) -> MutexGuard<'_, Option<Scanner>> {
+    scanner.lock().unwrap_or_else(PoisonError::into_inner)
 }

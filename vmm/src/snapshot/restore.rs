@@ -6,7 +6,7 @@ use std::sync::Arc;
 use varve_memory_tiers::{GuestRam, HugePages, Policy};
 use varve_snapshot::{MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile};
 
-use super::memory::MemoryRestore;
+use super::memory::{MemoryRestore, RecordBy};
 use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
@@ -52,8 +52,8 @@ impl Overrides {
 pub struct Wanted {
     /// How memory comes back.
     pub policy: Policy,
-    /// Record all accesses instead; the policy's method does not count then.
-    pub record: bool,
+    /// Record all accesses; the policy does not count then.
+    pub record: Option<RecordBy>,
     /// What belongs to this host.
     pub overrides: Overrides,
 }
@@ -71,10 +71,9 @@ pub fn restore(monitor: &mut Monitor, dir: &Path, wanted: Wanted) -> Result<(), 
     let ranges = file.memory.clone();
     let (mut config, machine) = state::load(file)?;
     overrides.apply(&mut config)?;
-    let (memory, pages) = if record {
-        (MemoryRestore::record(&ranges, &memory_file)?, HugePages::Off)
-    } else {
-        (MemoryRestore::plan(dir, &ranges, &memory_file, &policy)?, policy.huge_pages)
+    let (memory, pages) = match record {
+        Some(by) => (MemoryRestore::record(&ranges, &memory_file, by)?, HugePages::Off),
+        None => (MemoryRestore::plan(dir, &ranges, &memory_file, &policy)?, policy.huge_pages),
     };
     let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, pages)?;
     let saved = Saved { machine, memory, stage2: policy.stage2 };

@@ -1,13 +1,15 @@
 //! `varve snapshot tier`: a tiered snapshot from a flat one and recorded traces.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
+use varve_memory_tiers::{Policy, Strategy, open};
 use varve_snapshot::{
-    ClassifyOptions, Compression, HotIf, LocalFiles, MEMORY_FILE, STATE_FILE, StateFile, TierInput,
-    TierOptions, Trace, tier,
+    ClassifyOptions, Compression, HotIf, LocalFiles, MEMORY_FILE, ManifestReader, STATE_FILE,
+    StateFile, TierInput, TierOptions, Trace, tier,
 };
 
 use super::human;
@@ -91,8 +93,11 @@ pub fn main(args: &TierArgs) -> Result<ExitCode, Box<dyn Error>> {
         out: args.out.as_ref().unwrap_or(&args.dir),
     };
     let report = tier(&LocalFiles, &input, &options)?;
+    let predictions = predict(&report.manifest)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        let mut json = serde_json::to_value(&report)?;
+        json["predicted"] = serde_json::to_value(&predictions)?;
+        println!("{}", serde_json::to_string_pretty(&json)?);
         return Ok(ExitCode::SUCCESS);
     }
     println!("{}: {} pages by {} traces", report.manifest.display(), report.pages, traces.len());
@@ -107,7 +112,33 @@ pub fn main(args: &TierArgs) -> Result<ExitCode, Box<dyn Error>> {
             image.file
         );
     }
+    println!("    predicted cost of memory in a restore and one invocation, by the cost model:");
+    for Prediction { strategy, cost_ms, mappings } in &predictions {
+        println!("      {strategy:<9} {cost_ms:>9.2} ms {mappings:>6} mappings");
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the cost model says of a strategy.
+#[derive(Debug, Serialize)]
+struct Prediction {
+    strategy: &'static str,
+    cost_ms: f64,
+    mappings: usize,
+}
+
+fn predict(manifest: &Path) -> Result<Vec<Prediction>, Box<dyn Error>> {
+    let snapshot = ManifestReader::open(manifest)?;
+    let mut predictions = Vec::new();
+    for strategy in Strategy::ALL.into_iter().filter(|&s| s != Strategy::Auto) {
+        let (plan, _) = open(&snapshot, &Policy::new(strategy))?;
+        predictions.push(Prediction {
+            strategy: strategy.name(),
+            cost_ms: plan.cost().total() / 1e6,
+            mappings: plan.mappings(),
+        });
+    }
+    Ok(predictions)
 }
 
 fn parse_hot_if(text: &str) -> Result<HotIf, String> {
