@@ -7,10 +7,13 @@ export VARVE_LAB_OPTS ?= --mem 3072 --timeout 2400
 
 .PHONY: demo test test-fast test-vm bench fuzz lint images lab tools clean
 
-# Boot the function image, invoke three functions, print times and replies.
+# The life of a function: boot, snapshot, record, tier, restore with each strategy. Prints tables, and
+# writes target/demo/report.html. DEMO="--function pagerank" shows another function, --quick less.
+demo: VARVE_LAB_OPTS += --rw target/demo
 demo: images lab
 	cargo build --release -p varve-vmm -p varve-benches
-	$(LAB) exec -- target/release/varve-demo
+	mkdir -p target/demo
+	$(LAB) exec -- target/release/varve-demo $(DEMO)
 
 # Everything: unit and property tests here, tests with machines where KVM works.
 test: test-fast test-vm

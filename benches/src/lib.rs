@@ -5,6 +5,7 @@
 //! with labels (`kernel=bzImage`), so a comparison adds labels, not structure. [`report`] is what is
 //! saved, [`table`] what is shown.
 
+pub mod demo;
 pub mod environment;
 pub mod parts;
 pub mod progress;
