@@ -74,7 +74,7 @@ fn facts() -> Result<Vec<String>> {
     let mut facts = vec![
         format!("{}, {revision}, {}", monitor.version, environment::date()),
         format!(
-            "{} CPUs of {:?}, {} MiB, Linux {}",
+            "{} CPU(s), {:?}, {} MiB, Linux {}",
             machine.cpus, machine.cpu, machine.memory_mib, machine.kernel
         ),
     ];

@@ -110,7 +110,10 @@ pub fn charts(rows: &[Row], warm_ms: f64) -> Markup {
         },
         Chart {
             title: "Private pages when it had answered",
-            parts: vec![part("pages", 5, of(&|r| r.private().unwrap_or(0) as f64))],
+            parts: vec![
+                part("made ahead of the guest", 2, of(&|r| private(r, false))),
+                part("by faults while it ran", 5, of(&|r| private(r, true))),
+            ],
             mark: None,
             text: count,
         },
@@ -124,6 +127,12 @@ pub fn charts(rows: &[Row], warm_ms: f64) -> Markup {
     html! {
         div.charts { @for chart in &charts { (draw(chart, rows)) } }
     }
+}
+
+/// Private pages that were late, or those that were not.
+fn private(row: &Row, late: bool) -> f64 {
+    let (all, faulted) = (row.private().unwrap_or(0), row.late().unwrap_or(0));
+    (if late { faulted } else { all.saturating_sub(faulted) }) as f64
 }
 
 fn draw(chart: &Chart, rows: &[Row]) -> Markup {

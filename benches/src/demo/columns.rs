@@ -20,7 +20,7 @@ pub struct Row {
 pub type Column = (&'static str, &'static str, fn(&Row) -> String);
 
 /// All of them.
-pub const COLUMNS: [Column; 14] = [
+pub const COLUMNS: [Column; 15] = [
     ("strategy", "the strategy; of auto also the one that it chose", name),
     ("resumed", "from process start until the guest runs", |row| millis(row.run.resumed_ms)),
     ("answer", "from process start to the first answer", |row| millis(row.run.first_answer_ms)),
@@ -47,6 +47,9 @@ pub const COLUMNS: [Column; 14] = [
     ("private", "pages that belong to this process alone, at the end", |row| {
         row.private().map_or_else(missing, |n| n.to_string())
     }),
+    ("late", "among them: made private by faults while the guest ran, not ahead of it", |row| {
+        row.late().map_or_else(missing, |n| n.to_string())
+    }),
     ("answers", "whether all answers were those of the original machine", |row| {
         match row.is_right() {
             true => "right".into(),
@@ -69,6 +72,13 @@ impl Row {
     /// Pages of this process alone.
     pub fn private(&self) -> Option<u64> {
         Some(self.run.census.as_ref()?.values().map(|class| class.private).sum())
+    }
+
+    /// Private pages that nobody had made private ahead: each is a fault that the guest waited for,
+    /// whether the kernel or the monitor answered it.
+    pub fn late(&self) -> Option<u64> {
+        let pages = &self.run.counters.as_ref()?.pages;
+        Some(self.private()?.saturating_sub(pages.copied + pages.installed + pages.ahead_write))
     }
 
     fn count(&self, of: impl Fn(&Counters) -> u64) -> String {
@@ -143,11 +153,11 @@ pub(crate) mod tests {
         assert_eq!(table[0].len(), COLUMNS.len());
         let expected = [
             "tiered", "2.0 ms", "9.0 ms", "4.5 ms", "6", "100", "20", "12", "6", "7", "3.0 MiB",
-            "-", "8", "right",
+            "-", "30", "6", "right",
         ];
         assert_eq!(table[1], expected);
         assert_eq!(
-            (table[2][0].as_str(), table[2][13].as_str()),
+            (table[2][0].as_str(), table[2][14].as_str()),
             ("auto (tiered)", "1 of 6 WRONG")
         );
     }

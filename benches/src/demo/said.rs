@@ -164,7 +164,7 @@ pub(crate) mod tests {
                 "sources":[{"image":"memory","tier":"local","bytes_read":0},
                     {"image":"cold","tier":"local","bytes_read":3145728}],
                 "mappings":null,"times":{}},
-            "census":{"rw":{"pages":9,"present":9,"private":8,"mapped":0,"mapped_private":0}}}"#;
+            "census":{"rw":{"pages":9,"present":9,"private":30,"mapped":0,"mapped_private":0}}}"#;
         let restored: Restored = serde_json::from_str(text).unwrap();
         Restored { first_answer_ms: first, ..restored }
     }
