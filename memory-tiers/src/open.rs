@@ -102,6 +102,19 @@ fn image_info(entry: &ImageEntry) -> ImageInfo {
     }
 }
 
+/// The layout that a method restores this snapshot from. One in which all is in the raw memory file,
+/// too, but whose pages are known, tells more to the methods that use but that file.
+fn layout_for(snapshot: &ManifestReader, strategy: Strategy) -> &'static str {
+    match layout_of(strategy) {
+        layout::FLAT if has(snapshot, layout::TEMPLATE) => layout::TEMPLATE,
+        own => own,
+    }
+}
+
+fn has(snapshot: &ManifestReader, name: &str) -> bool {
+    snapshot.layouts().iter().any(|l| l == name)
+}
+
 /// The layout that is made for a method.
 fn layout_of(strategy: Strategy) -> &'static str {
     match strategy {

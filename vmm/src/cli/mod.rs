@@ -12,6 +12,7 @@
 mod agent;
 mod invoker;
 mod keyval;
+mod out;
 mod restore;
 mod run;
 mod snapshot;

@@ -16,6 +16,7 @@ use varve_snapshot::LocalFiles;
 use super::agent::Invocation;
 use super::invoker::{Invoked, Invoker};
 use super::run::parse_console;
+use crate::cli::out::outln;
 use crate::config::Console;
 use crate::end::End;
 use crate::error::{VmmError, chain};
@@ -183,11 +184,11 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
     let report = report(&monitor, resumed, invoked, &end)?;
     drop(monitor);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        outln!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         for call in &report.invocations {
             let Invoked { function, seed, checksum, took_ms, answered_at_ms, .. } = call;
-            println!(
+            outln!(
                 "{function} {seed}: {checksum} in {took_ms:.1} ms, {answered_at_ms:.1} ms after \
                  the process started"
             );

@@ -9,6 +9,7 @@ use clap::Args;
 use varve_snapshot::{ClassReport, Inspection, MANIFEST_FILE, ManifestReader, draw_svg, draw_text};
 
 use super::human;
+use crate::cli::out::outln;
 
 /// Options of `varve snapshot inspect`.
 #[derive(Debug, Args)]
@@ -49,7 +50,7 @@ const LINES: usize = 32;
 pub fn main(args: &InspectArgs) -> Result<ExitCode, Box<dyn Error>> {
     let inspection = varve_snapshot::inspect(&args.dir)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&inspection)?);
+        outln!("{}", serde_json::to_string_pretty(&inspection)?);
     } else {
         print(&inspection);
     }
@@ -58,7 +59,10 @@ pub fn main(args: &InspectArgs) -> Result<ExitCode, Box<dyn Error>> {
         let layout = reader.layout(args.map.as_deref().unwrap_or("tiered"))?;
         if args.map.is_some() {
             let colour = std::io::stdout().is_terminal();
-            print!("{}", draw_text(reader.memory(), &layout, COLUMNS, LINES, colour));
+            crate::cli::out::write(format_args!(
+                "{}",
+                draw_text(reader.memory(), &layout, COLUMNS, LINES, colour)
+            ));
         }
         if let Some(path) = &args.svg {
             std::fs::write(path, draw_svg(reader.memory(), &layout, COLUMNS, LINES))
@@ -69,22 +73,22 @@ pub fn main(args: &InspectArgs) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn print(inspection: &Inspection) {
-    println!("{}: {} of guest memory", inspection.path.display(), human(inspection.memory_bytes));
+    outln!("{}: {} of guest memory", inspection.path.display(), human(inspection.memory_bytes));
     if let Some(state) = &inspection.state {
-        println!("  state      {}", state.file.display());
-        println!("  written by varve {} on {} {}", state.vmm_version, state.arch, state.cpu_vendor);
-        println!("  machine    {}", state.config);
+        outln!("  state      {}", state.file.display());
+        outln!("  written by varve {} on {} {}", state.vmm_version, state.arch, state.cpu_vendor);
+        outln!("  machine    {}", state.config);
         for (name, version, len) in &state.blobs {
-            println!("  part       {name} (version {version}, {})", human(*len));
+            outln!("  part       {name} (version {version}, {})", human(*len));
         }
     }
     if let Some(tiers) = &inspection.tiers {
-        println!("  manifest   {} (varve {})", tiers.id, tiers.vmm_version);
+        outln!("  manifest   {} (varve {})", tiers.id, tiers.vmm_version);
         for image in &tiers.images {
-            println!("  image      {}", serde_json::to_string(image).unwrap_or_default());
+            outln!("  image      {}", serde_json::to_string(image).unwrap_or_default());
         }
         for layout in &tiers.layouts {
-            println!("  layout     {} ({} regions)", layout.name, layout.regions);
+            outln!("  layout     {} ({} regions)", layout.name, layout.regions);
             print_classes(&layout.classes);
         }
     }
@@ -93,7 +97,7 @@ fn print(inspection: &Inspection) {
 /// One line per class.
 pub fn print_classes(classes: &[ClassReport]) {
     for class in classes.iter().filter(|c| c.pages > 0) {
-        println!(
+        outln!(
             "    {:<8} {:>9} pages {:>7} extents {:>10} {:>6.2} %",
             class.class,
             class.pages,
@@ -108,13 +112,13 @@ pub fn print_classes(classes: &[ClassReport]) {
 pub fn verify(args: &VerifyArgs) -> Result<ExitCode, Box<dyn Error>> {
     let report = varve_snapshot::verify(&args.dir)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        outln!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         for problem in &report.problems {
-            println!("{problem}");
+            outln!("{problem}");
         }
         if report.problems.is_empty() {
-            println!("{}: no problem found", args.dir.display());
+            outln!("{}: no problem found", args.dir.display());
         }
     }
     Ok(ExitCode::from(u8::from(!report.problems.is_empty())))

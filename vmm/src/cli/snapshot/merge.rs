@@ -1,5 +1,6 @@
 //! `varve snapshot merge`: a diff snapshot laid over its base makes a full one.
 
+use crate::cli::out::outln;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,9 +42,9 @@ pub fn main(args: &MergeArgs) -> Result<ExitCode, Box<dyn Error>> {
     staging.put(at, &state.to_bytes()?, 0)?;
     staging.commit()?;
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        outln!("{}", serde_json::to_string(&report)?);
     } else {
-        println!(
+        outln!(
             "{}: {} pages, {} of them from the diff",
             out.display(),
             report.pages,

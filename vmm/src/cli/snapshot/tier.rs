@@ -14,6 +14,7 @@ use varve_snapshot::{
 
 use super::human;
 use super::inspect::print_classes;
+use crate::cli::out::outln;
 
 /// Options of `varve snapshot tier`.
 #[derive(Debug, Args)]
@@ -97,13 +98,13 @@ pub fn main(args: &TierArgs) -> Result<ExitCode, Box<dyn Error>> {
     if args.json {
         let mut json = serde_json::to_value(&report)?;
         json["predicted"] = serde_json::to_value(&predictions)?;
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        outln!("{}", serde_json::to_string_pretty(&json)?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{}: {} pages by {} traces", report.manifest.display(), report.pages, traces.len());
+    outln!("{}: {} pages by {} traces", report.manifest.display(), report.pages, traces.len());
     print_classes(&report.classes);
     for image in &report.images {
-        println!(
+        outln!(
             "    image {:<8} {:>9} pages {:>10}, {} stored ({})",
             image.image,
             image.pages,
@@ -112,9 +113,9 @@ pub fn main(args: &TierArgs) -> Result<ExitCode, Box<dyn Error>> {
             image.file
         );
     }
-    println!("    predicted cost of memory in a restore and one invocation, by the cost model:");
+    outln!("    predicted cost of memory in a restore and one invocation, by the cost model:");
     for Prediction { strategy, cost_ms, mappings } in &predictions {
-        println!("      {strategy:<9} {cost_ms:>9.2} ms {mappings:>6} mappings");
+        outln!("      {strategy:<9} {cost_ms:>9.2} ms {mappings:>6} mappings");
     }
     Ok(ExitCode::SUCCESS)
 }
