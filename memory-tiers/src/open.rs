@@ -29,7 +29,7 @@ pub fn open(snapshot: &ManifestReader, policy: &Policy) -> Result<(Plan, Sources
     let plan = match (policy.strategy, policy.huge_pages) {
         (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered, layout::TIERED)?,
         (Strategy::Auto, _) => cheapest(snapshot, plan)?,
-        (strategy, _) => plan(strategy, layout_of(strategy))?,
+        (strategy, _) => plan(strategy, layout_for(snapshot, strategy))?,
     };
     let mut sources: Sources = vec![None; images.len()];
     for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {

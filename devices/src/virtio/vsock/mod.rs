@@ -68,7 +68,8 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 const VERSION: u32 = 1;
 
 /// How long a driver may take to give the buffer of a reset event back.
-const RESET_TIME: Duration = Duration::from_secs(5);
+/// Less than a call may wait for its answer, or calls made meanwhile would be given up.
+const RESET_TIME: Duration = Duration::from_millis(1500);
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
