@@ -74,8 +74,9 @@ impl Row {
         Some(self.run.census.as_ref()?.values().map(|class| class.private).sum())
     }
 
-    /// Private pages that nobody had made private ahead: each is a fault that the guest waited for,
-    /// whether the kernel or the monitor answered it.
+    /// Private pages that nobody had made private ahead: faults that the guest waited for,
+    /// whether the kernel or the monitor answered them. (One that is answered with a huge page makes
+    /// 512 pages private.)
     pub fn late(&self) -> Option<u64> {
         let pages = &self.run.counters.as_ref()?.pages;
         Some(self.private()?.saturating_sub(pages.copied + pages.installed + pages.ahead_write))

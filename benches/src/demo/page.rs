@@ -83,7 +83,8 @@ fn section(life: &Life) -> Markup {
         p {
             "One vCPU, " (MEMORY) " of memory. Recorded with the inputs " (inputs.join(", "))
             ", restored and asked for input " (INPUT) ", which was not recorded. Without a snapshot \
-             the first answer came " (millis(life.cold_ms)) " after the start; warm, the machine \
+             the first answer came " (millis(life.cold_ms)) " after the start (with all of memory zeroed \
+             at boot); warm, the machine \
              answered in " (millis(life.warm_ms)) "."
         }
         h3 { "Before the restore" }
