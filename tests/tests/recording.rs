@@ -74,6 +74,22 @@ fn written_pages_are_those_that_became_private() {
     println!("touched {touched}, written {written}; private {private}: {census}");
     assert!(written.abs_diff(private) * 50 <= private, "{written} written, {private} private");
 
+    // The cheap way sees what is there now and then, and what the kernel brought in along with it.
+    let cheap = dir.path().join("cheap");
+    let mut vm = start().options("--record-by pagemap --record").arg(&cheap).start();
+    invoke(&mut vm);
+    vm.end_with_report();
+    let cheap = Trace::read(&cheap).unwrap();
+    let all = cheap.pages().len() as u64;
+    let some = cheap.pages().iter().filter(|page| page.access.has(Access::WRITTEN)).count() as u64;
+    println!("by pagemap: touched {all}, written {some}");
+    assert!(all + touched / 50 >= touched, "{all} touched by pagemap, {touched} by faults");
+    assert!(written.abs_diff(some) * 50 <= written, "{some} written by pagemap, not {written}");
+    // What both ways saw is the same pages, not only as many.
+    let exact = Trace::read(&trace).unwrap();
+    let missed = exact.pages().iter().filter(|page| cheap.find(page.gfn).is_none()).count() as u64;
+    assert!(missed * 50 <= touched, "{missed} pages touched that pagemap did not see");
+
     // The regions: one read, two written, of which one was zero.
     let least = 12 * PAGES_PER_MIB;
     assert!((least..least + 6 * PAGES_PER_MIB).contains(&written), "{written} written");
