@@ -61,6 +61,17 @@ fn is_well(vm: &mut Vm, cpus: usize) {
     wait_for_ticks(vm, 1);
 }
 
+/// Sockets that the guest has open, as soon as their number stays the same.
+fn sockets(vm: &mut Vm) -> usize {
+    let mut count = || vm.sh("ls -l /proc/[0-9]*/fd 2>/dev/null; true").matches("socket:").count();
+    let (mut last, mut now) = (usize::MAX, count());
+    while last != now {
+        thread::sleep(Duration::from_millis(300));
+        (last, now) = (now, count());
+    }
+    now
+}
+
 fn reads(vm: &mut Vm, seed: u64) {
     let read = vm.block("vda", Direction::Read, 0, MIB, 0).unwrap();
     assert_eq!(read.crc32, pattern::crc32(seed, MIB), "the drive does not hold seed {seed}");
@@ -98,6 +109,7 @@ fn goes_on(cpus: usize) {
     writes(&mut vm, 1);
     is_well(&mut vm, cpus);
 
+    let without = sockets(&mut vm);
     // A stream that is open at the snapshot: it stays for the machine, its copies reset it.
     let mut stream = connect_vsock(&vm.uds(), STREAM_PORT).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -109,6 +121,7 @@ fn goes_on(cpus: usize) {
         assert_eq!(&came, text);
     };
     echo(b"one.");
+    assert_eq!(sockets(&mut vm), without + 1);
     let before = ping(&mut vm);
     vm.snapshot("", &at("first"));
     fs::copy(at("drive"), at("drive-first")).unwrap();
@@ -129,6 +142,7 @@ fn goes_on(cpus: usize) {
     let mut first = restore("first", "drive-first").start();
     let mut second = restore("second", "drive").start();
     for (vm, seed) in [(&mut first, 1), (&mut second, 2)] {
+        assert_eq!(sockets(vm), without, "the old stream was not reset");
         vm.memory_by(cpus, "m", Action::Verify, 0);
         reads(vm, seed);
         is_well(vm, cpus);

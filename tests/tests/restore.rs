@@ -1,0 +1,266 @@
+//! Whatever the strategy and whatever was recorded: a restored machine has the memory that was saved.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use varve_agent::protocol::Action;
+use varve_snapshot::{
+    Access, LocalFiles, MEMORY_FILE, Mechanism, PAGE_SIZE, PageAccess, STATE_FILE, StateFile, Trace,
+};
+use varve_tests::snapshots::{snapshot, tier};
+use varve_tests::{Restoring, Vm};
+
+/// Every way to restore that a tiered snapshot allows.
+const WAYS: [&str; 16] = [
+    "--strategy lazy",
+    "--strategy eager",
+    "--strategy reap",
+    "--strategy faasnap",
+    "--strategy tiered",
+    "--strategy tiered --read-only mapped",
+    "--strategy tiered --read-only copied",
+    "--strategy tiered --wait written",
+    "--strategy tiered --wait all --threads 3",
+    "--strategy tiered --no-prefault",
+    "--strategy tiered --huge-pages transparent",
+    "--strategy template",
+    "--strategy template --wait all",
+    "--strategy auto",
+    "--strategy tiered --cold paged",
+    "--strategy template --cold paged",
+];
+
+/// Regions of the guest's memory, by what the recorded run does to them, and their MiB.
+const REGIONS: [(&str, u64); 3] = [("read", 2), ("written", 2), ("cold", 2)];
+const FRESH_MIB: u64 = 1;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("varve-snapshot").tempdir().unwrap()
+}
+
+/// A snapshot of a machine whose regions are filled.
+fn filled(dir: &Path, cpus: usize, memory: &str) {
+    let vcpus = cpus.to_string();
+    let builder = Vm::builder().option("--memory", memory).option("--vcpus", vcpus).controlled();
+    let mut vm = builder.start();
+    for (seed, (name, mib)) in (1..).zip(REGIONS) {
+        vm.memory(name, Action::Allocate, mib, 0);
+        vm.memory_by(cpus, name, Action::Fill, seed);
+    }
+    vm.memory("fresh", Action::Allocate, FRESH_MIB, 0);
+    vm.snapshot("", dir);
+}
+
+/// Restores and records what an invocation may do.
+fn record(dir: &Path, trace: &Path) -> Value {
+    let recording = Restoring::from(dir).arg("--record").arg(trace).options("--json");
+    let mut vm = recording.start();
+    invoke(&mut vm);
+    vm.end_with_report()
+}
+
+fn invoke(vm: &mut Vm) {
+    vm.memory_by(2, "read", Action::Verify, 0);
+    vm.memory_by(2, "written", Action::Rewrite, 9);
+    vm.memory_by(1, "fresh", Action::Rewrite, 9);
+}
+
+/// Restores, looks at all that was filled and writes over it, by several threads at once while
+/// memory is being populated; and again in a restore of a snapshot of that.
+fn nothing_is_wrong(dir: &Path, cpus: usize, way: &str) {
+    let start = Instant::now();
+    let mut vm = Restoring::from(dir).options(way).start();
+    let names = REGIONS.map(|(name, _)| name).into_iter().chain(["fresh"]);
+    for name in names.clone() {
+        vm.memory_by(cpus, name, Action::Rewrite, 77);
+    }
+    for name in names.clone() {
+        vm.memory_by(cpus, name, Action::Verify, 0);
+    }
+    let used = vm.control("GET", "/memory", &Value::Null)["strategy"].clone();
+    let wanted = way.split(' ').nth(1).unwrap();
+    assert!(used == wanted || wanted == "auto" && used.is_string(), "{used} for {way}");
+    let again = folder();
+    vm.snapshot("", again.path());
+    // The machine goes on after its snapshot.
+    vm.memory_by(cpus, "cold", Action::Rewrite, 78);
+    drop(vm);
+    let mut vm = Restoring::from(again.path()).options("--strategy lazy").start();
+    for name in names {
+        vm.memory_by(cpus, name, Action::Verify, 0);
+    }
+    println!("{way}: right, after {:.1?}", start.elapsed());
+}
+
+#[test]
+fn every_way_is_right_with_one_vcpu() {
+    every_way_is_right(1, &WAYS);
+}
+
+#[test]
+fn every_way_is_right_with_four_vcpus() {
+    every_way_is_right(4, &[WAYS[2], WAYS[9], WAYS[14]]);
+}
+
+fn every_way_is_right(cpus: usize, ways: &[&str]) {
+    let dir = folder();
+    let (flat, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
+    filled(&flat, cpus, "96M");
+    nothing_is_wrong(&flat, cpus, "--strategy auto");
+    record(&flat, &trace);
+    tier(&flat, &[&trace], "");
+    assert!(snapshot(["verify".as_ref(), flat.as_os_str()]).contains("no problem found"));
+    for way in ways {
+        nothing_is_wrong(&flat, cpus, way);
+    }
+}
+
+/// Compressed images, and a store that several snapshots share.
+#[test]
+fn compressed_and_shared_images_are_right() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name);
+    filled(&at("snapshot"), 2, "96M");
+    record(&at("snapshot"), &at("trace"));
+    for (out, more) in [("cold", "--compress cold"), ("all", "--compress all --bridge 0")] {
+        let more = format!("{more} --out {} --store {}", at(out).display(), at("store").display());
+        tier(&at("snapshot"), &[&at("trace")], &more);
+        assert!(snapshot(["verify".as_ref(), at(out).as_os_str()]).contains("no problem found"));
+        for way in [WAYS[4], WAYS[11]] {
+            nothing_is_wrong(&at(out), 2, way);
+        }
+    }
+}
+
+/// Traces that say nothing true: they cost time, and change nothing else.
+#[test]
+fn wrong_traces_change_no_content() {
+    let dir = folder();
+    let at = |name: &str| dir.path().join(name);
+    filled(&at("snapshot"), 2, "96M");
+    filled(&at("other"), 1, "128M");
+    record(&at("other"), &at("of-another-machine"));
+    let frames = 96 * 256;
+    let mut random = 1u64;
+    let of = |name: &str, choose: &mut dyn FnMut(u64) -> Option<bool>| {
+        let page = |(order, gfn): (u32, u64)| {
+            let written = choose(gfn)?;
+            let access = if written { Access::READ.with(Access::WRITTEN) } else { Access::READ };
+            let runs_written = written.into();
+            Some(PageAccess { gfn, order, access, invocation: 0, runs: 1, runs_written })
+        };
+        let pages = (0..).zip(0..frames).filter_map(page).collect();
+        let trace = Trace::new(Mechanism::UffdWp, 1, vec![name.into()], pages).unwrap();
+        trace.write(&LocalFiles, &at(name)).unwrap();
+    };
+    of("nothing", &mut |_| None);
+    of("everything-read", &mut |_| Some(false));
+    of("everything-written", &mut |_| Some(true));
+    of("random", &mut |_| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        [None, Some(false), Some(true), None][(random >> 40) as usize % 4]
+    });
+    let none: [PathBuf; 0] = [];
+    let mut cases: BTreeMap<&str, Vec<PathBuf>> = BTreeMap::from([("no-trace", none.into())]);
+    let names =
+        ["nothing", "everything-read", "everything-written", "random", "of-another-machine"];
+    cases.extend(names.map(|name| (name, vec![at(name)])));
+    for (name, traces) in cases {
+        println!("{name}");
+        let out = at(&format!("tiered-{name}"));
+        let traces: Vec<&Path> = traces.iter().map(PathBuf::as_path).collect();
+        tier(&at("snapshot"), &traces, &format!("--out {}", out.display()));
+        assert!(snapshot(["verify".as_ref(), out.as_os_str()]).contains("no problem found"));
+        let way = if name == "random" { WAYS[2] } else { WAYS[4] };
+        nothing_is_wrong(&out, 1, way);
+        drop(fs::remove_dir_all(&out));
+    }
+}
+
+/// A machine that has not run yet is saved again at once: its memory is the memory it came from, but
+/// for what restoring itself changes.
+#[test]
+fn memory_that_is_saved_again_is_the_same() {
+    let dir = folder();
+    let (flat, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
+    filled(&flat, 2, "96M");
+    record(&flat, &trace);
+    tier(&flat, &[&trace], "");
+    let original = frames(&flat);
+    for way in WAYS {
+        let vm = Restoring::from(&flat).options(way).options("--paused").start();
+        while !vm.api().exists() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let again = folder();
+        vm.snapshot("--keep-paused", again.path());
+        let changed: Vec<u64> = frames(again.path())
+            .iter()
+            .filter(|&(frame, content)| original[frame] != *content)
+            .map(|(&frame, _)| frame)
+            .collect();
+        println!("{way}: {changed:x?}");
+        // The generation id; and where the guest's vsock is told of the reset: a ring and a buffer.
+        assert_eq!(changed.len(), 3, "{way}: {changed:x?}");
+        assert_eq!(changed[0], 0xe1, "{way}: {changed:x?}");
+    }
+}
+
+/// Checksums of a flat snapshot's pages, by guest frame number.
+fn frames(dir: &Path) -> BTreeMap<u64, u32> {
+    let state = StateFile::read(&dir.join(STATE_FILE)).unwrap();
+    let file = dir.join(state.memory_file.as_deref().unwrap_or(MEMORY_FILE));
+    let file = fs::File::open(file).unwrap();
+    let ranges = state.memory.iter();
+    let frames = ranges.flat_map(|r| r.start() / PAGE_SIZE..r.end() / PAGE_SIZE);
+    let mut page = [0; PAGE_SIZE as usize];
+    let mut at = 0;
+    frames
+        .map(|frame| {
+            file.read_exact_at(&mut page, at).unwrap();
+            at += PAGE_SIZE;
+            (frame, crc32fast::hash(&page))
+        })
+        .collect()
+}
+
+/// What was recorded as written is private before the guest runs, so it takes no copy-on-write fault.
+#[test]
+fn recorded_pages_take_no_copy_on_write_fault() {
+    let dir = folder();
+    let (flat, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
+    filled(&flat, 1, "96M");
+    record(&flat, &trace);
+    tier(&flat, &[&trace], "");
+    let mut vm = Restoring::from(&flat).options("--strategy tiered --wait all --paused").start();
+    while !vm.api().exists() {
+        assert!(vm.runs(), "{}", vm.stderr());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let census = |vm: &Vm| vm.control("GET", "/memory", &Value::Null)["census"].clone();
+    let before = census(&vm);
+    vm.control("PATCH", "/vm", &serde_json::json!({ "state": "Resumed" }));
+    invoke(&mut vm);
+    let after = census(&vm);
+    println!("before {before}\nafter  {after}");
+    let rw = |census: &Value, field: &str| census["rw"][field].as_u64().unwrap();
+    // The regions of the invocation, at least.
+    assert!(rw(&before, "pages") >= 3 * 256, "{before}");
+    assert_eq!(rw(&before, "private"), rw(&before, "pages"), "{before}");
+    assert_eq!(rw(&after, "private"), rw(&after, "pages"), "{after}");
+    // The same invocation touches hardly anything else.
+    let written = |census: &Value, class: &str| census[class]["private"].as_u64().unwrap();
+    let more: u64 =
+        ["zero", "ro", "cold"].iter().map(|c| written(&after, c) - written(&before, c)).sum();
+    assert!(
+        more * 20 < rw(&after, "pages"),
+        "{more} pages written that were not recorded: {after}"
+    );
+}
