@@ -70,7 +70,7 @@ pub fn live(function: &str, options: &Options) -> Result<Life> {
     print!("{}", align(&classes(&tiered)));
     let rows = restore(function, &snapshot, &first.answer.checksum, options)?;
     println!(
-        "\n  Restored, input {INPUT} (was not recorded), the middle one of {} runs; before: {} from \
+        "\n  Restored, input {INPUT} (was not recorded), the middle of {} run(s); before: {} from \
          start to answer, {} warm",
         options.runs,
         millis(first.cold_ms),
