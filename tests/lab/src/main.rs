@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use varve_lab::cli::{Action, Cli, ExecOptions, OPTIONS_VARIABLE};
+use varve_lab::cli::{Action, Cli, ExecOptions, OPTIONS_VARIABLE, RunOptions};
 use varve_lab::detect::{Mode, detect};
 use varve_lab::place::Place;
 use varve_lab::run::{LAB_FAILED, run, say};
@@ -41,13 +41,29 @@ fn exec(options: ExecOptions) -> Result<u8> {
     let verdict = detect();
     if verdict.mode == Mode::Lab {
         let words = std::env::var(OPTIONS_VARIABLE).unwrap_or_default();
-        return run(options.in_lab(&words)?);
+        return run_again_if_hung(options.in_lab(&words)?);
     }
     let [program, arguments @ ..] = options.command.as_slice() else {
         anyhow::bail!("there is no command to run");
     };
     let error = Command::new(program).args(arguments).exec();
     Err(error).with_context(|| format!("cannot run `{}`", program.display()))
+}
+
+/// Times that `exec` starts over when the emulated host itself fails.
+const REPEATS: u32 = 2;
+
+/// Emulation loses an interrupt now and then, and with it the emulated host (docs/lab.md). What was
+/// to be shown is then neither shown nor refuted: it is done again, and that is said.
+fn run_again_if_hung(options: RunOptions) -> Result<u8> {
+    for repeat in 1..=REPEATS {
+        let code = run(options.clone())?;
+        if code != LAB_FAILED {
+            return Ok(code);
+        }
+        say(&format!("the lab failed, not the command: doing it again ({repeat} of {REPEATS})"));
+    }
+    run(options)
 }
 
 fn tell(json: bool) -> Result<u8> {
