@@ -178,10 +178,8 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
         return Err(error.into());
     }
     monitor.pause()?;
-    if let Some(path) = &args.record {
-        save_trace(&monitor, path)?;
-    }
-    let report = report(&monitor, resumed, invoked, &end)?;
+    let recorded = args.record.as_deref().map(|path| save_trace(&monitor, path)).transpose()?;
+    let report = report(&monitor, resumed, invoked, recorded, &end)?;
     drop(monitor);
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&report)?);
@@ -218,10 +216,19 @@ fn start_calls(
     Ok(Some(invoker))
 }
 
-fn save_trace(monitor: &Monitor, path: &Path) -> Result<(), Box<dyn Error>> {
+/// Ends the recording; pages that it saw touched, and among them written.
+fn save_trace(monitor: &Monitor, path: &Path) -> Result<(u64, u64), Box<dyn Error>> {
     let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
     let trace = restored.seal()?.ok_or("the recording has ended already")?;
-    Ok(trace.write(&LocalFiles, path)?)
+    trace.write(&LocalFiles, path)?;
+    let written = trace.pages().iter().filter(|p| p.runs_written > 0).count();
+    if trace.pages().is_empty() {
+        log::warn!(
+            "the recording saw no page: mincore cannot tell pages that were in the page cache before; \
+             record by faults or by pagemap"
+        );
+    }
+    Ok((trace.pages().len() as u64, written as u64))
 }
 
 /// Figures are taken with the guest standing still.
@@ -229,6 +236,7 @@ fn report(
     monitor: &Monitor,
     resumed: Duration,
     invocations: Vec<Invoked>,
+    recorded: Option<(u64, u64)>,
     end: &End,
 ) -> Result<Report, Box<dyn Error>> {
     let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
@@ -238,7 +246,7 @@ fn report(
         resumed_ms: resumed.as_secs_f64() * 1e3,
         first_answer_ms: invocations.first().map(|i| i.answered_at_ms),
         invocations,
-        recorded: restored.seen(),
+        recorded,
         counters: planned.map(|r| r.counters()),
         census: planned.and_then(|r| r.census().ok()),
         end: end.to_string(),

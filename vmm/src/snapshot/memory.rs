@@ -128,14 +128,6 @@ impl Restored {
         }
     }
 
-    /// Pages that a recorder has seen accessed, and among them written.
-    pub fn seen(&self) -> Option<(u64, u64)> {
-        match self {
-            Restored::Recorded(recorder) => Some(recorder.seen()),
-            Restored::Planned(_) | Restored::Scanned(..) => None,
-        }
-    }
-
     /// The means to mark invocations, if accesses are recorded.
     pub fn marker(&self) -> Option<Marker> {
         match self {
