@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use vm_superio::{I8042Device, Trigger};
 
 use crate::bus::BusDevice;
-use crate::state::{Savable, StateError};
 use crate::stop::{SharedStopSink, StopReason};
 
 /// First port of the controller (data register; the command register is four further).
@@ -48,44 +47,23 @@ impl BusDevice for I8042 {
     }
 }
 
-impl Savable for I8042 {
-    fn version(&self) -> u32 {
-        1
-    }
-
-    /// The chip has no registers that outlive a command.
-    fn save(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
-        crate::state::decode::<()>(version, 1, bytes)
-    }
-}
+crate::state::stateless!(I8042);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::{StopReason, StopSink};
+    use crate::stop::Recorded;
     use std::sync::Arc;
-
-    #[derive(Default)]
-    struct Sink(Mutex<Vec<StopReason>>);
-    impl StopSink for Sink {
-        fn stop(&self, reason: StopReason) {
-            self.0.lock().unwrap().push(reason);
-        }
-    }
 
     #[test]
     fn only_the_reset_command_resets() {
-        let sink = Arc::new(Sink::default());
+        let sink = Arc::new(Recorded::default());
         let chip = I8042::new(sink.clone());
         chip.write(0, &[0xfe]);
         chip.write(4, &[0xd1]);
         chip.write(4, &[0xfe, 0xfe]);
-        assert!(sink.0.lock().unwrap().is_empty());
+        assert!(sink.reasons().is_empty());
         chip.write(4, &[0xfe]);
-        assert_eq!(*sink.0.lock().unwrap(), [StopReason::Reset]);
+        assert_eq!(sink.reasons(), [StopReason::Reset]);
     }
 }

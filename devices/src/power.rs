@@ -4,7 +4,6 @@
 //! point at these ports.
 
 use crate::bus::BusDevice;
-use crate::state::{Savable, StateError};
 use crate::stop::{SharedStopSink, StopReason};
 
 /// First port: the sleep control register.
@@ -52,45 +51,24 @@ impl BusDevice for PowerRegisters {
     }
 }
 
-impl Savable for PowerRegisters {
-    fn version(&self) -> u32 {
-        1
-    }
-
-    /// Write-only registers with an immediate effect: nothing to keep.
-    fn save(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
-        crate::state::decode::<()>(version, 1, bytes)
-    }
-}
+crate::state::stateless!(PowerRegisters);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::StopSink;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Default)]
-    struct Sink(Mutex<Vec<StopReason>>);
-    impl StopSink for Sink {
-        fn stop(&self, reason: StopReason) {
-            self.0.lock().unwrap().push(reason);
-        }
-    }
+    use crate::stop::Recorded;
+    use std::sync::Arc;
 
     #[test]
     fn s5_and_reset() {
-        let sink = Arc::new(Sink::default());
+        let sink = Arc::new(Recorded::default());
         let regs = PowerRegisters::new(sink.clone());
         for (offset, value) in [(0, 5 << 2), (0, SLP_EN), (1, 0xff), (2, 0)] {
             regs.write(offset, &[value]);
         }
-        assert!(sink.0.lock().unwrap().is_empty());
+        assert!(sink.reasons().is_empty());
         regs.write(0, &[SLP_EN | (5 << 2)]);
         regs.write(2, &[1]);
-        assert_eq!(*sink.0.lock().unwrap(), [StopReason::PowerOff, StopReason::Reset]);
+        assert_eq!(sink.reasons(), [StopReason::PowerOff, StopReason::Reset]);
     }
 }

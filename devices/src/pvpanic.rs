@@ -4,7 +4,6 @@
 //! write reports one. Linux's `pvpanic` driver finds it by ACPI (`QEMU0001`).
 
 use crate::bus::BusDevice;
-use crate::state::{Savable, StateError};
 use crate::stop::{SharedStopSink, StopReason};
 
 /// The port.
@@ -34,17 +33,4 @@ impl BusDevice for PvPanic {
     }
 }
 
-impl Savable for PvPanic {
-    fn version(&self) -> u32 {
-        1
-    }
-
-    /// No state.
-    fn save(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
-        crate::state::decode::<()>(version, 1, bytes)
-    }
-}
+crate::state::stateless!(PvPanic);

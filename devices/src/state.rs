@@ -41,6 +41,31 @@ pub trait Savable {
     fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError>;
 }
 
+/// [`Savable`] for a device that keeps nothing between two accesses: an empty blob, and nothing else
+/// is taken back.
+macro_rules! stateless {
+    ($device:ty) => {
+        impl $crate::state::Savable for $device {
+            fn version(&self) -> u32 {
+                1
+            }
+
+            fn save(&self) -> Vec<u8> {
+                Vec::new()
+            }
+
+            fn restore(
+                &mut self,
+                version: u32,
+                bytes: &[u8],
+            ) -> Result<(), $crate::state::StateError> {
+                $crate::state::decode::<()>(version, 1, bytes)
+            }
+        }
+    };
+}
+pub(crate) use stateless;
+
 /// Encodes a saved struct (postcard: compact, field order fixed by the struct).
 pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
     postcard::to_stdvec(state).expect("plain data with no maps of unknown length always encodes")

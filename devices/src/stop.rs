@@ -32,3 +32,22 @@ pub trait StopSink: Send + Sync {
 
 /// A stop sink that devices share.
 pub type SharedStopSink = Arc<dyn StopSink>;
+
+/// Keeps the reasons that a device under test gave.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Recorded(std::sync::Mutex<Vec<StopReason>>);
+
+#[cfg(test)]
+impl Recorded {
+    pub fn reasons(&self) -> Vec<StopReason> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[cfg(test)]
+impl StopSink for Recorded {
+    fn stop(&self, reason: StopReason) {
+        self.0.lock().unwrap().push(reason);
+    }
+}

@@ -13,14 +13,14 @@ const PAGES_PER_MIB: u64 = 256;
 /// A sample function in the words of the guest's shell, started by the agent as others are: it works
 /// on data of its seed and answers with their checksum.
 const FUNCTION: &str = r#"
-mkdir -p /opt/varve /work
+mkdir -p /opt/varve /scratch
 cat >/opt/varve/worker.py <<'END'
 #!/bin/sh
 echo '{"ready": true}'
 while read line; do
     seed=$(echo "$line" | sed 's/.*"seed": *\([0-9]*\).*/\1/')
-    yes "data of $seed" | head -c 2000000 >/work/data
-    echo '{"ok": true, "checksum": "'$(sha256sum /work/data | cut -c1-64)'"}'
+    yes "data of $seed" | head -c 2000000 >/scratch/data
+    echo '{"ok": true, "checksum": "'$(sha256sum /scratch/data | cut -c1-64)'"}'
 done
 END
 cat >/bin/python3 <<'END'
