@@ -104,6 +104,16 @@ pub enum TierError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// An image cannot be used from where it is.
+    #[error("{tier} image {image} cannot be used")]
+    Image {
+        /// The image.
+        image: String,
+        /// Where it is.
+        tier: Tier,
+        /// Why not.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// A page takes too long.
     #[error(
         "guest pages {pages:?} did not come from {tier} image {image} within {} ms",

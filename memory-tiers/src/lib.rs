@@ -49,7 +49,7 @@ pub use error::{RamError, TierError};
 pub use exec::{Hooks, Restore, Stage2};
 pub use guest_ram::{GuestMemory, GuestRam, HugePages, RamRegion};
 pub use mispredict::{Mispredicted, mispredicted};
-pub use open::{flat, open, open_flat};
+pub use open::{Elsewhere, flat, open, open_flat};
 pub use overlay::Shown;
 pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};
 pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};

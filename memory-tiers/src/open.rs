@@ -6,20 +6,54 @@ use std::path::Path;
 use std::sync::Arc;
 
 use varve_snapshot::{
-    FlatFile, ImageEntry, MEMORY_FILE, ManifestReader, PageRange, RegionMap, SnapshotError, layout,
+    FlatFile, Image, ImageEntry, ImageId, MEMORY_FILE, ManifestReader, PageRange, RegionMap,
+    SnapshotError, layout,
 };
 
 use crate::error::TierError;
 use crate::guest_ram::HugePages;
 use crate::plan::{Plan, PlanInput};
 use crate::policy::Policy;
-use crate::source::{FileSource, ImageInfo, ImageSource, Sources, Tier};
+use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
 use crate::strategy::Strategy;
+
+/// Where images are that are not used from the snapshot's own files.
+pub trait Elsewhere {
+    /// What a plan has to know of an image, given what it would be as a local file.
+    fn info(&self, entry: &ImageEntry, local: ImageInfo) -> ImageInfo;
+
+    /// Opens the image, if it is elsewhere.
+    fn open(
+        &self,
+        image: &Image,
+        info: &ImageInfo,
+    ) -> Result<Option<Arc<dyn PageSource>>, SourceError>;
+}
+
+/// All images are local files.
+impl Elsewhere for () {
+    fn info(&self, _entry: &ImageEntry, local: ImageInfo) -> ImageInfo {
+        local
+    }
+
+    fn open(
+        &self,
+        _image: &Image,
+        _info: &ImageInfo,
+    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
+        Ok(None)
+    }
+}
 
 /// The plan for a tiered snapshot, with its images open. `auto` compares the methods that the
 /// snapshot was prepared for.
-pub fn open(snapshot: &ManifestReader, policy: &Policy) -> Result<(Plan, Sources), TierError> {
-    let images: Vec<ImageInfo> = snapshot.images().iter().map(image_info).collect();
+pub fn open(
+    snapshot: &ManifestReader,
+    policy: &Policy,
+    elsewhere: &dyn Elsewhere,
+) -> Result<(Plan, Sources), TierError> {
+    let info = |entry| elsewhere.info(entry, image_info(entry));
+    let images: Vec<ImageInfo> = snapshot.images().iter().map(info).collect();
     let plan = |strategy: Strategy, layout: &str| {
         let layout = snapshot.layout(layout)?;
         let policy = Policy { strategy, ..policy.clone() };
@@ -35,11 +69,25 @@ pub fn open(snapshot: &ManifestReader, policy: &Policy) -> Result<(Plan, Sources
     for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {
         let at = usize::from(stored.image.0);
         if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
-            let reader = snapshot.image(stored.image)?;
-            *slot = Some(Arc::new(ImageSource::new(reader, info.clone())));
+            *slot = Some(open_image(snapshot, stored.image, info, elsewhere)?);
         }
     }
     Ok((plan, sources))
+}
+
+fn open_image(
+    snapshot: &ManifestReader,
+    id: ImageId,
+    info: &ImageInfo,
+    elsewhere: &dyn Elsewhere,
+) -> Result<Arc<dyn PageSource>, TierError> {
+    let lost = |source| TierError::Image { image: info.name.clone(), tier: info.tier, source };
+    if info.tier != Tier::Local
+        && let Some(source) = elsewhere.open(&snapshot.image_table(id)?, info).map_err(lost)?
+    {
+        return Ok(source);
+    }
+    Ok(Arc::new(ImageSource::new(snapshot.image(id)?, info.clone())))
 }
 
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the

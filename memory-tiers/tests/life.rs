@@ -229,7 +229,7 @@ fn policies() -> Vec<Policy> {
 /// Restores, calls twice while population runs, compares all of memory, saves, and restores that.
 fn check(function: &Function, snapshot: &Path, policy: &Policy) -> Option<(Counters, Census)> {
     let manifest = ManifestReader::open(snapshot).unwrap();
-    let (plan, sources) = open(&manifest, policy).unwrap();
+    let (plan, sources) = open(&manifest, policy, &()).unwrap();
     plan.verify().unwrap();
     let what = format!("{policy:?}");
     let ram = Arc::new(GuestRam::with_pages(&memory(), true, policy.huge_pages).unwrap());
@@ -316,7 +316,7 @@ fn a_damaged_image_stops_the_machine_when_the_page_is_fetched() {
     let on_fatal = Box::new(move |e: TierError| told.lock().unwrap().send(e).unwrap());
     let manifest = ManifestReader::open(&snapshot).unwrap();
     let policy = Policy { cold: ColdPages::Paged, ..Policy::new(Strategy::Tiered) };
-    let (plan, sources) = open(&manifest, &policy).unwrap();
+    let (plan, sources) = open(&manifest, &policy, &()).unwrap();
     let region = manifest.layout("tiered").unwrap().regions()[3];
     let stored = region.stored.unwrap();
     let image = manifest.image(stored.image).unwrap();

@@ -29,6 +29,20 @@ impl Digest {
         }
     }
 
+    /// The digest that 64 hexadecimal digits name.
+    pub fn from_hex(text: &str) -> Option<Digest> {
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let mut digest = [0; 32];
+        if pairs.len() != digest.len() || !rest.is_empty() {
+            return None;
+        }
+        let digit = |b: u8| char::from(b).to_digit(16);
+        for (byte, [high, low]) in digest.iter_mut().zip(pairs) {
+            *byte = (digit(*high)? << 4 | digit(*low)?) as u8;
+        }
+        Some(Digest(digest))
+    }
+
     /// The first 16 hexadecimal digits: enough to tell files of one folder apart.
     pub fn short(&self) -> String {
         self.to_string()[..16].to_owned()

@@ -1,7 +1,10 @@
-//! An image: a file of guest pages, read with every touched chunk's checksum verified. What its
-//! pages are for is the manifest's; mapping the file is `varve-memory-tiers`'.
+//! An image: guest pages in a file, or in other storage with the file's bytes, read with every
+//! touched chunk's checksum verified. What its pages are for is the manifest's; mapping a file and
+//! reaching other storage is `varve-memory-tiers`'.
 
+use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -101,13 +104,26 @@ pub(crate) fn decode_digest(d: &mut Decoder) -> Result<Option<Digest>, FormatErr
     }
 }
 
+/// Where the bytes of an image's file are kept: the file itself, or something that stands for it.
+/// Nothing that it says is trusted: what is read is verified.
+pub trait Backing: fmt::Debug + Send + Sync {
+    /// Fills `buf` with the bytes from `offset` on.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl Backing for File {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buf, offset)
+    }
+}
+
 /// An open image.
 #[derive(Debug)]
-pub struct ImageReader {
+pub struct ImageReader<B = File> {
     entry: ImageEntry,
     chunks: ChunkTable,
     path: PathBuf,
-    file: File,
+    backing: B,
 }
 
 impl ImageReader {
@@ -124,17 +140,25 @@ impl ImageReader {
             let (image, stated) = (entry.name, entry.bytes);
             return Err(SnapshotError::ImageSize { image, path, found, stated });
         }
-        Ok(ImageReader { entry, chunks, path, file })
+        Ok(ImageReader { entry, chunks, path, backing: file })
+    }
+
+    /// Its file: of an image that is mappable, page `n` stands at byte `4096 * n`.
+    pub fn file(&self) -> &File {
+        &self.backing
+    }
+}
+
+impl<B: Backing> ImageReader<B> {
+    /// The image with its bytes elsewhere; `place` names that in errors.
+    pub fn over(image: Image, place: impl Into<PathBuf>, backing: B) -> ImageReader<B> {
+        let Image { entry, chunks } = image;
+        ImageReader { entry, chunks, path: place.into(), backing }
     }
 
     /// What the manifest says of it.
     pub fn entry(&self) -> &ImageEntry {
         &self.entry
-    }
-
-    /// Its file: of an image that is mappable, page `n` stands at byte `4096 * n`.
-    pub fn file(&self) -> &File {
-        &self.file
     }
 
     /// Where its file is.
@@ -236,7 +260,7 @@ impl ImageReader {
     }
 
     fn read_stored(&self, chunk: Chunk, buf: &mut [u8]) -> Result<(), ChunkFault> {
-        self.file
+        self.backing
             .read_exact_at(buf, chunk.offset)
             .map_err(|e| ChunkFault::Read(format!("at byte {}: {e}", chunk.offset)))?;
         let found = crc32c::crc32c(buf);

@@ -55,7 +55,7 @@ pub use digest::Digest;
 pub use error::{ChunkFault, FormatError, SnapshotError};
 pub use flat::{FlatFile, FlatOrder, MemorySource, Scan, scan};
 pub use flat_writer::FlatWriter;
-pub use image::{Image, ImageEntry, ImageReader};
+pub use image::{Backing, Image, ImageEntry, ImageReader};
 pub use image_writer::{ImageWriter, is_zero};
 pub use inspect::{ImageSummary, Inspection, LayoutSummary, StateSummary, TierSummary, inspect};
 pub use manifest::{

@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::chunk::ChunkTable;
 use crate::container::{Builder, Container, Kind, ReadError};
 use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
@@ -265,16 +264,21 @@ impl ManifestReader {
         codec::decode_regions(&self.file, name, at as u16, &self.head).map_err(|e| e.at(&self.path))
     }
 
-    /// The image of that number, open.
-    pub fn image(&self, id: ImageId) -> Result<ImageReader, SnapshotError> {
+    /// The image of that number: what it is, and its chunks.
+    pub fn image_table(&self, id: ImageId) -> Result<Image, SnapshotError> {
         let Some(entry) = self.head.images.get(usize::from(id.0)) else {
             let value = id.0.to_string();
             let wanted = "not one of the manifest's";
             let source = FormatError::Value { section: "images", field: "image", value, wanted };
             return Err(SnapshotError::format(&self.path)(source));
         };
-        let chunks: ChunkTable =
-            codec::decode_chunks(&self.file, entry, id.0).map_err(|e| e.at(&self.path))?;
-        ImageReader::open(self.folder(), entry.clone(), chunks)
+        let chunks = codec::decode_chunks(&self.file, entry, id.0).map_err(|e| e.at(&self.path))?;
+        Ok(Image { entry: entry.clone(), chunks })
+    }
+
+    /// The image of that number, its file open.
+    pub fn image(&self, id: ImageId) -> Result<ImageReader, SnapshotError> {
+        let Image { entry, chunks } = self.image_table(id)?;
+        ImageReader::open(self.folder(), entry, chunks)
     }
 }

@@ -62,7 +62,7 @@ impl MemoryRestore {
     ) -> Result<MemoryRestore, VmmError> {
         let manifest = dir.join(MANIFEST_FILE);
         let (plan, sources) = if manifest.exists() {
-            open(&ManifestReader::open(&manifest)?, policy)?
+            open(&ManifestReader::open(&manifest)?, policy, &())?
         } else if matches!(policy.strategy, Strategy::Lazy | Strategy::Eager | Strategy::Auto) {
             open_flat(file, ranges, policy)?
         } else {

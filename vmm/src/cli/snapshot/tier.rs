@@ -132,7 +132,7 @@ fn predict(manifest: &Path) -> Result<Vec<Prediction>, Box<dyn Error>> {
     let snapshot = ManifestReader::open(manifest)?;
     let mut predictions = Vec::new();
     for strategy in Strategy::ALL.into_iter().filter(|&s| s != Strategy::Auto) {
-        let (plan, _) = open(&snapshot, &Policy::new(strategy))?;
+        let (plan, _) = open(&snapshot, &Policy::new(strategy), &())?;
         predictions.push(Prediction {
             strategy: strategy.name(),
             cost_ms: plan.cost().total() / 1e6,

@@ -1,0 +1,241 @@
+//! Who may talk to a node: tenants with a shared key each, proved by both sides without sending it.
+//!
+//! Both send a random nonce, and each answers with an HMAC-SHA256 (RFC 2104) of both nonces and its
+//! role under the tenant's key. That keeps strangers and other tenants out and shows the client that
+//! it speaks to a node; it does not hide or seal what follows, which needs a network that is trusted
+//! or a tunnel.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use varve_snapshot::Digest;
+
+use crate::error::PoolError;
+
+/// A random number that is used once.
+pub type Nonce = [u8; 32];
+/// What proves that a side knows the key.
+pub type Proof = [u8; 32];
+
+/// Which side proves itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Whoever connected.
+    Client,
+    /// The node.
+    Node,
+}
+
+/// Name of a tenant: 1 to 64 of `a-z`, `0-9`, `-` and `_`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Tenant(String);
+
+impl TryFrom<String> for Tenant {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Tenant, String> {
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+            return Err(format!("{name:?} is not a tenant: 1 to 64 of a-z, 0-9, - and _"));
+        }
+        Ok(Tenant(name))
+    }
+}
+
+impl From<Tenant> for String {
+    fn from(tenant: Tenant) -> String {
+        tenant.0
+    }
+}
+
+impl fmt::Display for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A tenant's key.
+#[derive(Clone)]
+pub struct Key([u8; 32]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+impl Key {
+    /// A key of 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Key> {
+        Digest::from_hex(text).map(|d| Key(d.0))
+    }
+
+    fn mac(&self, role: Role, client: &Nonce, node: &Nonce) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new(&block(&self.0));
+        mac.update(match role {
+            Role::Client => b"varve pool 1 client",
+            Role::Node => b"varve pool 1 node..",
+        });
+        mac.update(client);
+        mac.update(node);
+        mac
+    }
+
+    /// Proof that this side knows the key.
+    pub fn prove(&self, role: Role, client: &Nonce, node: &Nonce) -> Proof {
+        self.mac(role, client, node).finalize().into_bytes().into()
+    }
+
+    /// Whether the other side knows it; takes the same time whatever the answer.
+    pub fn verify(&self, role: Role, client: &Nonce, node: &Nonce, proof: &Proof) -> bool {
+        self.mac(role, client, node).verify_slice(proof).is_ok()
+    }
+}
+
+/// A key as the block of the hash that HMAC starts from: shorter keys are padded with zeros.
+fn block(key: &[u8]) -> hmac::digest::Key<Hmac<Sha256>> {
+    let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
+    block.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    block
+}
+
+/// Keys by tenant, from a file of lines `tenant 64-hex-digits`; `#` begins a comment.
+#[derive(Clone, Debug, Default)]
+pub struct Keys(BTreeMap<Tenant, Key>);
+
+impl Keys {
+    /// Reads a file, which nobody but its owner may be able to read.
+    pub fn read(path: &Path) -> Result<Keys, PoolError> {
+        let file = |problem: String| PoolError::File { path: path.into(), problem };
+        let metadata = fs::metadata(path).map_err(PoolError::io("look at", path))?;
+        if metadata.mode() & 0o077 != 0 {
+            let problem = "others than its owner may read these keys; chmod 600 cures that";
+            return Err(file(problem.into()));
+        }
+        let text = fs::read_to_string(path).map_err(PoolError::io("read", path))?;
+        Keys::parse(&text).map_err(file)
+    }
+
+    /// Parses a file's text.
+    pub fn parse(text: &str) -> Result<Keys, String> {
+        let mut keys = BTreeMap::new();
+        for (line, number) in text.lines().zip(1..) {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if line.is_empty() {
+                continue;
+            }
+            let bad = |what: String| format!("line {number}: {what}");
+            let mut words = line.split_whitespace();
+            let (Some(name), Some(key), None) = (words.next(), words.next(), words.next()) else {
+                return Err(bad("write a tenant and its key of 64 hexadecimal digits".into()));
+            };
+            let tenant = Tenant::try_from(name.to_owned()).map_err(bad)?;
+            let key = Key::from_hex(key)
+                .ok_or_else(|| bad(format!("the key of {tenant} is not 64 hexadecimal digits")))?;
+            if keys.insert(tenant, key).is_some() {
+                return Err(bad(format!("{name} has a key already")));
+            }
+        }
+        if keys.is_empty() {
+            return Err(
+                "there is no key in it: write lines of a tenant and 64 hexadecimal digits \
+                        (openssl rand -hex 32)"
+                    .into(),
+            );
+        }
+        Ok(Keys(keys))
+    }
+
+    /// The key of a tenant.
+    pub fn get(&self, tenant: &Tenant) -> Option<&Key> {
+        self.0.get(tenant)
+    }
+
+    /// All tenants.
+    pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        self.0.keys()
+    }
+
+    /// The only tenant of the file, as a client has it.
+    pub fn only(&self) -> Option<(&Tenant, &Key)> {
+        let mut keys = self.0.iter();
+        keys.next().filter(|_| keys.next().is_none())
+    }
+}
+
+/// A fresh nonce.
+pub fn nonce() -> std::io::Result<Nonce> {
+    let mut nonce = [0; 32];
+    let mut filled = 0;
+    while filled < nonce.len() {
+        let rest = &mut nonce[filled..];
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(nonce)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proofs_hold_for_one_key_one_role_and_one_pair_of_nonces() {
+        let key = Key::from_hex(&"0a".repeat(32)).unwrap();
+        let other = Key::from_hex(&"0b".repeat(32)).unwrap();
+        let (client, node) = (nonce().unwrap(), nonce().unwrap());
+        let proof = key.prove(Role::Client, &client, &node);
+        assert!(key.verify(Role::Client, &client, &node, &proof));
+        assert!(!key.verify(Role::Node, &client, &node, &proof));
+        assert!(!key.verify(Role::Client, &node, &client, &proof));
+        assert!(!other.verify(Role::Client, &client, &node, &proof));
+    }
+
+    #[test]
+    fn the_mac_is_rfc_2104s() {
+        // RFC 4231, test case 1: a key of 20 bytes 0x0b.
+        let mut mac = Hmac::<Sha256>::new(&block(&[0x0b; 20]));
+        mac.update(b"Hi There");
+        let out = mac.finalize().into_bytes();
+        assert_eq!(out[..4], [0xb0, 0x34, 0x4c, 0x61]);
+    }
+
+    #[test]
+    fn key_files() {
+        let hex = "5A".repeat(32);
+        let keys = Keys::parse(&format!("# pool\nacme {hex} # theirs\n\n")).unwrap();
+        assert_eq!(keys.only().unwrap().0.to_string(), "acme");
+        for (text, problem) in [
+            (String::new(), "no key"),
+            (format!("acme {hex}\nacme {hex}"), "line 2: acme has a key"),
+            (format!("ac/me {hex}"), "line 1: \"ac/me\""),
+            ("acme 12".into(), "64 hexadecimal"),
+            ("acme".into(), "write a tenant"),
+            (format!("acme {}", "é".repeat(32)), "64 hexadecimal"),
+        ] {
+            let error = Keys::parse(&text).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn keys_that_others_can_read_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        fs::write(&path, format!("acme {}", "00".repeat(32))).unwrap();
+        let mode = |mode| {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(0o640);
+        assert!(Keys::read(&path).unwrap_err().to_string().contains("chmod 600"));
+        mode(0o600);
+        Keys::read(&path).unwrap();
+    }
+}

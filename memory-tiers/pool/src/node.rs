@@ -1,0 +1,369 @@
+//! A memory node: takes objects, keeps them, and hands out their bytes to those who may have them.
+//!
+//! A thread serves each connection. Every number that a client sends is checked before it is used,
+//! and what one client does costs others nothing but the node's bandwidth.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use varve_snapshot::Digest;
+
+use crate::auth::{Keys, Role, Tenant, nonce};
+use crate::error::{PoolError, chain};
+use crate::objects::{Holdings, Object, Objects};
+use crate::shelf::Shelf;
+use crate::wire::{
+    Answer, Credentials, Hello, MAX_OBJECT, MAX_READ, ObjectId, PublicationId, Request, receive,
+    receive_magic, send, send_magic,
+};
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 1024;
+/// A client that says nothing where it must speak is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a node is to be.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Address to listen at, `host:port`.
+    pub listen: String,
+    /// Who may come.
+    pub keys: Keys,
+    /// Most bytes of objects that are kept in memory, of all tenants.
+    pub limit: u64,
+    /// Folder in which objects are stored too, so that they outlive the process.
+    pub store: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    keys: Keys,
+    objects: Objects,
+    store: Option<PathBuf>,
+    /// Held while the publications of a tenant change on disk.
+    changing: Mutex<()>,
+    connections: Mutex<HashMap<u64, TcpStream>>,
+    next: AtomicU64,
+}
+
+/// A node that listens.
+#[derive(Debug)]
+pub struct Node {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+/// Ends a node from elsewhere.
+#[derive(Debug)]
+pub struct Stop {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+impl Node {
+    /// Brings back what is stored, and listens.
+    pub fn start(config: NodeConfig) -> Result<Node, PoolError> {
+        let NodeConfig { listen, keys, limit, store } = config;
+        let shared = Arc::new(Shared {
+            objects: Objects::new(limit),
+            store,
+            changing: Mutex::default(),
+            connections: Mutex::default(),
+            next: AtomicU64::default(),
+            keys,
+        });
+        for tenant in shared.keys.tenants() {
+            shared.bring_back(tenant)?;
+        }
+        let listener = TcpListener::bind(&listen).map_err(|source| PoolError::Link {
+            node: listen,
+            what: "listen",
+            source,
+        })?;
+        Ok(Node { listener, shared })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// A handle that ends [`Node::run`].
+    pub fn stop(&self) -> io::Result<Stop> {
+        Ok(Stop { listener: self.listener.try_clone()?, shared: self.shared.clone() })
+    }
+
+    /// Serves until it is stopped.
+    pub fn run(&self) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, from)) => self.admit(stream, from),
+                // Woken by `Stop`: the listener listens no more.
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => return,
+                Err(e) => {
+                    log::warn!("pool: cannot accept a connection: {e}");
+                    // No descriptors are left, perhaps; they come back as connections end.
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, from: SocketAddr) {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut connections = self.shared.connections();
+            let copy = stream.try_clone();
+            let (Ok(copy), true) = (copy, connections.len() < MAX_CONNECTIONS) else {
+                log::warn!("pool: too many connections, {from} is turned away");
+                return;
+            };
+            connections.insert(id, copy);
+        }
+        let shared = self.shared.clone();
+        let run = move || {
+            if let Err(e) = serve(&shared, stream) {
+                log::debug!("pool: {from}: {e}");
+            }
+            shared.connections().remove(&id);
+        };
+        if let Err(e) = thread::Builder::new().name("pool-client".into()).spawn(run) {
+            log::warn!("pool: no thread for {from}: {e}");
+            self.shared.connections().remove(&id);
+        }
+    }
+}
+
+impl Stop {
+    /// Ends the node: it listens no more, and its connections are closed.
+    pub fn stop(&self) {
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        for stream in self.shared.connections().values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, HashMap<u64, TcpStream>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shelf(&self, tenant: &Tenant) -> Result<Option<Shelf>, PoolError> {
+        Ok(self.store.as_deref().map(|root| Shelf::open(root, tenant)).transpose()?)
+    }
+
+    /// Loads what the tenant has on disk. A publication of which an object is lost is said, and
+    /// left: a second node has it, or whoever published does.
+    fn bring_back(&self, tenant: &Tenant) -> Result<(), PoolError> {
+        let Some(shelf) = self.shelf(tenant)? else { return Ok(()) };
+        let holdings = self.objects.of(tenant);
+        for (publication, ids) in shelf.publications()? {
+            let mut objects = Vec::with_capacity(ids.len());
+            for id in &ids {
+                match self.load(&shelf, &holdings, id) {
+                    Ok(object) => objects.push(object),
+                    Err(problem) => {
+                        log::error!("pool: {:?} of {tenant}: {problem}", shelf.object(id));
+                    }
+                }
+            }
+            holdings.publish(publication, objects);
+        }
+        let living = holdings.living();
+        Ok(shelf.sweep(|id| living.contains(id))?)
+    }
+
+    fn load(
+        &self,
+        shelf: &Shelf,
+        holdings: &Holdings,
+        id: &ObjectId,
+    ) -> Result<Arc<Object>, String> {
+        if let Some(object) = holdings.get(id) {
+            return Ok(object);
+        }
+        let (mut file, len) = shelf.get(id).map_err(|e| e.to_string())?;
+        let mut incoming = self.objects.make_room(len)?;
+        file.read_exact(incoming.bytes()).map_err(|e| e.to_string())?;
+        if Digest::of(incoming.bytes()).0 != *id {
+            return Err("its content is not what its name says".into());
+        }
+        Ok(holdings.add(*id, incoming.done()))
+    }
+}
+
+fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    let Some(tenant) = welcome(shared, &mut stream)? else { return Ok(()) };
+    let holdings = shared.objects.of(&tenant);
+    let shelf = match shared.shelf(&tenant) {
+        Ok(shelf) => shelf,
+        Err(e) => return refuse(&mut stream, chain(&e)),
+    };
+    let mut client = Client { shared, tenant, holdings, shelf, stream, held: HashMap::new() };
+    loop {
+        // A client may be silent between two requests, but not within one.
+        client.stream.set_read_timeout(None)?;
+        let mut first = [0; 1];
+        if client.stream.peek(&mut first)? == 0 {
+            return Ok(());
+        }
+        client.stream.set_read_timeout(Some(PATIENCE))?;
+        let request = receive(&mut client.stream)?;
+        if let Err(reason) = client.answer(request)? {
+            refuse(&mut client.stream, reason)?;
+        }
+    }
+}
+
+fn refuse(stream: &mut TcpStream, reason: String) -> io::Result<()> {
+    send(stream, &Answer::Refused { reason })
+}
+
+/// Both sides prove themselves. A tenant that is not known learns no more than one whose proof is
+/// wrong.
+fn welcome(shared: &Shared, stream: &mut TcpStream) -> io::Result<Option<Tenant>> {
+    let node = nonce()?;
+    send_magic(stream)?;
+    send(stream, &Hello { nonce: node })?;
+    receive_magic(stream)?;
+    let Credentials { tenant, nonce: client, proof } = receive(stream)?;
+    let key = shared.keys.get(&tenant);
+    let known = key.filter(|key| key.verify(Role::Client, &client, &node, &proof));
+    let Some(key) = known else {
+        log::warn!("pool: a client that says it is {tenant} has not its key");
+        refuse(stream, "the tenant or its key is not known here".into())?;
+        return Ok(None);
+    };
+    send(stream, &Answer::Welcome { proof: key.prove(Role::Node, &client, &node) })?;
+    Ok(Some(tenant))
+}
+
+/// A client that is known.
+struct Client<'s> {
+    shared: &'s Shared,
+    tenant: Tenant,
+    holdings: Arc<Holdings>,
+    shelf: Option<Shelf>,
+    stream: TcpStream,
+    /// What it has put, until it leaves: what it then has not published goes with it.
+    held: HashMap<ObjectId, Arc<Object>>,
+}
+
+/// Done, or why not; the connection itself is well.
+type Outcome = Result<(), String>;
+
+impl Client<'_> {
+    /// Carries out one request. `Err` if the connection cannot go on.
+    fn answer(&mut self, request: Request) -> io::Result<Outcome> {
+        match request {
+            Request::Put { object, len } => self.put(object, len),
+            Request::Publish { publication, objects } => {
+                let outcome = self.publish(publication, &objects);
+                self.done_if(outcome)
+            }
+            Request::Forget { publication } => {
+                let outcome = self.forget(&publication);
+                self.done_if(outcome)
+            }
+            Request::Read { object, offset, len } => self.read(&object, offset, len),
+            Request::Status => {
+                let status = self.shared.objects.status(&self.holdings);
+                send(&mut self.stream, &Answer::Status(status)).map(Ok)
+            }
+        }
+    }
+
+    fn done_if(&mut self, outcome: Outcome) -> io::Result<Outcome> {
+        match outcome {
+            Ok(()) => send(&mut self.stream, &Answer::Done).map(Ok),
+            Err(reason) => Ok(Err(reason)),
+        }
+    }
+
+    fn put(&mut self, id: ObjectId, len: u64) -> io::Result<Outcome> {
+        if len > MAX_OBJECT {
+            return Ok(Err(format!("an object has at most {MAX_OBJECT} bytes, not {len}")));
+        }
+        let object = match self.holdings.get(&id) {
+            Some(object) => object,
+            None => {
+                let mut incoming = match self.shared.objects.make_room(len) {
+                    Ok(incoming) => incoming,
+                    Err(reason) => return Ok(Err(reason)),
+                };
+                send(&mut self.stream, &Answer::Send)?;
+                self.stream.read_exact(incoming.bytes())?;
+                if Digest::of(incoming.bytes()).0 != id {
+                    return Ok(Err("the bytes that came are not the object that was named".into()));
+                }
+                self.holdings.add(id, incoming.done())
+            }
+        };
+        let stored = self.shelf.as_ref().map_or(Ok(()), |shelf| shelf.put(&id, &object.bytes));
+        let outcome = stored.map_err(|e| format!("it cannot be stored: {}", chain(&e)));
+        if outcome.is_ok() {
+            self.held.insert(id, object);
+        }
+        self.done_if(outcome)
+    }
+
+    fn publish(&mut self, publication: PublicationId, ids: &[ObjectId]) -> Outcome {
+        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let find = |id: &ObjectId| {
+            let object = self.held.get(id).cloned().or_else(|| self.holdings.get(id));
+            object.ok_or_else(|| format!("object {} is not here", Digest(*id)))
+        };
+        let objects = ids.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        if let Some(shelf) = &self.shelf {
+            let stored = ids.iter().zip(&objects).try_for_each(|(id, o)| shelf.put(id, &o.bytes));
+            stored
+                .and_then(|()| shelf.publish(&publication, ids))
+                .map_err(|e| format!("it cannot be stored: {}", chain(&e)))?;
+        }
+        self.holdings.publish(publication, objects);
+        log::info!("pool: {} published {} objects", self.tenant, ids.len());
+        Ok(())
+    }
+
+    fn forget(&mut self, publication: &PublicationId) -> Outcome {
+        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = |e| format!("it cannot be removed from the store: {}", chain(&e));
+        if let Some(shelf) = &self.shelf {
+            shelf.forget(publication).map_err(stored)?;
+        }
+        self.holdings.forget(publication);
+        if let Some(shelf) = &self.shelf {
+            let living = self.holdings.living();
+            shelf.sweep(|id| living.contains(id)).map_err(stored)?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, id: &ObjectId, offset: u64, len: u32) -> io::Result<Outcome> {
+        let Some(object) = self.holdings.get(id) else {
+            return Ok(Err(format!("object {} is not here", Digest(*id))));
+        };
+        let part = usize::try_from(offset).ok().filter(|_| len <= MAX_READ).and_then(|start| {
+            object.bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+        });
+        let Some(part) = part else {
+            let has = object.bytes.len();
+            return Ok(Err(format!("{len} bytes at {offset} of an object of {has}")));
+        };
+        send(&mut self.stream, &Answer::Data { len })?;
+        self.stream.write_all(part)?;
+        self.holdings.count_read(len.into());
+        Ok(Ok(()))
+    }
+}

@@ -1,0 +1,208 @@
+//! What a node keeps, by tenant: objects, and the publications that keep them. Whether it is on disk
+//! too is `shelf`'s; who may ask is `node`'s.
+//!
+//! An object lives as long as somebody holds it: a publication, the connection that put it, or a
+//! read that is being answered. No count is kept beside that.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::auth::Tenant;
+use crate::memory::{Filling, Memory};
+use crate::wire::{ObjectId, PublicationId, Status};
+
+/// An object.
+#[derive(Debug)]
+pub(crate) struct Object {
+    /// Its bytes.
+    pub bytes: Memory,
+    _room: Room,
+}
+
+/// A part of the node's limit, given back when dropped.
+#[derive(Debug)]
+struct Room {
+    used: Arc<AtomicU64>,
+    len: u64,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.len, Ordering::Relaxed);
+    }
+}
+
+/// Memory for an object that is being received.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    filling: Filling,
+    room: Room,
+}
+
+impl Incoming {
+    /// Where its bytes go.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        self.filling.bytes()
+    }
+
+    /// All bytes are there.
+    pub fn done(self) -> Arc<Object> {
+        Arc::new(Object { bytes: self.filling.done(), _room: self.room })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    objects: HashMap<ObjectId, Weak<Object>>,
+    publications: HashMap<PublicationId, Vec<Arc<Object>>>,
+}
+
+/// What one tenant has here. Another's is out of reach: there is no name for it.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings {
+    shelves: Mutex<Shelves>,
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+}
+
+impl Holdings {
+    fn shelves(&self) -> MutexGuard<'_, Shelves> {
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The object of that name, if it lives.
+    pub fn get(&self, id: &ObjectId) -> Option<Arc<Object>> {
+        self.shelves().objects.get(id).and_then(Weak::upgrade)
+    }
+
+    /// Makes an object known; if another of that name came first, it is that one.
+    pub fn add(&self, id: ObjectId, object: Arc<Object>) -> Arc<Object> {
+        let shelves = &mut *self.shelves();
+        let known = shelves.objects.entry(id).or_default();
+        if let Some(first) = known.upgrade() {
+            return first;
+        }
+        *known = Arc::downgrade(&object);
+        object
+    }
+
+    /// Keeps objects under a publication's name, in place of what it kept before.
+    pub fn publish(&self, publication: PublicationId, objects: Vec<Arc<Object>>) {
+        let before = self.shelves().publications.insert(publication, objects);
+        // Freed outside of the lock.
+        drop(before);
+    }
+
+    /// Forgets a publication; whether it was there.
+    pub fn forget(&self, publication: &PublicationId) -> bool {
+        let gone = self.shelves().publications.remove(publication);
+        let was = gone.is_some();
+        drop(gone);
+        self.shelves().objects.retain(|_, object| object.strong_count() > 0);
+        was
+    }
+
+    /// The names of objects that a publication keeps, or somebody still holds.
+    pub fn living(&self) -> Vec<ObjectId> {
+        let shelves = self.shelves();
+        let living = shelves.objects.iter().filter(|(_, object)| object.strong_count() > 0);
+        living.map(|(id, _)| *id).collect()
+    }
+
+    /// Counts an answered read.
+    pub fn count_read(&self, len: u64) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.read_bytes.fetch_add(len, Ordering::Relaxed);
+    }
+}
+
+/// All that a node keeps.
+#[derive(Debug)]
+pub(crate) struct Objects {
+    limit: u64,
+    used: Arc<AtomicU64>,
+    tenants: Mutex<HashMap<Tenant, Arc<Holdings>>>,
+}
+
+impl Objects {
+    /// Nothing, and at most `limit` bytes ever.
+    pub fn new(limit: u64) -> Objects {
+        Objects { limit, used: Arc::default(), tenants: Mutex::default() }
+    }
+
+    /// What a tenant has.
+    pub fn of(&self, tenant: &Tenant) -> Arc<Holdings> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants.entry(tenant.clone()).or_default().clone()
+    }
+
+    /// Memory for an object of `len` bytes.
+    pub fn make_room(&self, len: u64) -> Result<Incoming, String> {
+        let fits = |used: u64| used.checked_add(len).filter(|&sum| sum <= self.limit);
+        let (limit, order) = (self.limit, Ordering::Relaxed);
+        let used = self.used.fetch_update(order, order, fits).map_err(|used| {
+            format!("{len} bytes more than the {used} that are used exceed its limit of {limit}")
+        });
+        used?;
+        let room = Room { used: self.used.clone(), len };
+        let filling = usize::try_from(len)
+            .map_err(std::io::Error::other)
+            .and_then(Filling::new)
+            .map_err(|e| format!("no memory for {len} bytes: {e}"))?;
+        Ok(Incoming { filling, room })
+    }
+
+    /// Figures for a tenant.
+    pub fn status(&self, holdings: &Holdings) -> Status {
+        let shelves = holdings.shelves();
+        let objects: Vec<_> = shelves.objects.values().filter_map(Weak::upgrade).collect();
+        Status {
+            publications: shelves.publications.len() as u64,
+            objects: objects.len() as u64,
+            bytes: objects.iter().map(|o| o.bytes.len() as u64).sum(),
+            limit: self.limit,
+            used: self.used.load(Ordering::Relaxed),
+            reads: holdings.reads.load(Ordering::Relaxed),
+            read_bytes: holdings.read_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(name: &str) -> Tenant {
+        name.to_owned().try_into().unwrap()
+    }
+
+    #[test]
+    fn objects_live_as_long_as_somebody_holds_them() {
+        let objects = Objects::new(100);
+        let acme = objects.of(&tenant("acme"));
+        let one = acme.add([1; 32], objects.make_room(60).unwrap().done());
+        assert!(objects.make_room(41).unwrap_err().contains("limit of 100"));
+        acme.publish([9; 32], vec![one.clone()]);
+        drop(one);
+        assert_eq!(objects.status(&acme).used, 60);
+        assert!(objects.of(&tenant("other")).get(&[1; 32]).is_none());
+        let read = acme.get(&[1; 32]).unwrap();
+        assert!(acme.forget(&[9; 32]) && !acme.forget(&[9; 32]));
+        assert_eq!(objects.status(&acme).used, 60, "it is being read");
+        drop(read);
+        assert!(acme.get(&[1; 32]).is_none());
+        assert_eq!(objects.status(&acme).used, 0);
+        objects.make_room(100).unwrap();
+    }
+
+    #[test]
+    fn the_first_of_two_equal_objects_stays() {
+        let objects = Objects::new(100);
+        let acme = objects.of(&tenant("acme"));
+        let first = acme.add([1; 32], objects.make_room(10).unwrap().done());
+        let second = acme.add([1; 32], objects.make_room(10).unwrap().done());
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!(objects.status(&acme).used, 10);
+    }
+}

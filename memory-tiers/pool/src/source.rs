@@ -1,0 +1,179 @@
+//! An image in a pool as a page source: the first copy that has the right bytes serves.
+//!
+//! A node that failed is asked last for a while; a copy whose bytes do not have the manifest's
+//! checksum counts as a failure like silence does. When all copies failed they are asked again, with
+//! growing pauses, until the time is over: the error then names each node and what it did.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use varve_memory_tiers::{Elsewhere, ImageInfo, PageSource, SourceError, Tier};
+use varve_snapshot::{Backing, Image, ImageEntry, ImageReader};
+
+use crate::auth::Keys;
+use crate::client::NodeClient;
+use crate::error::{PoolError, chain};
+use crate::place::{Place, Places};
+
+/// How long a page is tried for: less than a restore waits for one, so that the cause is told.
+const TRY_FOR: Duration = Duration::from_secs(8);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A snapshot's images in a pool, and the keys to them.
+#[derive(Debug)]
+pub struct Pool {
+    places: Places,
+    keys: Keys,
+}
+
+impl Pool {
+    /// The images at `places`; each needs its tenant's key.
+    pub fn new(places: Places, keys: Keys) -> Pool {
+        Pool { places, keys }
+    }
+}
+
+impl Elsewhere for Pool {
+    fn info(&self, entry: &ImageEntry, local: ImageInfo) -> ImageInfo {
+        match self.places.images.contains_key(&entry.name) {
+            true => ImageInfo { tier: Tier::Remote, mappable: false, ..local },
+            false => local,
+        }
+    }
+
+    fn open(
+        &self,
+        image: &Image,
+        info: &ImageInfo,
+    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
+        let Some(place) = self.places.images.get(&image.entry.name) else { return Ok(None) };
+        Ok(Some(Arc::new(PoolSource::open(image, info.clone(), place, &self.keys)?)))
+    }
+}
+
+/// An image in a pool.
+#[derive(Debug)]
+pub struct PoolSource {
+    info: ImageInfo,
+    /// One reader per copy.
+    copies: Vec<ImageReader<Copy>>,
+    try_for: Duration,
+}
+
+/// The image as its `which`th copies have it.
+#[derive(Debug)]
+struct Copy {
+    place: Arc<Place>,
+    nodes: Arc<Vec<NodeClient>>,
+    which: usize,
+}
+
+impl PoolSource {
+    /// An image at a place. No node is asked yet.
+    pub fn open(
+        image: &Image,
+        info: ImageInfo,
+        place: &Place,
+        keys: &Keys,
+    ) -> Result<PoolSource, SourceError> {
+        let name = &image.entry.name;
+        if !place.complete {
+            return Err(format!(
+                "publishing image {name} was interrupted: publish it again, or restore with its \
+                 local file"
+            )
+            .into());
+        }
+        if place.bytes != image.entry.bytes {
+            let (found, stated) = (place.bytes, image.entry.bytes);
+            return Err(format!(
+                "image {name} has {stated} bytes and {found} in the pool: publish it again"
+            )
+            .into());
+        }
+        let tenant = &place.tenant;
+        let key = keys.get(tenant).ok_or_else(|| format!("there is no key of tenant {tenant}"))?;
+        let node = |n: &String| NodeClient::new(n, tenant.clone(), key.clone());
+        let nodes: Arc<Vec<NodeClient>> = Arc::new(place.nodes.iter().map(node).collect());
+        let place = Arc::new(place.clone());
+        let copies = (0..place.copies()).map(|which| {
+            let copy = Copy { place: place.clone(), nodes: nodes.clone(), which };
+            ImageReader::over(image.clone(), format!("copy {which} in the pool"), copy)
+        });
+        Ok(PoolSource { info, copies: copies.collect(), try_for: TRY_FOR })
+    }
+
+    /// The same, trying for another time.
+    #[must_use]
+    pub fn trying_for(self, try_for: Duration) -> PoolSource {
+        PoolSource { try_for, ..self }
+    }
+}
+
+impl PageSource for PoolSource {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn read(&self, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        let mut problems = Vec::new();
+        loop {
+            problems.clear();
+            for copy in &self.copies {
+                match copy.read_pages(first, buffer) {
+                    Ok(()) => return Ok(()),
+                    Err(e) => {
+                        log::warn!("image {}: {}", self.info.name, chain(&e));
+                        problems.push(chain(&e));
+                    }
+                }
+            }
+            if began.elapsed() + pause > self.try_for {
+                return Err(format!("no copy has it: {}", problems.join("; ")).into());
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn file(&self) -> Option<(&std::fs::File, u64)> {
+        None
+    }
+}
+
+impl Copy {
+    /// The nodes that have a shard, those that answer first; this copy is the `which`th of them.
+    fn node(&self, shard: usize) -> Option<&NodeClient> {
+        let nodes = &self.place.shards.get(shard)?.nodes;
+        let mut nodes: Vec<&NodeClient> = nodes.iter().filter_map(|&n| self.nodes.get(n)).collect();
+        nodes.sort_by_key(|n| n.is_resting());
+        nodes.get(self.which).copied()
+    }
+}
+
+impl Backing for Copy {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.place.bytes);
+        end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (mut rest, mut at) = (buf, offset);
+        while !rest.is_empty() {
+            let (index, inside) = (at / self.place.shard_bytes, at % self.place.shard_bytes);
+            let here = (self.place.shard_bytes - inside).min(rest.len() as u64);
+            let (now, later) = rest.split_at_mut(here as usize);
+            let index = usize::try_from(index).map_err(io::Error::other)?;
+            let missing = || io::Error::other(format!("shard {index} has no such copy"));
+            let shard = self.place.shards.get(index).ok_or_else(missing)?;
+            let node = self.node(index).ok_or_else(missing)?;
+            node.read(shard.object.0, inside, now)
+                .map_err(|e: PoolError| io::Error::other(chain(&e)))?;
+            rest = later;
+            at += here;
+        }
+        Ok(())
+    }
+}

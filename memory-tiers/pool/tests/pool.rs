@@ -1,0 +1,398 @@
+//! Nodes in threads, clients beside them: what is published comes back, or an error says why not.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use varve_memory_tiers::{ImageInfo, PageSource, Tier};
+use varve_pool::client::{NodeClient, Patience};
+use varve_pool::node::Stop;
+use varve_pool::wire::{self, Answer, Request};
+use varve_pool::{Key, Keys, Node, NodeConfig, Place, Places, PoolSource, Tenant, Wanted};
+use varve_pool::{forget, publish};
+use varve_snapshot::{Compression, Image, ImageEntry};
+
+const PAGES: u64 = 5000;
+const KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+const OTHER: &str = "2222222222222222222222222222222222222222222222222222222222222222";
+
+fn keys() -> Keys {
+    Keys::parse(&format!("acme {KEY}\nother {OTHER}")).unwrap()
+}
+
+fn acme() -> (Tenant, Key) {
+    (tenant("acme"), Key::from_hex(KEY).unwrap())
+}
+
+fn tenant(name: &str) -> Tenant {
+    name.to_owned().try_into().unwrap()
+}
+
+/// A node that runs until this is dropped.
+struct Running {
+    address: String,
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    fn new(store: Option<&Path>) -> Running {
+        Running::at("127.0.0.1:0", store, 1 << 30)
+    }
+
+    fn at(listen: &str, store: Option<&Path>, limit: u64) -> Running {
+        let store = store.map(Path::to_owned);
+        let config = NodeConfig { listen: listen.into(), keys: keys(), limit, store };
+        let node = Node::start(config).unwrap();
+        let (address, stop) = (node.address().unwrap().to_string(), node.stop().unwrap());
+        let thread = Some(thread::spawn(move || node.run()));
+        Running { address, stop, thread }
+    }
+
+    fn client(&self) -> NodeClient {
+        let (tenant, key) = acme();
+        NodeClient::new(&self.address, tenant, key)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.stop();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// Page `n` holds its number, and 8 KiB chunks have their checksums.
+fn image(dir: &Path) -> Image {
+    let mut bytes = Vec::new();
+    for page in 0..PAGES {
+        bytes.extend((0..512u64).flat_map(|word| (page * 1000 + word).to_le_bytes()));
+    }
+    std::fs::write(dir.join("cold"), &bytes).unwrap();
+    let crcs = bytes.chunks(8192).map(crc32c::crc32c).collect();
+    let entry = ImageEntry {
+        name: "cold".into(),
+        file: "cold".into(),
+        pages: PAGES,
+        bytes: bytes.len() as u64,
+        chunk_pages: 2,
+        compression: Compression::None,
+        shared: false,
+        digest: None,
+    };
+    Image { entry, chunks: varve_snapshot::ChunkTable::Plain(crcs) }
+}
+
+fn info() -> ImageInfo {
+    ImageInfo {
+        name: "cold".into(),
+        tier: Tier::Remote,
+        pages: PAGES,
+        mappable: false,
+        guest_layout: false,
+        chunk_pages: 2,
+    }
+}
+
+fn publish_to(dir: &Path, nodes: &[&Running], copies: usize) -> Result<Place, String> {
+    let nodes = nodes.iter().map(|n| n.address.clone()).collect();
+    publish_at(dir, nodes, copies)
+}
+
+fn publish_at(dir: &Path, nodes: Vec<String>, copies: usize) -> Result<Place, String> {
+    let (tenant, key) = acme();
+    let wanted = Wanted { nodes, copies, tenant, key };
+    let mut told = 0;
+    let place = publish(dir, "cold", &dir.join("cold"), &wanted, |bytes| told = bytes);
+    let place = place.map_err(|e| format!("{e}: {:?}", std::error::Error::source(&e)))?;
+    assert_eq!(told, PAGES * 4096);
+    Ok(place)
+}
+
+fn check(source: &PoolSource, first: u64, count: u64) {
+    let mut buffer = vec![0; (count * 4096) as usize];
+    source.read(first, &mut buffer).unwrap();
+    for (page, at) in buffer.chunks(4096).zip(first..) {
+        assert_eq!(u64::from_le_bytes(page[..8].try_into().unwrap()), at * 1000);
+        assert_eq!(u64::from_le_bytes(page[4088..].try_into().unwrap()), at * 1000 + 511);
+    }
+}
+
+fn source(image: &Image, place: &Place) -> PoolSource {
+    PoolSource::open(image, info(), place, &keys()).unwrap()
+}
+
+#[test]
+fn what_is_published_comes_back_from_several_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    let nodes = [Running::new(None), Running::new(None), Running::new(None)];
+    let place = publish_to(dir.path(), &[&nodes[0], &nodes[1], &nodes[2]], 2).unwrap();
+    assert_eq!(Places::read(dir.path()).unwrap().images["cold"], place);
+    assert_eq!((place.shards.len(), place.copies()), (3, 2));
+    let source = source(&image, &place);
+    check(&source, 0, PAGES);
+    // Across the end of a shard, and in the middle of a chunk.
+    check(&source, 2047, 2);
+    check(&source, PAGES - 1, 1);
+    assert!(source.read(PAGES, &mut [0; 4096]).is_err());
+
+    let kept: u64 = nodes.iter().map(|n| n.client().status().unwrap().bytes).sum();
+    assert_eq!(kept, 2 * PAGES * 4096);
+    let reads: u64 = nodes.iter().map(|n| n.client().status().unwrap().reads).sum();
+    assert!(reads > 3);
+
+    // Again, elsewhere: the nodes that have it no longer are free of it.
+    let place = publish_to(dir.path(), &[&nodes[0]], 1).unwrap();
+    assert_eq!(nodes[0].client().status().unwrap().bytes, PAGES * 4096);
+    assert_eq!(nodes[1].client().status().unwrap().used, 0);
+    assert!(forget(dir.path(), "cold", &acme().1).unwrap());
+    assert!(!forget(dir.path(), "cold", &acme().1).unwrap());
+    assert_eq!(nodes[0].client().status().unwrap().used, 0);
+    let late = PoolSource::open(&image, info(), &place, &keys()).unwrap();
+    let late = late.trying_for(Duration::from_millis(50));
+    let error = late.read(7, &mut [0; 4096]).unwrap_err().to_string();
+    assert!(error.contains("is not here") && error.contains(&nodes[0].address), "{error}");
+}
+
+#[test]
+fn strangers_and_other_tenants_get_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path());
+    let node = Running::new(None);
+    let place = publish_to(dir.path(), &[&node], 1).unwrap();
+    let object = place.shards[0].object.0;
+    let other = Key::from_hex(OTHER).unwrap();
+    for (name, key) in [("acme", other.clone()), ("nobody", other.clone())] {
+        let error = NodeClient::new(&node.address, tenant(name), key).status().unwrap_err();
+        assert!(error.to_string().contains("not known here"), "{error}");
+    }
+    let other = NodeClient::new(&node.address, tenant("other"), other);
+    assert_eq!(other.status().unwrap().objects, 0);
+    let error = other.read(object, 0, &mut [0; 16]).unwrap_err();
+    assert!(error.to_string().contains("is not here"), "{error}");
+    other.forget(place.publication.0).unwrap();
+    node.client().read(object, 0, &mut [0; 16]).unwrap();
+    // A node that has not the key is found out too.
+    let fake = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = fake.local_addr().unwrap().to_string();
+    let thread = thread::spawn(move || {
+        let (mut stream, _) = fake.accept().unwrap();
+        wire::send_magic(&mut stream).unwrap();
+        wire::send(&mut stream, &wire::Hello { nonce: [1; 32] }).unwrap();
+        wire::receive_magic(&mut stream).unwrap();
+        let _: wire::Credentials = wire::receive(&mut stream).unwrap();
+        wire::send(&mut stream, &Answer::Welcome { proof: [0; 32] }).unwrap();
+    });
+    let (tenant, key) = acme();
+    let error = NodeClient::new(address, tenant, key).status().unwrap_err();
+    assert!(error.to_string().contains("has not the tenant's key"), "{error}");
+    thread.join().unwrap();
+}
+
+#[test]
+fn bad_requests_cost_their_connection_or_less() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path());
+    let node = Running::at("127.0.0.1:0", None, PAGES * 4096 + 100);
+    let place = publish_to(dir.path(), &[&node], 1).unwrap();
+    let object = place.shards[0].object.0;
+    let client = node.client();
+    for (offset, len) in [(u64::MAX, 16), (8 << 20, 1), ((8 << 20) - 8, 16)] {
+        let mut buffer = vec![0; len];
+        let error = client.read(object, offset, &mut buffer).unwrap_err();
+        assert!(error.to_string().contains("of an object of"), "{error}");
+    }
+    let mut putting = client.begin().unwrap();
+    let error = putting.put([7; 32], &[1, 2, 3]).unwrap_err();
+    assert!(error.to_string().contains("not the object that was named"), "{error}");
+    let error = putting.put([7; 32], &[0; 200]).unwrap_err();
+    assert!(error.to_string().contains("exceed its limit"), "{error}");
+    let mut noise = TcpStream::connect(&node.address).unwrap();
+    noise.write_all(&[0xff; 4096]).unwrap();
+    let _ = noise.read_to_end(&mut Vec::new());
+    client.read(object, 0, &mut [0; 16]).unwrap();
+    assert_eq!(client.status().unwrap().used, PAGES * 4096, "nothing of it stayed");
+}
+
+#[test]
+fn what_was_not_published_goes_with_its_connection() {
+    let node = Running::new(None);
+    let client = node.client();
+    let data = vec![5; 1 << 20];
+    let name = varve_snapshot::Digest::of(&data).0;
+    let mut putting = client.begin().unwrap();
+    putting.put(name, &data).unwrap();
+    assert_eq!(client.status().unwrap().used, 1 << 20);
+    drop(putting);
+    let until = Instant::now() + Duration::from_secs(10);
+    while client.status().unwrap().used != 0 {
+        assert!(Instant::now() < until, "it stays");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_node_that_starts_again_has_what_it_had() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let image = image(dir.path());
+    let node = Running::new(Some(store.path()));
+    let place = publish_to(dir.path(), &[&node], 1).unwrap();
+    let source = source(&image, &place);
+    check(&source, 0, 10);
+    let address = node.address.clone();
+    drop(node);
+    // Garbage that nothing names, and an object that is not what its name says.
+    let objects = store.path().join("acme/objects");
+    std::fs::write(objects.join("77".repeat(32)), b"old").unwrap();
+    let node = Running::at(&address, Some(store.path()), 1 << 30);
+    check(&source, 0, PAGES);
+    assert_eq!(std::fs::read_dir(&objects).unwrap().count(), 3, "the garbage is gone");
+    drop(node);
+    let damaged = objects.join(varve_snapshot::Digest(place.shards[1].object.0).to_string());
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+    let node = Running::at(&address, Some(store.path()), 1 << 30);
+    check(&source, 0, 2048);
+    let source = source.trying_for(Duration::from_millis(50));
+    assert!(source.read(2048, &mut [0; 4096]).is_err(), "a damaged object is not served");
+    // Published again, it is whole again.
+    publish_to(dir.path(), &[&node], 1).unwrap();
+    check(&source, 0, PAGES);
+}
+
+/// Passes bytes on to a node; what the node says can be held back or damaged.
+struct Meddler {
+    address: String,
+    silent: Arc<AtomicBool>,
+    damaging: Arc<AtomicBool>,
+}
+
+impl Meddler {
+    fn before(node: &Running) -> Meddler {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (silent, damaging) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let meddler = Meddler { address, silent: silent.clone(), damaging };
+        let (node, damaging) = (node.address.clone(), meddler.damaging.clone());
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let Ok(node) = TcpStream::connect(&node) else { continue };
+                let (mut to, mut from) = (node.try_clone().unwrap(), client.try_clone().unwrap());
+                thread::spawn(move || std::io::copy(&mut from, &mut to));
+                let (silent, damaging) = (silent.clone(), damaging.clone());
+                thread::spawn(move || meddle(node, client, &silent, &damaging));
+            }
+        });
+        meddler
+    }
+}
+
+fn meddle(mut from: TcpStream, mut to: TcpStream, silent: &AtomicBool, damaging: &AtomicBool) {
+    let mut buffer = [0; 1 << 16];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        while silent.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        // Bulk only: what introduces the two is short.
+        if n > 1024 && damaging.load(Ordering::Relaxed) {
+            buffer[n - 1] ^= 0x40;
+        }
+        if to.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_second_copy_serves_when_the_first_is_dead_silent_or_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    let (one, two) = (Running::new(None), Running::new(None));
+    let meddler = Meddler::before(&one);
+    let nodes = vec![meddler.address.clone(), two.address.clone()];
+    let mut place = publish_at(dir.path(), nodes, 2).unwrap();
+    // The one that will fail is asked first.
+    place.shards.iter_mut().for_each(|s| s.nodes = vec![0, 1]);
+    let source = source(&image, &place);
+    check(&source, 0, 8);
+    meddler.damaging.store(true, Ordering::Relaxed);
+    check(&source, 0, 64);
+    meddler.damaging.store(false, Ordering::Relaxed);
+    meddler.silent.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    check(&source, 100, 2);
+    let first = began.elapsed();
+    check(&source, 200, 2);
+    assert!(first >= Duration::from_secs(1), "it was waited for");
+    assert!(began.elapsed() < first * 2, "and then rested");
+    drop(one);
+    check(&source, 0, PAGES);
+    drop(two);
+    let source = source.trying_for(Duration::from_millis(100));
+    let error = source.read(3, &mut [0; 4096]).unwrap_err().to_string();
+    assert!(error.contains("page 2") || error.contains("no copy has it"), "{error}");
+}
+
+#[test]
+fn an_interrupted_publication_is_finished_or_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    let node = Running::new(None);
+    // The second node is not there.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let error = publish_at(dir.path(), vec![node.address.clone(), gone], 1).unwrap_err();
+    assert!(error.contains("cannot connect"), "{error}");
+    let place = Places::read(dir.path()).unwrap().images["cold"].clone();
+    let error = PoolSource::open(&image, info(), &place, &keys()).unwrap_err().to_string();
+    assert!(error.contains("interrupted"), "{error}");
+    let place = publish_to(dir.path(), &[&node], 1).unwrap();
+    check(&source(&image, &place), 0, 4);
+    assert_eq!(node.client().status().unwrap().publications, 1);
+}
+
+#[test]
+fn a_silent_listener_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (tenant, key) = acme();
+    let short = Duration::from_millis(50);
+    let client = NodeClient::new(listener.local_addr().unwrap().to_string(), tenant, key)
+        .with_patience(Patience { connect: short, answer: short });
+    assert!(client.status().is_err());
+    assert!(client.is_resting());
+}
+
+#[test]
+fn hostile_frames_from_a_node_are_errors() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let thread = thread::spawn(move || {
+        let key = Key::from_hex(KEY).unwrap();
+        for answer in [Answer::Done, Answer::Data { len: u32::MAX }, Answer::Send] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let node = [1; 32];
+            wire::send_magic(&mut stream).unwrap();
+            wire::send(&mut stream, &wire::Hello { nonce: node }).unwrap();
+            wire::receive_magic(&mut stream).unwrap();
+            let them: wire::Credentials = wire::receive(&mut stream).unwrap();
+            let proof = key.prove(varve_pool::auth::Role::Node, &them.nonce, &node);
+            wire::send(&mut stream, &Answer::Welcome { proof }).unwrap();
+            let _: Request = wire::receive(&mut stream).unwrap();
+            wire::send(&mut stream, &answer).unwrap();
+        }
+    });
+    let (tenant, key) = acme();
+    let client = NodeClient::new(address, tenant, key);
+    for _ in 0..3 {
+        let error = client.read([1; 32], 0, &mut [0; 64]).unwrap_err();
+        assert!(error.to_string().contains("it answered"), "{error}");
+    }
+    thread.join().unwrap();
+}
