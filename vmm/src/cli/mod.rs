@@ -13,6 +13,7 @@ mod agent;
 mod invoker;
 mod keyval;
 mod out;
+mod pool;
 mod restore;
 mod run;
 mod snapshot;
@@ -47,6 +48,9 @@ enum Command {
     /// Make snapshots and work on them
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Keep images in the memory of other hosts
+    #[command(subcommand, after_help = pool::EXAMPLES)]
+    Pool(pool::PoolCommand),
 }
 
 /// Parses the process's arguments, does what they say, and returns the exit code. `start` is when
@@ -58,6 +62,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Run(args) => run::main(*args, start),
         Command::Restore(args) => restore::main(*args, start),
         Command::Snapshot(command) => snapshot::main(command),
+        Command::Pool(command) => pool::main(command),
     };
     result.unwrap_or_else(|e| {
         eprintln!("varve: error: {}", crate::error::chain(&*e));

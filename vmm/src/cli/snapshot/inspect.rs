@@ -8,8 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use varve_snapshot::{ClassReport, Inspection, MANIFEST_FILE, ManifestReader, draw_svg, draw_text};
 
-use super::human;
-use crate::cli::out::outln;
+use crate::cli::out::{human, outln};
 
 /// Options of `varve snapshot inspect`.
 #[derive(Debug, Args)]

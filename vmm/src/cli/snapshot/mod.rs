@@ -36,15 +36,3 @@ pub fn main(command: SnapshotCommand) -> Result<ExitCode, Box<dyn Error>> {
         SnapshotCommand::Merge(args) => merge::main(&args),
     }
 }
-
-/// Bytes as people read them.
-fn human(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}

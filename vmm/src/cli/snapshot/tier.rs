@@ -12,9 +12,8 @@ use varve_snapshot::{
     StateFile, TierInput, TierOptions, Trace, tier,
 };
 
-use super::human;
 use super::inspect::print_classes;
-use crate::cli::out::outln;
+use crate::cli::out::{human, outln};
 
 /// Options of `varve snapshot tier`.
 #[derive(Debug, Args)]

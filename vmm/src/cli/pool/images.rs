@@ -1,0 +1,154 @@
+//! `varve pool publish`, `forget` and `status`: what nodes keep of a snapshot.
+
+use std::error::Error;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+use varve_pool::client::NodeClient;
+use varve_pool::{Places, Wanted};
+use varve_snapshot::ManifestReader;
+
+use super::tenant;
+use crate::cli::out::{human, outln};
+
+/// Options of `varve pool publish`.
+#[derive(Debug, Args)]
+pub struct PublishArgs {
+    /// Folder of the tiered snapshot
+    dir: PathBuf,
+
+    /// The nodes, with commas between them
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', required = true)]
+    to: Vec<String>,
+
+    /// On how many nodes each page is
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    copies: usize,
+
+    /// Image to publish (repeat for more): `cold` for the strategy tiered, `memory` for those that
+    /// use the raw memory file
+    #[arg(long = "image", value_name = "NAME", default_value = "cold")]
+    images: Vec<String>,
+
+    /// File with the tenant's key
+    #[arg(long, value_name = "FILE")]
+    keys: PathBuf,
+
+    /// The tenant, if the file has keys of several
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+}
+
+/// Options of `varve pool forget`.
+#[derive(Debug, Args)]
+pub struct ForgetArgs {
+    /// Folder of the snapshot
+    dir: PathBuf,
+
+    /// File with the tenant's key
+    #[arg(long, value_name = "FILE")]
+    keys: PathBuf,
+}
+
+/// Options of `varve pool status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The nodes
+    #[arg(value_name = "HOST:PORT", required = true)]
+    nodes: Vec<String>,
+
+    /// File with the tenant's key
+    #[arg(long, value_name = "FILE")]
+    keys: PathBuf,
+
+    /// The tenant, if the file has keys of several
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Brings images into the pool.
+pub fn publish(args: &PublishArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let (tenant, key) = tenant(&args.keys, args.tenant.as_deref())?;
+    let wanted = Wanted { nodes: args.to.clone(), copies: args.copies, tenant, key };
+    let snapshot = ManifestReader::open(&args.dir)?;
+    for image in &args.images {
+        let entry = snapshot.images().iter().find(|i| i.name == *image).ok_or_else(|| {
+            let names: Vec<_> = snapshot.images().iter().map(|i| i.name.as_str()).collect();
+            format!("{} has no image {image:?}, but {}", args.dir.display(), names.join(", "))
+        })?;
+        let path = entry.path(snapshot.folder());
+        let place = varve_pool::publish(&args.dir, image, &path, &wanted, progress(entry.bytes))?;
+        outln!(
+            "image {image}: {} in {} parts, each on {} of {} nodes",
+            human(place.bytes),
+            place.shards.len(),
+            place.copies(),
+            place.nodes.len()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A line that is written over and over, if somebody looks.
+fn progress(total: u64) -> impl FnMut(u64) {
+    let shown = std::io::stderr().is_terminal();
+    move |bytes| {
+        if shown {
+            let end = if bytes == total { "\n" } else { "" };
+            eprint!("\rpublishing: {} of {}{end}", human(bytes), human(total));
+        }
+    }
+}
+
+/// Takes all images of a snapshot out of the pool.
+pub fn forget(args: &ForgetArgs) -> Result<ExitCode, Box<dyn Error>> {
+    for (image, place) in Places::read(&args.dir)?.images {
+        let (_, key) = tenant(&args.keys, Some(&place.tenant.to_string()))?;
+        varve_pool::forget(&args.dir, &image, &key)?;
+        outln!("image {image}: forgotten");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows what nodes keep; fails if one of them does not say.
+pub fn status(args: &StatusArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let (tenant, key) = tenant(&args.keys, args.tenant.as_deref())?;
+    let mut shown = Vec::new();
+    let mut failed = false;
+    for address in &args.nodes {
+        match NodeClient::new(address, tenant.clone(), key.clone()).status() {
+            Ok(status) if args.json => {
+                shown.push(json!({ "node": address, "status": status }));
+            }
+            Ok(s) => outln!(
+                "{address}: {} images, {} objects, {}; {} of {} used by all; {} reads, {}",
+                s.publications,
+                s.objects,
+                human(s.bytes),
+                human(s.used),
+                human(s.limit),
+                s.reads,
+                human(s.read_bytes)
+            ),
+            Err(e) => {
+                failed = true;
+                let error = crate::error::chain(&e);
+                match args.json {
+                    true => shown.push(json!({ "node": address, "error": error })),
+                    false => eprintln!("varve: error: {error}"),
+                }
+            }
+        }
+    }
+    if args.json {
+        outln!("{}", serde_json::to_string_pretty(&shown)?);
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}

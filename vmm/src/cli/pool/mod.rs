@@ -1,0 +1,64 @@
+//! `varve pool`: memory nodes, and the images that they keep.
+
+mod images;
+mod serve;
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use varve_pool::{Key, Keys, Tenant};
+
+/// Shown below the commands.
+pub const EXAMPLES: &str = "\
+Examples:
+  A key for a tenant, on every node and for whoever publishes and restores:
+    (umask 077; echo acme $(openssl rand -hex 32) > pool.keys)
+
+  A memory node that keeps at most 32 GiB, also on disk, so that it can start again:
+    varve pool serve --listen 10.0.0.1:7421 --keys pool.keys --memory 32G --store /srv/pool
+
+  The cold pages of a tiered snapshot go to two of three nodes, and come from there:
+    varve pool publish snap --to 10.0.0.1:7421,10.0.0.2:7421,10.0.0.3:7421 --copies 2 \\
+               --keys pool.keys
+    varve restore snap --pool-keys pool.keys";
+
+/// What to do with a pool.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Be a memory node: keep images, and hand out their pages
+    Serve(serve::ServeArgs),
+    /// Bring images of a snapshot into the pool
+    Publish(images::PublishArgs),
+    /// Take a snapshot's images out of the pool
+    Forget(images::ForgetArgs),
+    /// Show what nodes keep
+    Status(images::StatusArgs),
+}
+
+/// Carries the command out.
+pub fn main(command: PoolCommand) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        PoolCommand::Serve(args) => serve::main(&args),
+        PoolCommand::Publish(args) => images::publish(&args),
+        PoolCommand::Forget(args) => images::forget(&args),
+        PoolCommand::Status(args) => images::status(&args),
+    }
+}
+
+/// The tenant that is meant and its key: the one of that name, or the only one.
+fn tenant(keys: &Path, name: Option<&str>) -> Result<(Tenant, Key), Box<dyn Error>> {
+    let all = Keys::read(keys)?;
+    let found = match name {
+        Some(name) => {
+            let tenant = Tenant::try_from(name.to_owned())?;
+            all.get(&tenant).cloned().map(|key| (tenant, key))
+        }
+        None => all.only().map(|(tenant, key)| (tenant.clone(), key.clone())),
+    };
+    found.ok_or_else(|| match name {
+        Some(name) => format!("{} has no key of tenant {name}", keys.display()).into(),
+        None => format!("{} has keys of several tenants: say --tenant", keys.display()).into(),
+    })
+}
