@@ -24,6 +24,7 @@ pub mod boot_timer;
 pub mod bus;
 pub mod i8042;
 pub mod interrupt;
+pub mod limiter;
 pub mod memory;
 pub mod power;
 pub mod pvpanic;

@@ -18,13 +18,13 @@ use varve_devices::pvpanic::{PVPANIC_PORT, PvPanic};
 use varve_devices::serial::{COM_LEN, COM1_BASE, COM1_IRQ, SerialPort};
 use varve_devices::state::Savable;
 use varve_devices::stop::SharedStopSink;
-use varve_devices::virtio::VirtioDevice;
 use varve_devices::virtio::balloon::{Balloon, BalloonHandle};
 use varve_devices::virtio::block::Block;
 use varve_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY, Transport};
 use varve_devices::virtio::net::Net;
 use varve_devices::virtio::rng::Rng;
 use varve_devices::virtio::vsock::Vsock;
+use varve_devices::virtio::{DeviceHandle, VirtioDevice};
 use varve_devices::vmgenid::VmGenId;
 use varve_memory_tiers::{GuestRam, Stage2, take_dirty};
 use varve_snapshot::{HostIdentity, PageRange};
@@ -225,6 +225,21 @@ impl Machine {
         &self.ram
     }
 
+    /// Control of a drive, if there is one of that id.
+    pub fn drive(&self, id: &str) -> Option<DeviceHandle<Block>> {
+        self.device(&format!("block:{id}"))
+    }
+
+    /// Control of a network interface, if there is one of that id.
+    pub fn net(&self, id: &str) -> Option<DeviceHandle<Net>> {
+        self.device(&format!("net:{id}"))
+    }
+
+    fn device<D: VirtioDevice>(&self, name: &str) -> Option<DeviceHandle<D>> {
+        let transport = self.transports.iter().find(|t| t.name() == name)?;
+        DeviceHandle::new(transport.clone())
+    }
+
     /// Control of the balloon, if there is one.
     pub fn balloon(&self) -> Option<&BalloonHandle> {
         self.balloon.as_ref()
@@ -349,7 +364,9 @@ impl<'h> Builder<'h> {
             self.attach("balloon".into(), Box::new(device))?;
         }
         if config.entropy {
-            self.attach("entropy".into(), Box::new(Rng::new()))?;
+            let entropy = Rng::new(config.entropy_limiter)
+                .map_err(|e| VmmError::System("timer of the entropy device", e))?;
+            self.attach("entropy".into(), Box::new(entropy))?;
         }
         Ok(())
     }

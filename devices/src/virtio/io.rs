@@ -143,14 +143,17 @@ impl<'a> DeviceIo<'a> {
     /// Takes all chains of `queue`, one by one, through `handle`, which returns how many bytes it
     /// wrote into the chain; then interrupts the driver once.
     ///
+    /// A handler may return `None` instead: the chain goes back to its place in the ring, and the
+    /// device calls again when it can go on; until then it asks for no notifications.
+    ///
     /// Notifications are off while it works and it looks once more after they are on again, so
     /// that none is lost and a busy driver does not exit for each buffer. It ends when the ring is
     /// empty; a driver that refills it faster than it is worked through is served in portions, so
     /// that one guest queue never holds the event loop.
-    pub fn drain(
+    pub fn drain<W: Into<Option<u32>>>(
         &mut self,
         queue: usize,
-        mut handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> u32,
+        mut handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> W,
     ) -> Result<(), BrokenQueue> {
         if !self.queues.get(queue).is_some_and(|q| q.ready()) {
             return Ok(());
@@ -163,7 +166,10 @@ impl<'a> DeviceIo<'a> {
             self.queues[queue].disable_notification(mem).map_err(broken)?;
             while let Some(chain) = self.pop(queue)? {
                 let head = chain.head_index();
-                let written = handle(chain, mem);
+                let Some(written) = handle(chain, mem).into() else {
+                    self.undo_pop(queue);
+                    break 'rounds;
+                };
                 self.add_used(queue, head, written)?;
                 used = true;
                 budget = budget.saturating_sub(1);

@@ -2,6 +2,7 @@
 //!
 //! Adding a device: its file, one line here, one arm where the monitor reads its configuration.
 
+use std::any::Any;
 use std::os::fd::RawFd;
 
 use event_manager::EventSet;
@@ -11,6 +12,7 @@ use crate::state::Savable;
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+mod handle;
 mod io;
 pub mod iov;
 pub mod mmio;
@@ -27,6 +29,7 @@ mod probe;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use handle::DeviceHandle;
 pub use io::{Chain, DeviceIo};
 
 /// A queue that can no longer be used: the driver broke its rules, or its memory is gone. The
@@ -62,7 +65,7 @@ pub struct Source {
 /// accesses (`read_config`, `write_config`, `reset`, `activate`) on a vCPU's.
 ///
 /// State of [`Savable`]: only what is not in the config, the queues or the transport.
-pub trait VirtioDevice: Savable + Send {
+pub trait VirtioDevice: Savable + Any + Send {
     /// Device id (virtio 1.2, 5).
     fn device_type(&self) -> u32;
     /// Largest size of each queue; their number is the number of queues.

@@ -1,11 +1,16 @@
 //! virtio entropy source over the host's random number generator (virtio 1.2, 5.4).
 
+use std::io;
+use std::os::fd::AsRawFd;
+
+use event_manager::EventSet;
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::buffers::{Buffers, ChainError};
-use super::{BrokenQueue, Chain, DeviceIo, VirtioDevice};
+use super::{BrokenQueue, Chain, DeviceIo, Source, VirtioDevice};
+use crate::limiter::{Limiter, LimiterConfig, LimiterState};
 use crate::memory::DeviceMemory;
 use crate::state::{self, Savable, StateError};
 
@@ -13,32 +18,45 @@ use crate::state::{self, Savable, StateError};
 /// (virtio 1.2, 5.4.6: the device may use fewer bytes than the buffer has).
 pub const MAX_BYTES: usize = 64 << 10;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const QUEUE: usize = 0;
 const QUEUE_SIZE: u16 = 256;
 
-/// An entropy source. It has no config and no state.
-#[derive(Debug, Default)]
-pub struct Rng;
+/// An entropy source.
+#[derive(Debug)]
+pub struct Rng {
+    limiter: Limiter,
+}
 
 impl Rng {
-    /// An entropy source.
-    pub fn new() -> Rng {
-        Rng
+    /// An entropy source. Fails if the system has no timer for its limits.
+    pub fn new(limits: LimiterConfig) -> io::Result<Rng> {
+        Ok(Rng { limiter: Limiter::new(limits)? })
+    }
+
+    /// Fills the writable part of `chain`: how many bytes went there, or `None` if the limiter does
+    /// not let it go yet.
+    fn request(&mut self, chain: Chain, mem: &DeviceMemory) -> Option<u32> {
+        let mut written = 0;
+        let filled = match Buffers::new(chain, mem) {
+            Ok(buffers) => {
+                let len = buffers.writable.len().min(MAX_BYTES);
+                if !self.limiter.take(len as u64) {
+                    return None;
+                }
+                fill(buffers, len, &mut written)
+            }
+            Err(e) => Err(e),
+        };
+        if let Err(e) = filled {
+            log::debug!("rng: malformed request: {e}");
+        }
+        Some(written)
     }
 }
 
-/// Fills the writable part of `chain`; returns how many bytes went there.
-fn request(chain: Chain, mem: &DeviceMemory) -> u32 {
-    let mut written = 0;
-    if let Err(e) = fill(chain, mem, &mut written) {
-        log::debug!("rng: malformed request: {e}");
-    }
-    written
-}
-
-fn fill(chain: Chain, mem: &DeviceMemory, written: &mut u32) -> Result<(), ChainError> {
-    let mut buffers = Buffers::new(chain, mem)?;
-    let mut left = buffers.writable.len().min(MAX_BYTES);
+/// Writes `left` random bytes, counted in `written`.
+fn fill(mut buffers: Buffers, mut left: usize, written: &mut u32) -> Result<(), ChainError> {
     // Random bytes are never written straight to guest memory: the guest could watch them come.
     let mut bytes = [0u8; 1024];
     while left > 0 {
@@ -77,8 +95,24 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {}
 
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { fd: self.limiter.as_raw_fd(), token: 0, events: EventSet::IN }]
+    }
+
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
-        io.drain(queue, request)
+        if self.limiter.waits() {
+            return Ok(());
+        }
+        io.drain(queue, |chain, mem| self.request(chain, mem))
+    }
+
+    fn source_event(
+        &mut self,
+        _token: u32,
+        _events: EventSet,
+        io: &mut DeviceIo,
+    ) -> Result<(), BrokenQueue> {
+        if self.limiter.resume() { self.queue_event(QUEUE, io) } else { Ok(()) }
     }
 }
 
@@ -88,11 +122,17 @@ impl Savable for Rng {
     }
 
     fn save(&self) -> Vec<u8> {
-        Vec::new()
+        state::encode(&self.limiter.save())
     }
 
     fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
-        state::decode(version, VERSION, bytes)
+        // Before there were limits, there was no state.
+        let limiter = match version {
+            1 => state::decode::<()>(version, 1, bytes).map(|()| LimiterState::default())?,
+            _ => state::decode(version, VERSION, bytes)?,
+        };
+        self.limiter.restore(limiter);
+        Ok(())
     }
 }
 
@@ -102,7 +142,7 @@ mod tests {
     use crate::virtio::testing::{BUFFERS, Rig};
 
     fn device() -> Option<Box<dyn VirtioDevice>> {
-        Some(Box::new(Rng::new()))
+        Some(Box::new(Rng::new(LimiterConfig::default()).unwrap()))
     }
 
     crate::virtio::conformance::device_conformance!(device);
@@ -142,5 +182,26 @@ mod tests {
         rig.notify(0);
         assert_eq!(rig.used(0), [(0, 0), (1, 64)]);
         assert_eq!(rig.get(BUFFERS, 64), [0; 64]);
+    }
+
+    #[test]
+    fn a_limit_counts_the_bytes_given() {
+        let bucket =
+            |size| crate::limiter::BucketConfig { size, one_time_burst: None, refill_time: 120 };
+        let limits = LimiterConfig { bandwidth: Some(bucket(200)), ops: None };
+        let mut rig = Rig::new(Box::new(Rng::new(limits).unwrap()));
+        let start = std::time::Instant::now();
+        for n in 0..4 {
+            rig.push(0, &[(BUFFERS + n * 0x100, 100, true)]);
+        }
+        rig.notify(0);
+        let mut used = rig.used(0);
+        assert!((2..4).contains(&used.len()), "at once: {used:?}");
+        while used.len() < 4 {
+            assert!(rig.wait(5000) > 0, "the timer resumes: {used:?}");
+            used.extend(rig.used(0));
+        }
+        assert_eq!(used, [(0, 100), (1, 100), (2, 100), (3, 100)]);
+        assert!(start.elapsed().as_millis() >= 119, "{:?}", start.elapsed());
     }
 }

@@ -195,21 +195,26 @@ impl Transport {
         if !core.active() {
             return;
         }
+        if let Err(e) = self.call(core, call) {
+            log::warn!("{}: needs a reset: {e}", self.name);
+            self.mark_broken(core);
+        }
+    }
+
+    /// Runs `f` with the device, and does what it asked its [`DeviceIo`] for.
+    fn call<R>(
+        &self,
+        core: &mut Core,
+        f: impl FnOnce(&mut dyn VirtioDevice, &mut DeviceIo) -> R,
+    ) -> R {
         let mut io = DeviceIo::new(&self.mem, &mut core.queues, &self.interrupt);
-        let result = call(&mut *core.device, &mut io);
+        let result = f(&mut *core.device, &mut io);
         let (again, config_changed) = (io.again, io.config_changed);
         core.config_generation = core.config_generation.wrapping_add(config_changed.into());
-        match result {
-            Ok(()) => {
-                (0..self.queue_events.len() as u32)
-                    .filter(|q| again >> q & 1 != 0)
-                    .for_each(|q| self.ring(q));
-            }
-            Err(e) => {
-                log::warn!("{}: needs a reset: {e}", self.name);
-                self.mark_broken(core);
-            }
-        }
+        (0..self.queue_events.len() as u32)
+            .filter(|q| again >> q & 1 != 0)
+            .for_each(|q| self.ring(q));
+        result
     }
 
     /// Has the device look at all its queues, and interrupts the guest: after a restore, whatever
@@ -239,14 +244,9 @@ impl Transport {
         core.sources_watched = active;
     }
 
-    /// Runs `f` with the device; for control requests (resize a balloon, swap a backing file).
+    /// Runs `f` with the device, active or not; see [`DeviceHandle`](super::DeviceHandle).
     pub fn with_device<R>(&self, f: impl FnOnce(&mut dyn VirtioDevice, &mut DeviceIo) -> R) -> R {
-        let core = &mut *self.core();
-        let mut io = DeviceIo::new(&self.mem, &mut core.queues, &self.interrupt);
-        let result = f(&mut *core.device, &mut io);
-        let config_changed = io.config_changed;
-        core.config_generation = core.config_generation.wrapping_add(config_changed.into());
-        result
+        self.call(&mut self.core(), f)
     }
 }
 

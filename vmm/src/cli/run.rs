@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
+use varve_devices::limiter::LimiterConfig;
 use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
@@ -265,6 +266,7 @@ impl RunArgs {
                 .transpose()
                 .map_err(field("--balloon"))?,
             entropy: self.entropy,
+            entropy_limiter: LimiterConfig::default(),
             console: Console::Off,
             boot_timer: false,
         })
@@ -285,7 +287,7 @@ fn parse_drive(text: &str, id: String) -> BlockConfig {
         Some(path) => (path, true),
         None => (text.strip_suffix(":rw").unwrap_or(text), false),
     };
-    BlockConfig { id, path: path.into(), read_only, flush: true }
+    BlockConfig { id, path: path.into(), read_only, flush: true, limiter: LimiterConfig::default() }
 }
 
 fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {
@@ -300,7 +302,14 @@ fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {
         .map(|m| m.parse().map_err(|_| format!("{m:?} is not an MTU; write {NET}")))
         .transpose()?;
     kv.finish()?;
-    Ok(NetConfig { id, tap, mac, mtu })
+    Ok(NetConfig {
+        id,
+        tap,
+        mac,
+        mtu,
+        rx_limiter: LimiterConfig::default(),
+        tx_limiter: LimiterConfig::default(),
+    })
 }
 
 fn parse_vsock(text: &str) -> Result<VsockConfig, String> {

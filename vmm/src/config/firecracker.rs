@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
+use varve_devices::limiter::LimiterConfig;
 use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
@@ -232,6 +233,7 @@ impl File {
                 free_page_reporting: b.free_page_reporting,
             }),
             entropy: entropy.is_some(),
+            entropy_limiter: LimiterConfig::default(),
             console: Console::Stdio,
             boot_timer: false,
         })
@@ -270,7 +272,13 @@ fn convert_drives(
             *cmdline = format!("{cmdline} root={root} {mode}");
         }
         let flush = drive.cache_type == Some(CacheType::Writeback);
-        configs.push(BlockConfig { id: drive.drive_id, path, read_only, flush });
+        configs.push(BlockConfig {
+            id: drive.drive_id,
+            path,
+            read_only,
+            flush,
+            limiter: LimiterConfig::default(),
+        });
     }
     Ok(configs)
 }
@@ -288,7 +296,14 @@ fn convert_net(index: usize, net: NetworkInterface) -> Result<NetConfig, ConfigE
             })
         })
         .transpose()?;
-    Ok(NetConfig { id: net.iface_id, tap: net.host_dev_name, mac, mtu: net.mtu })
+    Ok(NetConfig {
+        id: net.iface_id,
+        tap: net.host_dev_name,
+        mac,
+        mtu: net.mtu,
+        rx_limiter: LimiterConfig::default(),
+        tx_limiter: LimiterConfig::default(),
+    })
 }
 
 /// Six hexadecimal bytes with colons between them.

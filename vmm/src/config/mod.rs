@@ -7,6 +7,7 @@ pub mod firecracker;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use varve_devices::limiter::LimiterConfig;
 use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
@@ -42,6 +43,9 @@ pub struct VmConfig {
     pub balloon: Option<BalloonConfig>,
     /// Entropy device.
     pub entropy: bool,
+    /// Limits of the entropy device.
+    #[serde(default)]
+    pub entropy_limiter: LimiterConfig,
     /// Serial console.
     #[serde(skip)]
     pub console: Console,
@@ -226,6 +230,7 @@ mod tests {
             vsock: None,
             balloon: None,
             entropy: false,
+            entropy_limiter: LimiterConfig::default(),
             console: Console::Off,
             boot_timer: false,
         }
@@ -256,7 +261,13 @@ mod tests {
         assert!(broken(|c| c.memory += 1).contains("134221824 would be"));
         assert!(broken(|c| c.memory = 16 << 20).contains("from 32"));
         assert!(broken(|c| c.memory = 65 << 30).contains("65536"));
-        let drive = BlockConfig { id: "a".into(), path: "x".into(), read_only: true, flush: false };
+        let drive = BlockConfig {
+            id: "a".into(),
+            path: "x".into(),
+            read_only: true,
+            flush: false,
+            limiter: LimiterConfig::default(),
+        };
         let mut c = config();
         c.drives = vec![drive.clone(), drive];
         assert_eq!(c.validate().unwrap_err().to_string(), "drive id: \"a\" is given twice");

@@ -32,6 +32,9 @@ pub enum NetError {
     /// There is an interface of that name, but not such a tap.
     #[error("{0:?} is not a tap with a single queue: name another one, or remove it and retry")]
     NotATap(String),
+    /// The system has no timer for its rate limiters.
+    #[error("cannot make a timer")]
+    Timer(#[source] io::Error),
     /// Anything else the kernel said.
     #[error("cannot attach to tap {tap:?}")]
     Attach {

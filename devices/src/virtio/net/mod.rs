@@ -4,6 +4,8 @@
 //! Frames move straight between the tap and guest memory (`rx.rs`, `tx.rs`), each with the header
 //! of 12 bytes that driver and kernel agree on; the device reads none of it.
 
+use std::os::fd::{AsRawFd, RawFd};
+
 use event_manager::EventSet;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
@@ -15,6 +17,7 @@ use virtio_bindings::virtio_net::{
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::{BrokenQueue, DeviceIo, Source, VirtioDevice, read_config_bytes};
+use crate::limiter::{Limiter, LimiterConfig, LimiterState};
 use crate::state::{self, Savable, StateError};
 
 mod error;
@@ -25,10 +28,14 @@ mod tx;
 pub use error::NetError;
 use tap::Tap;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const QUEUE_SIZE: u16 = 256;
 const RX: usize = 0;
 const TX: usize = 1;
+
+const SOURCE_TAP: u32 = 0;
+const SOURCE_RX_LIMITER: u32 = 1;
+const SOURCE_TX_LIMITER: u32 = 2;
 
 /// Bytes of a frame's header (virtio 1.2, 5.1.6).
 const HEADER: usize = 12;
@@ -49,12 +56,20 @@ pub struct NetConfig {
     pub mac: Option<[u8; 6]>,
     /// Largest packet that the guest shall send, in bytes without Ethernet's header.
     pub mtu: Option<u16>,
+    /// Limits of what the guest receives.
+    #[serde(default)]
+    pub rx_limiter: LimiterConfig,
+    /// Limits of what the guest sends.
+    #[serde(default)]
+    pub tx_limiter: LimiterConfig,
 }
 
 /// A network device.
 pub struct Net {
     config: NetConfig,
     tap: Tap,
+    rx_limiter: Limiter,
+    tx_limiter: Limiter,
     /// A received frame may take several buffers.
     mergeable: bool,
     /// The tap had no room for the guest's next frame.
@@ -63,11 +78,20 @@ pub struct Net {
     lost: bool,
 }
 
-/// What a snapshot keeps: what the guest was told and believes.
+/// What a snapshot kept before there were limits: what the guest was told and believes.
 #[derive(Serialize, Deserialize)]
 struct NetStateV1 {
     mac: Option<[u8; 6]>,
     mtu: Option<u16>,
+}
+
+/// What a snapshot keeps: the same, and what is left of the limits.
+#[derive(Serialize, Deserialize)]
+struct NetStateV2 {
+    mac: Option<[u8; 6]>,
+    mtu: Option<u16>,
+    rx_limiter: LimiterState,
+    tx_limiter: LimiterState,
 }
 
 impl Net {
@@ -82,7 +106,20 @@ impl Net {
             return Err(NetError::Mtu(mtu));
         }
         let tap = Tap::open(&config.tap, HEADER)?;
-        Ok(Net { config, tap, mergeable: false, blocked: false, lost: false })
+        Net::on(tap, config)
+    }
+
+    fn on(tap: Tap, config: NetConfig) -> Result<Net, NetError> {
+        let rx_limiter = Limiter::new(config.rx_limiter).map_err(NetError::Timer)?;
+        let tx_limiter = Limiter::new(config.tx_limiter).map_err(NetError::Timer)?;
+        let (mergeable, blocked, lost) = (false, false, false);
+        Ok(Net { config, tap, rx_limiter, tx_limiter, mergeable, blocked, lost })
+    }
+
+    /// Replaces limits of what the guest receives and sends; see [`Limiter::update`].
+    pub fn update_limiters(&mut self, rx: LimiterConfig, tx: LimiterConfig) {
+        self.rx_limiter.update(rx);
+        self.tx_limiter.update(tx);
     }
 
     fn rearm(&self) {
@@ -169,7 +206,12 @@ impl VirtioDevice for Net {
     }
 
     fn sources(&self) -> Vec<Source> {
-        vec![Source { fd: self.tap.event_fd(), token: 0, events: EventSet::IN }]
+        let source = |fd: RawFd, token| Source { fd, token, events: EventSet::IN };
+        vec![
+            source(self.tap.event_fd(), SOURCE_TAP),
+            source(self.rx_limiter.as_raw_fd(), SOURCE_RX_LIMITER),
+            source(self.tx_limiter.as_raw_fd(), SOURCE_TX_LIMITER),
+        ]
     }
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
@@ -182,15 +224,22 @@ impl VirtioDevice for Net {
 
     fn source_event(
         &mut self,
-        _token: u32,
+        token: u32,
         _events: EventSet,
         io: &mut DeviceIo,
     ) -> Result<(), BrokenQueue> {
-        self.tap.acknowledge();
-        if self.blocked {
-            self.transmit(io)?;
+        match token {
+            SOURCE_RX_LIMITER if self.rx_limiter.resume() => self.receive(io),
+            SOURCE_TX_LIMITER if self.tx_limiter.resume() => self.transmit(io),
+            SOURCE_TAP => {
+                self.tap.acknowledge();
+                if self.blocked {
+                    self.transmit(io)?;
+                }
+                self.receive(io)
+            }
+            _ => Ok(()),
         }
-        self.receive(io)
     }
 }
 
@@ -200,17 +249,31 @@ impl Savable for Net {
     }
 
     fn save(&self) -> Vec<u8> {
-        state::encode(&NetStateV1 { mac: self.config.mac, mtu: self.config.mtu })
+        state::encode(&NetStateV2 {
+            mac: self.config.mac,
+            mtu: self.config.mtu,
+            rx_limiter: self.rx_limiter.save(),
+            tx_limiter: self.tx_limiter.save(),
+        })
     }
 
     fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
-        let NetStateV1 { mac, mtu } = state::decode(version, VERSION, bytes)?;
+        let NetStateV2 { mac, mtu, rx_limiter, tx_limiter } = match version {
+            1 => {
+                let NetStateV1 { mac, mtu } = state::decode(version, 1, bytes)?;
+                let full = LimiterState::default();
+                NetStateV2 { mac, mtu, rx_limiter: full, tx_limiter: full }
+            }
+            _ => state::decode(version, VERSION, bytes)?,
+        };
         if (mac, mtu) != (self.config.mac, self.config.mtu) {
             return Err(StateError::Invalid(format!(
                 "network device {:?} had MAC {mac:x?} and MTU {mtu:?}, here it has {:x?} and {:?}",
                 self.config.id, self.config.mac, self.config.mtu
             )));
         }
+        self.rx_limiter.restore(rx_limiter);
+        self.tx_limiter.restore(tx_limiter);
         Ok(())
     }
 }

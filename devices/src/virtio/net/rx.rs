@@ -48,13 +48,18 @@ impl Net {
         taken: &mut Taken<'a>,
     ) -> Result<(), BrokenQueue> {
         for _ in 0..TURN {
-            if !self.gather(io, taken)? {
+            // How long the next frame is shows when it has been read: it goes if anything may, and
+            // what the limiter lacks for it holds up the ones behind it.
+            if !self.rx_limiter.admits(1) || !self.gather(io, taken)? {
                 return Ok(());
             }
             let pieces: Vec<&Slice> = taken.pieces().collect();
             let room: usize = pieces.iter().map(|p| p.len()).sum();
             match iov::read_packet(self.tap.as_fd(), &pieces) {
-                Ok(len) if (HEADER..=room).contains(&len) => self.deliver(io, taken, len)?,
+                Ok(len) if (HEADER..=room).contains(&len) => {
+                    self.rx_limiter.charge(len as u64);
+                    self.deliver(io, taken, len)?;
+                }
                 Ok(_) => {
                     let id = &self.config.id;
                     log::debug!("net {id:?}: a frame larger than {room} bytes is dropped");

@@ -71,9 +71,14 @@ impl Tap {
         })?;
         let fail = |e: Errno| NetError::Attach { tap: name.into(), source: e.into() };
         set_header_len(&file, header_len).map_err(fail)?;
-        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(fail)?;
+        Tap::watched(file).map_err(fail)
+    }
+
+    /// A tap of any descriptor that moves a packet a call and does not wait.
+    pub(super) fn watched(file: File) -> rustix::io::Result<Tap> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let (data, flags) = interest();
-        epoll::add(&epoll, &file, data, flags).map_err(fail)?;
+        epoll::add(&epoll, &file, data, flags)?;
         Ok(Tap { file, epoll })
     }
 

@@ -8,6 +8,7 @@ use crate::virtio::testing::{BUFFERS, MEM, Rig};
 use crate::virtio::transport::status;
 
 mod host;
+mod wire;
 use host::{HOST, bring_up, in_namespace, take_down};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -20,7 +21,14 @@ const SEGMENTS: u64 =
 const OUT: u64 = BUFFERS + 0x20_0000;
 
 fn config(tap: &str) -> NetConfig {
-    NetConfig { id: "eth0".into(), tap: tap.into(), mac: Some(MAC), mtu: Some(1400) }
+    NetConfig {
+        id: "eth0".into(),
+        tap: tap.into(),
+        mac: Some(MAC),
+        mtu: Some(1400),
+        rx_limiter: LimiterConfig::default(),
+        tx_limiter: LimiterConfig::default(),
+    }
 }
 
 /// For the conformance tests: a new tap each time, never up.
@@ -403,7 +411,7 @@ fn the_guest_sees_its_address_and_mtu() {
         let plain = NetConfig { mac: None, mtu: None, ..config("tap0") };
         let mut other = Net::new(plain).unwrap();
         assert_eq!(other.features() & 0x28, 0);
-        let refused = other.restore(1, &saved).unwrap_err().to_string();
+        let refused = other.restore(VERSION, &saved).unwrap_err().to_string();
         assert!(refused.contains("eth0") && refused.contains("1400"), "{refused}");
     });
 }

@@ -31,6 +31,9 @@ impl Net {
 
     fn send_all(&mut self, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
         for _ in 0..TURN {
+            if self.tx_limiter.waits() {
+                return Ok(());
+            }
             let Some(chain) = io.pop(TX)? else {
                 if io.enable_notification(TX)? {
                     continue;
@@ -39,6 +42,11 @@ impl Net {
             };
             let head = chain.head_index();
             match Buffers::new(chain, io.mem) {
+                Ok(buffers) if !self.tx_limiter.admits(buffers.readable.len() as u64) => {
+                    // Comes again when the limiter's timer says so.
+                    io.undo_pop(TX);
+                    return Ok(());
+                }
                 Ok(buffers) if !self.send(&buffers.readable) => {
                     // Comes again when there is room, or when the guest queues more.
                     io.undo_pop(TX);
@@ -47,7 +55,7 @@ impl Net {
                     self.rearm();
                     return Ok(());
                 }
-                Ok(_) => {}
+                Ok(buffers) => self.tx_limiter.charge(buffers.readable.len() as u64),
                 Err(e) => log::debug!("net {:?}: malformed frame: {e}", self.config.id),
             }
             io.add_used(TX, head, 0)?;

@@ -1,0 +1,265 @@
+//! virtio-block over a raw file (virtio 1.2, 5.2).
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use event_manager::EventSet;
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::buffers::{ChainError, Run};
+use super::{BrokenQueue, Chain, DeviceIo, Source, VirtioDevice, read_config_bytes};
+use crate::limiter::{Limiter, LimiterConfig, LimiterState};
+use crate::memory::DeviceMemory;
+use crate::state::{self, Savable, StateError};
+
+mod disk;
+mod request;
+
+use disk::Disk;
+pub use disk::{BlockError, SECTOR};
+use request::{Ask, Request};
+
+const VERSION: u32 = 2;
+const QUEUE: usize = 0;
+const QUEUE_SIZE: u16 = 256;
+/// Segments per request: the queue without the header's and the status' descriptor.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+
+/// What the user asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockConfig {
+    /// Name of the drive; the guest reads its first 20 bytes as the disk's serial number.
+    pub id: String,
+    /// The raw image or block device.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Offer flush: what the guest flushed survives a crash of the host. Without it the guest
+    /// believes that the disk has no cache.
+    pub flush: bool,
+    /// Limits of reads and writes together.
+    #[serde(default)]
+    pub limiter: LimiterConfig,
+}
+
+/// A drive.
+pub struct Block {
+    config: BlockConfig,
+    disk: Disk,
+    limiter: Limiter,
+}
+
+/// What a snapshot kept before there were limits: enough to refuse a different image.
+#[derive(Serialize, Deserialize)]
+struct BlockStateV1 {
+    sectors: u64,
+    read_only: bool,
+}
+
+/// What a snapshot keeps: the same, and what is left of the limits.
+#[derive(Serialize, Deserialize)]
+struct BlockStateV2 {
+    sectors: u64,
+    read_only: bool,
+    limiter: LimiterState,
+}
+
+impl Block {
+    /// Opens the image.
+    pub fn new(config: BlockConfig) -> Result<Block, BlockError> {
+        let disk = Disk::open(&config.path, config.read_only)?;
+        let limiter = Limiter::new(config.limiter).map_err(BlockError::Timer)?;
+        Ok(Block { config, disk, limiter })
+    }
+
+    /// Puts another image in the drive and tells the driver of its size. Requests that wait go to
+    /// the new one. On an error the drive is as it was.
+    pub fn replace_image(&mut self, path: &Path, io: &mut DeviceIo) -> Result<(), BlockError> {
+        let disk = Disk::open(path, self.config.read_only)?;
+        // The guest's next flush would not reach the old one any more.
+        if let Err(e) = self.disk.flush() {
+            log::error!("drive {:?}: flush of {:?}: {e}", self.config.id, self.config.path);
+        }
+        self.disk = disk;
+        self.config.path = path.into();
+        io.signal_config();
+        Ok(())
+    }
+
+    /// Replaces limits; see [`Limiter::update`].
+    pub fn update_limiter(&mut self, update: LimiterConfig) {
+        self.limiter.update(update);
+    }
+
+    /// Carries out one request: how many bytes of the chain were written, or `None` if the limiter
+    /// does not let it go yet.
+    fn request(&mut self, chain: Chain, mem: &DeviceMemory) -> Option<u32> {
+        let served = match Request::new(chain, mem) {
+            Ok(request) if !self.limiter.take(request.transfer()) => return None,
+            Ok(request) => self.serve(request),
+            Err(e) => Err(e),
+        };
+        Some(served.unwrap_or_else(|e| {
+            // There may be no status byte to say so; the driver sees a length of zero. The guest
+            // decides how often this happens.
+            log::debug!("drive {:?}: malformed request: {e}", self.config.id);
+            0
+        }))
+    }
+
+    fn serve(&mut self, Request { ask, mut status }: Request) -> Result<u32, ChainError> {
+        let (code, written) = match ask {
+            Ask::Read(sector, data) => (self.read(sector, &data), data.len()),
+            Ask::Write(sector, data) => (self.write(sector, &data), 0),
+            Ask::Flush => match self.disk.flush() {
+                Ok(()) => (VIRTIO_BLK_S_OK, 0),
+                Err(e) => (self.failed("flush", 0, &e), 0),
+            },
+            Ask::Name(data) => (self.name(data), VIRTIO_BLK_ID_BYTES as usize),
+            Ask::Unknown => (VIRTIO_BLK_S_UNSUPP, 0),
+            Ask::Nothing => (VIRTIO_BLK_S_IOERR, 0),
+        };
+        status.write_all(&[code as u8])?;
+        let written = if code == VIRTIO_BLK_S_OK { written } else { 0 };
+        Ok(u32::try_from(written).unwrap_or(u32::MAX - 1) + 1)
+    }
+
+    fn read(&self, sector: u64, data: &Run) -> u32 {
+        if !self.disk.holds(sector, data.len()) {
+            return VIRTIO_BLK_S_IOERR;
+        }
+        match self.disk.read(sector, data) {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(e) => self.failed("read", sector, &e),
+        }
+    }
+
+    fn write(&mut self, sector: u64, data: &Run) -> u32 {
+        if self.config.read_only || !self.disk.holds(sector, data.len()) {
+            return VIRTIO_BLK_S_IOERR;
+        }
+        match self.disk.write(sector, data) {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(e) => self.failed("write", sector, &e),
+        }
+    }
+
+    fn name(&self, mut data: Run) -> u32 {
+        let mut id = [0u8; VIRTIO_BLK_ID_BYTES as usize];
+        let name = self.config.id.as_bytes();
+        let n = name.len().min(id.len());
+        id[..n].copy_from_slice(&name[..n]);
+        match data.write_all(&id) {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(_) => VIRTIO_BLK_S_IOERR,
+        }
+    }
+
+    fn failed(&self, what: &str, sector: u64, e: &std::io::Error) -> u32 {
+        log::error!("drive {:?}: {what} at sector {sector}: {e}", self.config.id);
+        VIRTIO_BLK_S_IOERR
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        let mut bits = 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SEG_MAX;
+        if self.config.read_only {
+            bits |= 1 << VIRTIO_BLK_F_RO;
+        }
+        if self.config.flush {
+            bits |= 1 << VIRTIO_BLK_F_FLUSH;
+        }
+        bits
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // virtio 1.2, 5.2.4: capacity, size_max (not offered), seg_max.
+        let mut config = [0u8; 16];
+        config[..8].copy_from_slice(&self.disk.sectors().to_le_bytes());
+        config[12..].copy_from_slice(&SEG_MAX.to_le_bytes());
+        read_config_bytes(&config, offset, data);
+    }
+
+    fn activate(&mut self, _features: u64) {}
+
+    /// The limits stay what they are: a guest cannot shake them off.
+    fn reset(&mut self) {}
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { fd: self.limiter.as_raw_fd(), token: 0, events: EventSet::IN }]
+    }
+
+    fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
+        if self.limiter.waits() {
+            return Ok(());
+        }
+        io.drain(queue, |chain, mem| self.request(chain, mem))
+    }
+
+    fn source_event(
+        &mut self,
+        _token: u32,
+        _events: EventSet,
+        io: &mut DeviceIo,
+    ) -> Result<(), BrokenQueue> {
+        if self.limiter.resume() { self.queue_event(QUEUE, io) } else { Ok(()) }
+    }
+}
+
+impl Savable for Block {
+    fn version(&self) -> u32 {
+        VERSION
+    }
+
+    fn save(&self) -> Vec<u8> {
+        // What the guest believes to be written must be in the file that the restored machine
+        // opens; a failure is reported by the guest's own next flush.
+        if let Err(e) = self.disk.sync() {
+            log::error!("drive {:?}: flush before saving: {e}", self.config.id);
+        }
+        state::encode(&BlockStateV2 {
+            sectors: self.disk.sectors(),
+            read_only: self.config.read_only,
+            limiter: self.limiter.save(),
+        })
+    }
+
+    fn restore(&mut self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
+        let BlockStateV2 { sectors, read_only, limiter } = match version {
+            1 => {
+                let BlockStateV1 { sectors, read_only } = state::decode(version, 1, bytes)?;
+                BlockStateV2 { sectors, read_only, limiter: LimiterState::default() }
+            }
+            _ => state::decode(version, VERSION, bytes)?,
+        };
+        let have = self.disk.sectors();
+        if (sectors, read_only) != (have, self.config.read_only) {
+            return Err(StateError::Invalid(format!(
+                "drive {:?} had {sectors} sectors (read only: {read_only}), {:?} has {have} ({})",
+                self.config.id, self.config.path, self.config.read_only
+            )));
+        }
+        self.limiter.restore(limiter);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
