@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use varve_snapshot::{PageRange, SnapshotError};
@@ -146,6 +147,17 @@ pub enum TierError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The process that is to answer page faults is not to be reached.
+    #[error("cannot hand guest memory to the page fault handler at {socket:?}")]
+    Handler {
+        /// Where it should listen.
+        socket: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The process that answers page faults has ended.
+    #[error("the page fault handler at {0:?} has ended, and nobody else answers for missing pages")]
+    HandlerEnded(PathBuf),
     /// No thread for answering faults or populating.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),

@@ -37,6 +37,7 @@ pub enum HugePages {
     /// 2 MiB pages wherever the kernel can find them.
     Transparent,
     /// 2 MiB pages of the system's pool, taken out of it at once.
+    #[serde(rename = "2M")]
     Pool,
 }
 

@@ -119,9 +119,10 @@ pub fn open_flat(
     let (layout, sources) = flat(file, memory)?;
     let images: Vec<_> = sources.iter().flatten().map(|s| s.info().clone()).collect();
     // Nothing else can be told apart in it.
-    let strategy = match policy.strategy {
-        Strategy::Auto => Strategy::Lazy,
-        other => other,
+    let strategy = match (policy.strategy, policy.huge_pages) {
+        (Strategy::Auto, HugePages::Pool) => Strategy::Eager,
+        (Strategy::Auto, _) => Strategy::Lazy,
+        (other, _) => other,
     };
     let policy = Policy { strategy, ..policy.clone() };
     let input = PlanInput { memory, layout: &layout, images: &images, policy: &policy };

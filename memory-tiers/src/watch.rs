@@ -25,8 +25,12 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub fn open(watch: Watch) -> Result<Watched, crate::UffdError> {
-        let uffd = Uffd::open(watch)?;
-        Ok(Watched { uffd, emptied: RwLock::default(), pages: RwLock::default() })
+        Ok(Watched::by(Uffd::open(watch)?))
+    }
+
+    /// What `uffd` will watch.
+    pub fn by(uffd: Uffd) -> Watched {
+        Watched { uffd, emptied: RwLock::default(), pages: RwLock::default() }
     }
 
     /// Notes that the watched ones of `pages` are zero from now on. Nothing is put in place until the

@@ -215,19 +215,28 @@ impl ManifestReader {
     /// Reads the state file, which must be the one that the snapshot was tiered with, for the same
     /// memory.
     pub fn read_state(&self) -> Result<StateFile, SnapshotError> {
-        let Some((path, stated)) = self.state_path().zip(self.state()) else {
-            let source = FormatError::MissingSection { section: "state file" };
-            return Err(SnapshotError::format(&self.path)(source));
-        };
-        let bytes = fs::read(&path).map_err(SnapshotError::io("read", &path))?;
-        let state = StateFile::from_bytes(&bytes).map_err(SnapshotError::format(&path))?;
+        self.read_state_at(&self.state_path().ok_or_else(|| self.stateless())?)
+    }
+
+    /// The same from a copy of it at `path`.
+    pub fn read_state_at(&self, path: &Path) -> Result<StateFile, SnapshotError> {
+        let stated = self.state().ok_or_else(|| self.stateless())?;
+        let bytes = fs::read(path).map_err(SnapshotError::io("read", path))?;
+        let state = StateFile::from_bytes(&bytes).map_err(SnapshotError::format(path))?;
         if Digest::of(&bytes) != stated.digest {
-            return Err(SnapshotError::Changed { path, what: "content" });
+            return Err(SnapshotError::Changed { path: path.into(), what: "content" });
         }
         if state.memory != self.head.memory {
-            return Err(SnapshotError::Changed { path, what: "list of memory ranges" });
+            return Err(SnapshotError::Changed {
+                path: path.into(),
+                what: "list of memory ranges",
+            });
         }
         Ok(state)
+    }
+
+    fn stateless(&self) -> SnapshotError {
+        SnapshotError::format(&self.path)(FormatError::MissingSection { section: "state file" })
     }
 
     /// Guest memory, by address.

@@ -29,3 +29,4 @@ mod signals;
 pub mod snapshot;
 mod stage2;
 pub mod vcpu;
+mod words;

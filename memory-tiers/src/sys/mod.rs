@@ -2,4 +2,5 @@
 
 pub mod mmap;
 pub mod pagemap;
+pub mod peer;
 pub mod uffd;

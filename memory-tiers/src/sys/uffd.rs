@@ -113,10 +113,22 @@ pub struct Uffd {
 impl Uffd {
     /// Opens one that also reports faults taken inside the kernel, as KVM's are.
     pub fn open(watch: Watch) -> Result<Uffd, UffdError> {
-        let features = match watch {
-            Watch::Missing => 0,
-            Watch::MissingAndWrites => u64::from(raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP),
-        } | u64::from(raw::UFFD_FEATURE_THREAD_ID);
+        Uffd::with_features(match watch {
+            Watch::Missing => raw::UFFD_FEATURE_THREAD_ID,
+            Watch::MissingAndWrites => {
+                raw::UFFD_FEATURE_THREAD_ID | raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP
+            }
+        })
+    }
+
+    /// Opens one for another process to answer: it is told of pages that are given back, too, and
+    /// whoever gives them back waits until it has read that.
+    pub fn for_handler() -> Result<Uffd, UffdError> {
+        Uffd::with_features(raw::UFFD_FEATURE_EVENT_REMOVE)
+    }
+
+    fn with_features(features: u32) -> Result<Uffd, UffdError> {
+        let features = u64::from(features);
         let fd = open_fd().map_err(|source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => UffdError::NotPermitted(source),
             _ => UffdError::Missing { features, source },

@@ -1,8 +1,10 @@
 //! The state of the machine itself in KVM: interrupt controllers, timer, clock.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -38,16 +40,47 @@ pub fn save(fd: &VmFd) -> Result<VmStateV1, KvmError> {
         pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
         ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
         pit: fd.get_pit2().map_err(call("KVM_GET_PIT2"))?,
-        clock: fd.get_clock().map_err(call("KVM_GET_CLOCK"))?,
+        clock: with_time_of_day(fd.get_clock().map_err(call("KVM_GET_CLOCK"))?),
     })
+}
+
+/// Where the host's clock source is not the TSC, KVM does not say at what time of day it read the
+/// guest's clock: just now.
+fn with_time_of_day(mut clock: kvm_clock_data) -> kvm_clock_data {
+    if clock.flags & KVM_CLOCK_REALTIME == 0
+        && let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH)
+    {
+        clock.realtime = now.as_nanos() as u64;
+        clock.flags |= KVM_CLOCK_REALTIME;
+    }
+    clock
+}
+
+impl VmStateV1 {
+    /// Whether the guest's clock, once restored, goes on from where it stood or, with `realtime`, from
+    /// where it would be had it not stood still.
+    pub fn set_clock_mode(&mut self, realtime: bool) -> Result<(), KvmError> {
+        if realtime && self.clock.flags & KVM_CLOCK_REALTIME == 0 {
+            let problem = "clock_realtime: the snapshot does not say when its clock was read; load it \
+                           without";
+            return Err(KvmError::State(problem.into()));
+        }
+        // The other flags only describe how it was read.
+        self.clock.flags = if realtime { KVM_CLOCK_REALTIME } else { 0 };
+        Ok(())
+    }
 }
 
 /// Writes the state into a fresh machine, after its vCPUs were created.
 pub fn restore(fd: &VmFd, state: &VmStateV1) -> Result<(), KvmError> {
     let VmStateV1 { pic_master, pic_slave, ioapic, pit, clock } = state;
     fd.set_pit2(pit).map_err(call("KVM_SET_PIT2"))?;
-    // The guest's clock goes on where it stood; flags only describe how it was read.
-    let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
+    let clock = kvm_clock_data {
+        clock: clock.clock,
+        realtime: clock.realtime,
+        flags: clock.flags & KVM_CLOCK_REALTIME,
+        ..Default::default()
+    };
     fd.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))?;
     for chip in [pic_master, pic_slave, ioapic] {
         fd.set_irqchip(chip).map_err(call("KVM_SET_IRQCHIP"))?;

@@ -1,17 +1,14 @@
 //! `varve restore`: a machine from a snapshot, for one invocation or many.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
-use varve_memory_tiers::{
-    Census, ColdPages, Counters, HugePages, Policy, ReadOnlyPages, ScanBy, Strategy, Wait,
-};
-use varve_snapshot::LocalFiles;
+use varve_memory_tiers::{Census, Counters, HugePages};
 
 use super::agent::Invocation;
 use super::invoker::{Invoked, Invoker};
@@ -21,8 +18,10 @@ use crate::config::Console;
 use crate::end::End;
 use crate::error::{VmmError, chain};
 use crate::monitor::Monitor;
-use crate::snapshot::memory::RecordBy;
-use crate::snapshot::restore::{Overrides, Wanted, restore};
+use crate::snapshot::choices::Choices;
+use crate::snapshot::recording::{Record, RecordBy};
+use crate::snapshot::restore::{Overrides, Source, Wanted, restore};
+use crate::words::word;
 
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
@@ -42,35 +41,12 @@ pub struct RestoreArgs {
     /// Folder of the snapshot
     snapshot: PathBuf,
 
-    /// How memory comes back: lazy, eager, reap, faasnap, tiered, template or auto
-    #[arg(long, value_name = "NAME", default_value_t = Strategy::Auto)]
-    strategy: Strategy,
-
-    /// Read-only pages: mapped in place, copied to local memory, or as the costs say (auto)
-    #[arg(long, value_name = "HOW", value_parser = parse_read_only, default_value = "auto")]
-    read_only: ReadOnlyPages,
-
-    /// Cold pages: mapped where their image is a plain file, or paged in through userfaultfd, checked
-    /// and a chunk at a time
-    #[arg(long, value_name = "HOW", value_parser = parse_cold, default_value = "mapped")]
-    cold: ColdPages,
-
-    /// What is made ready before the guest runs: nothing that need not be, written pages, or all
-    /// that was recorded
-    #[arg(long, value_name = "nothing|written|all", value_parser = parse_wait,
-          default_value = "nothing")]
-    wait: Wait,
-
-    /// Threads that populate memory beside the guest
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    threads: u16,
-
-    /// Do not fill second-level page tables ahead of the guest
-    #[arg(long)]
-    no_prefault: bool,
+    #[command(flatten)]
+    choices: Choices,
 
     /// Pages of guest memory: 4 KiB (off), transparent huge pages, or from the 2 MiB pool
-    #[arg(long, value_name = "off|transparent|2M", value_parser = parse_huge, default_value = "off")]
+    #[arg(long, value_name = "off|transparent|2M", value_parser = word::<HugePages>,
+          default_value = "off")]
     huge_pages: HugePages,
 
     /// Call a function of the guest's agent: 'FUNCTION SEED [JSON]' (repeat for more); then end
@@ -80,13 +56,13 @@ pub struct RestoreArgs {
     /// Record every page that is touched, in which order and whether it was written, to this trace
     /// file; each --invoke is an invocation of it
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "strategy", "read_only", "cold", "wait", "threads", "no_prefault", "huge_pages",
+        "strategy", "read_only", "cold", "wait", "threads", "prefault", "huge_pages",
     ])]
     record: Option<PathBuf>,
 
     /// How to record: by faults (exact, in order), or by looking at what is in memory from time to
     /// time, by mincore or pagemap (cheaper)
-    #[arg(long, value_name = "faults|mincore|pagemap", value_parser = parse_record_by,
+    #[arg(long, value_name = "faults|mincore|pagemap", value_parser = word::<RecordBy>,
           default_value = "faults", requires = "record")]
     record_by: RecordBy,
 
@@ -105,6 +81,15 @@ pub struct RestoreArgs {
     /// Another tap device for the network interface ID (repeat for more)
     #[arg(long = "net", value_name = "ID=TAP", value_parser = parse_pair)]
     nets: Vec<(String, String)>,
+
+    /// Keep track of written pages, so that diff snapshots can be made, even if the snapshot's machine
+    /// did not
+    #[arg(long)]
+    track_dirty_pages: bool,
+
+    /// Let the guest's clock go on by the time that has passed since the snapshot
+    #[arg(long)]
+    clock_realtime: bool,
 
     /// Serial console: stdio, file=PATH (output only) or off [default: stdio; off with --invoke or
     /// --json]
@@ -150,12 +135,17 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
         nets: args.nets.clone(),
         console: args.console.clone().unwrap_or(if quiet { Console::Off } else { Console::Stdio }),
     };
+    let record = |path: &PathBuf| Record { trace_path: path.clone(), by: args.record_by };
     let wanted = Wanted {
-        policy: args.policy(),
-        record: args.record.as_ref().map(|_| args.record_by),
+        source: Source::Folder(args.snapshot),
+        choices: args.choices,
+        huge_pages: args.huge_pages,
+        record: args.record.as_ref().map(record),
         overrides,
+        track_dirty_pages: args.track_dirty_pages.then_some(true),
+        clock_realtime: args.clock_realtime,
     };
-    restore(&mut monitor, &args.snapshot, wanted)?;
+    restore(&mut monitor, wanted)?;
     if !args.paused {
         monitor.resume()?;
     }
@@ -178,7 +168,8 @@ pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error
         return Err(error.into());
     }
     monitor.pause()?;
-    let recorded = args.record.as_deref().map(|path| save_trace(&monitor, path)).transpose()?;
+    let recording = monitor.machine()?.restored().and_then(|r| r.recording());
+    let recorded = recording.map(|recording| recording.save()).transpose()?;
     let report = report(&monitor, resumed, invoked, recorded, &end)?;
     drop(monitor);
     if args.json {
@@ -206,29 +197,17 @@ fn start_calls(
     }
     let vsock = monitor.config()?.vsock.as_ref();
     let uds = vsock.ok_or("--invoke: the snapshot's machine has no vsock")?.uds_path.clone();
-    let marker = monitor.machine()?.restored().and_then(|r| r.marker());
-    let mark = move |call: &Invocation| match &marker {
-        Some(mark) => mark(&format!("{} {}", call.function, call.seed)).map_err(|e| chain(&e)),
+    let recording = monitor.machine()?.restored().and_then(|r| r.recording()).cloned();
+    let mark = move |call: &Invocation| match &recording {
+        Some(recording) => {
+            let label = format!("{} {}", call.function, call.seed);
+            recording.mark(&label).map_err(|e| chain(&e))
+        }
         None => Ok(()),
     };
     let invoker = Invoker::start(uds, calls, start, mark)?;
     monitor.subscribe(invoker.clone());
     Ok(Some(invoker))
-}
-
-/// Ends the recording; pages that it saw touched, and among them written.
-fn save_trace(monitor: &Monitor, path: &Path) -> Result<(u64, u64), Box<dyn Error>> {
-    let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
-    let trace = restored.seal()?.ok_or("the recording has ended already")?;
-    trace.write(&LocalFiles, path)?;
-    let written = trace.pages().iter().filter(|p| p.runs_written > 0).count();
-    if trace.pages().is_empty() {
-        log::warn!(
-            "the recording saw no page: mincore cannot tell pages that were in the page cache before; \
-             record by faults or by pagemap"
-        );
-    }
-    Ok((trace.pages().len() as u64, written as u64))
 }
 
 /// Figures are taken with the guest standing still.
@@ -242,7 +221,7 @@ fn report(
     let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
     let planned = restored.planned();
     Ok(Report {
-        strategy: planned.map_or("record", |r| r.plan().strategy.name()),
+        strategy: restored.method(),
         resumed_ms: resumed.as_secs_f64() * 1e3,
         first_answer_ms: invocations.first().map(|i| i.answered_at_ms),
         invocations,
@@ -251,64 +230,6 @@ fn report(
         census: planned.and_then(|r| r.census().ok()),
         end: end.to_string(),
     })
-}
-
-impl RestoreArgs {
-    fn policy(&self) -> Policy {
-        Policy {
-            read_only: self.read_only,
-            cold: self.cold,
-            wait: self.wait,
-            threads: self.threads.into(),
-            stage2: !self.no_prefault,
-            huge_pages: self.huge_pages,
-            ..Policy::new(self.strategy)
-        }
-    }
-}
-
-fn parse_read_only(text: &str) -> Result<ReadOnlyPages, String> {
-    match text {
-        "auto" => Ok(ReadOnlyPages::Auto),
-        "mapped" => Ok(ReadOnlyPages::Mapped),
-        "copied" => Ok(ReadOnlyPages::Copied),
-        _ => Err("one of auto, mapped and copied".into()),
-    }
-}
-
-fn parse_cold(text: &str) -> Result<ColdPages, String> {
-    match text {
-        "mapped" => Ok(ColdPages::Mapped),
-        "paged" => Ok(ColdPages::Paged),
-        _ => Err("one of mapped and paged".into()),
-    }
-}
-
-fn parse_record_by(text: &str) -> Result<RecordBy, String> {
-    match text {
-        "faults" => Ok(RecordBy::Faults),
-        "mincore" => Ok(RecordBy::Scan(ScanBy::Mincore)),
-        "pagemap" => Ok(RecordBy::Scan(ScanBy::Pagemap)),
-        _ => Err("one of faults, mincore and pagemap".into()),
-    }
-}
-
-fn parse_wait(text: &str) -> Result<Wait, String> {
-    match text {
-        "nothing" => Ok(Wait::Nothing),
-        "written" => Ok(Wait::Written),
-        "all" => Ok(Wait::All),
-        _ => Err("one of nothing, written and all".into()),
-    }
-}
-
-fn parse_huge(text: &str) -> Result<HugePages, String> {
-    match text {
-        "off" => Ok(HugePages::Off),
-        "transparent" => Ok(HugePages::Transparent),
-        "2M" => Ok(HugePages::Pool),
-        _ => Err("one of off, transparent and 2M".into()),
-    }
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {

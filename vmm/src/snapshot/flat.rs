@@ -29,9 +29,9 @@ pub fn create(
     memory_path: &Path,
 ) -> Result<(), VmmError> {
     let machine = monitor.machine()?;
-    if let Some(restored) = machine.restored() {
+    if let Some(recording) = machine.restored().and_then(|r| r.recording()) {
         // Saving touches all of memory.
-        restored.seal()?;
+        recording.seal()?;
     }
     let dirty = machine.take_dirty()?;
     let pages = match (extent, dirty.clone()) {

@@ -1,15 +1,15 @@
-//! How a snapshot's guest memory comes back: by a plan, or watched by a recorder.
+//! How a snapshot's guest memory comes back: by a plan, watched by a recorder, or by another process.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use varve_memory_tiers::{
-    GuestRam, Hooks, Plan, Policy, Recorder, RecorderHooks, Restore, ScanBy, Scanner, Sources,
-    Stage2, Strategy, TierError, flat, open, open_flat,
+    GuestRam, Handler, Hooks, Plan, Policy, Recorder, RecorderHooks, Restore, ScanBy, Scanner,
+    Sources, Stage2, Strategy, TierError, flat, open, open_flat,
 };
-use varve_snapshot::{MANIFEST_FILE, ManifestReader, PageRange, RegionMap, Trace};
+use varve_snapshot::{ManifestReader, PageRange, RegionMap};
 
+use super::recording::{Record, Recording, SCAN_PERIOD};
 use crate::error::VmmError;
 use crate::vcpu;
 
@@ -21,74 +21,57 @@ pub enum MemoryRestore {
     /// By a plan.
     Planned(Box<Plan>, Sources),
     /// Page by page, each access recorded.
-    Recorded(RegionMap, Sources),
-    /// By a plan, and looked at from time to time.
-    Scanned(Box<Plan>, Sources, ScanBy),
+    Recorded(RegionMap, Sources, Record),
+    /// By a plan, and looked at from time to time in this way.
+    Scanned(Box<Plan>, Sources, ScanBy, Record),
+    /// By another process, which listens at this unix socket.
+    Handled(PathBuf),
 }
-
-/// How accesses are recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecordBy {
-    /// Every first access is a fault: exact, in order, reads told from writes.
-    Faults,
-    /// Memory is looked at from time to time: cheaper, and less exact.
-    Scan(ScanBy),
-}
-
-/// Time between two looks.
-const SCAN_PERIOD: Duration = Duration::from_millis(50);
 
 /// Guest memory coming back; answers faults for as long as it lives.
 pub enum Restored {
     /// By a plan.
     Planned(Restore),
-    /// Under a recorder.
-    Recorded(Arc<Recorder>),
-    /// By a plan, under a scanner until it is sealed.
-    Scanned(Restore, Arc<Mutex<Option<Scanner>>>),
+    /// Under a recording.
+    Recorded(Arc<Recording>),
+    /// By another process.
+    Handled(Handler),
 }
 
-/// Marks where an invocation begins; usable from any thread.
-pub type Marker = Box<dyn Fn(&str) -> Result<(), TierError> + Send>;
-
 impl MemoryRestore {
-    /// Plans the restore of the snapshot in `dir` with guest memory `ranges`, whose raw memory file
-    /// is `file`.
-    pub fn plan(
-        dir: &Path,
-        ranges: &[PageRange],
+    /// Plans the restore of the tiered snapshot in `dir`.
+    pub fn tiered(manifest: &ManifestReader, policy: &Policy) -> Result<MemoryRestore, VmmError> {
+        let (plan, sources) = open(manifest, policy, &())?;
+        Ok(MemoryRestore::Planned(Box::new(plan), sources))
+    }
+
+    /// Plans the restore of guest memory `ranges` from its raw memory file.
+    pub fn flat(
         file: &Path,
+        ranges: &[PageRange],
         policy: &Policy,
     ) -> Result<MemoryRestore, VmmError> {
-        let manifest = dir.join(MANIFEST_FILE);
-        let (plan, sources) = if manifest.exists() {
-            open(&ManifestReader::open(&manifest)?, policy, &())?
-        } else if matches!(policy.strategy, Strategy::Lazy | Strategy::Eager | Strategy::Auto) {
-            open_flat(file, ranges, policy)?
-        } else {
+        if !matches!(policy.strategy, Strategy::Lazy | Strategy::Eager | Strategy::Auto) {
             return Err(VmmError::NotTiered(policy.strategy.name()));
-        };
+        }
+        let (plan, sources) = open_flat(file, ranges, policy)?;
         Ok(MemoryRestore::Planned(Box::new(plan), sources))
     }
 
     /// A recording restore from the raw memory file.
     pub fn record(
-        ranges: &[PageRange],
         file: &Path,
-        by: RecordBy,
+        ranges: &[PageRange],
+        record: Record,
     ) -> Result<MemoryRestore, VmmError> {
-        Ok(match by {
-            RecordBy::Faults => {
-                let (layout, sources) = flat(file, ranges)?;
-                MemoryRestore::Recorded(layout, sources)
-            }
-            RecordBy::Scan(by) => {
-                // Nothing but the guest's own accesses may bring pages in.
-                let policy = Policy { stage2: false, ..Policy::new(Strategy::Lazy) };
-                let (plan, sources) = open_flat(file, ranges, &policy)?;
-                MemoryRestore::Scanned(Box::new(plan), sources, by)
-            }
-        })
+        let Some(by) = record.by.scan() else {
+            let (layout, sources) = flat(file, ranges)?;
+            return Ok(MemoryRestore::Recorded(layout, sources, record));
+        };
+        // Nothing but the guest's own accesses may bring pages in.
+        let policy = Policy { stage2: false, ..Policy::new(Strategy::Lazy) };
+        let (plan, sources) = open_flat(file, ranges, &policy)?;
+        Ok(MemoryRestore::Scanned(Box::new(plan), sources, by, record))
     }
 
     /// Carries out what must be done before the guest runs.
@@ -104,16 +87,20 @@ impl MemoryRestore {
                 let hooks = Hooks { stage2, on_fatal };
                 Restored::Planned(Restore::start(ram, *plan, sources, hooks)?)
             }
-            MemoryRestore::Recorded(layout, sources) => {
+            MemoryRestore::Recorded(layout, sources, record) => {
                 let is_monitor = Box::new(|thread| !vcpu::is_vcpu_thread(thread));
                 let hooks = RecorderHooks { on_fatal, is_monitor };
-                Restored::Recorded(Arc::new(Recorder::start(ram, layout, sources, hooks)?))
+                let recorder = Recorder::start(ram, layout, sources, hooks)?;
+                Restored::Recorded(Arc::new(Recording::by_faults(recorder, record)))
             }
-            MemoryRestore::Scanned(plan, sources, by) => {
+            MemoryRestore::Scanned(plan, sources, by, record) => {
                 let hooks = Hooks { stage2: None, on_fatal };
                 let restore = Restore::start(ram.clone(), *plan, sources, hooks)?;
                 let scanner = Scanner::start(ram, by, SCAN_PERIOD)?;
-                Restored::Scanned(restore, Arc::new(Mutex::new(Some(scanner))))
+                Restored::Recorded(Arc::new(Recording::by_looks(scanner, restore, record)))
+            }
+            MemoryRestore::Handled(socket) => {
+                Restored::Handled(Handler::start(&ram, &socket, on_fatal)?)
             }
         })
     }
@@ -123,40 +110,26 @@ impl Restored {
     /// The plan's restore, if memory comes back by one.
     pub fn planned(&self) -> Option<&Restore> {
         match self {
-            Restored::Planned(restore) | Restored::Scanned(restore, _) => Some(restore),
-            Restored::Recorded(_) => None,
+            Restored::Planned(restore) => Some(restore),
+            Restored::Recorded(recording) => recording.restore(),
+            Restored::Handled(_) => None,
         }
     }
 
-    /// The means to mark invocations, if accesses are recorded.
-    pub fn marker(&self) -> Option<Marker> {
+    /// The recording, if there is one.
+    pub fn recording(&self) -> Option<&Arc<Recording>> {
         match self {
-            Restored::Planned(_) => None,
-            Restored::Recorded(recorder) => {
-                let recorder = recorder.clone();
-                Some(Box::new(move |label| recorder.mark(label)))
-            }
-            Restored::Scanned(_, scanner) => {
-                let scanner = scanner.clone();
-                Some(Box::new(move |label| match &*lock(&scanner) {
-                    Some(scanner) => scanner.mark(label),
-                    None => Ok(()),
-                }))
-            }
+            Restored::Recorded(recording) => Some(recording),
+            Restored::Planned(_) | Restored::Handled(_) => None,
         }
     }
 
-    /// Ends the recording, if there is one: what it saw. A scanner is asked once only. To be called
-    /// before anything but the guest and its devices looks at guest memory.
-    pub fn seal(&self) -> Result<Option<Trace>, TierError> {
+    /// How memory came back, in one word: a strategy, `record` or `uffd`.
+    pub fn method(&self) -> &'static str {
         match self {
-            Restored::Planned(_) => Ok(None),
-            Restored::Recorded(recorder) => recorder.seal().map(Some),
-            Restored::Scanned(_, scanner) => lock(scanner).take().map(Scanner::seal).transpose(),
+            Restored::Planned(restore) => restore.plan().strategy.name(),
+            Restored::Recorded(_) => "record",
+            Restored::Handled(_) => "uffd",
         }
     }
-}
-
-fn lock(scanner: &Mutex<Option<Scanner>>) -> MutexGuard<'_, Option<Scanner>> {
-    scanner.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,10 @@
 //! Snapshots as the monitor makes and takes them: the machine's state to and from a state file, and
 //! what it does with guest memory.
 
+pub mod choices;
 pub mod flat;
 pub mod memory;
+pub mod recording;
 pub mod restore;
 mod state;
 

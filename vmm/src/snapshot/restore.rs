@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use varve_memory_tiers::{GuestRam, HugePages, Policy};
+use varve_memory_tiers::{GuestRam, HugePages, Strategy};
 use varve_snapshot::{MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile};
 
-use super::memory::{MemoryRestore, RecordBy};
+use super::choices::Choices;
+use super::memory::MemoryRestore;
+use super::recording::Record;
 use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
@@ -47,35 +49,118 @@ impl Overrides {
     }
 }
 
-/// What is wanted of a restore.
+/// Where a machine is restored from.
 #[derive(Clone, Debug)]
-pub struct Wanted {
-    /// How memory comes back.
-    pub policy: Policy,
-    /// Record all accesses; the policy does not count then.
-    pub record: Option<RecordBy>,
-    /// What belongs to this host.
-    pub overrides: Overrides,
+pub enum Source {
+    /// The snapshot in a folder, whatever is in there: a tiered one if it has a manifest.
+    Folder(PathBuf),
+    /// A state file and a raw memory file.
+    Files {
+        /// The state file.
+        state: PathBuf,
+        /// The raw memory file.
+        memory: PathBuf,
+    },
+    /// The tiered snapshot in a folder.
+    Tiered {
+        /// The folder.
+        dir: PathBuf,
+        /// Its state file, if that is not where the snapshot says.
+        state: Option<PathBuf>,
+    },
+    /// A state file, and another process for memory.
+    Handler {
+        /// The state file.
+        state: PathBuf,
+        /// The unix socket where the process listens.
+        socket: PathBuf,
+    },
 }
 
-/// Restores the snapshot in `dir`; the machine is paused.
-pub fn restore(monitor: &mut Monitor, dir: &Path, wanted: Wanted) -> Result<(), VmmError> {
-    let Wanted { policy, record, overrides } = wanted;
-    let manifest = dir.join(MANIFEST_FILE);
-    // A tiered snapshot knows which state its images belong to.
-    let file = match manifest.exists() {
-        true => ManifestReader::open(&manifest)?.read_state()?,
-        false => StateFile::read(&dir.join(STATE_FILE))?,
-    };
-    let memory_file = dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
+/// What is wanted of a restore: the command line and the API both end up here.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// From where.
+    pub source: Source,
+    /// How memory comes back.
+    pub choices: Choices,
+    /// What memory is made of.
+    pub huge_pages: HugePages,
+    /// Record all accesses; the choices do not count then.
+    pub record: Option<Record>,
+    /// What belongs to this host.
+    pub overrides: Overrides,
+    /// Keep track of written pages; as the snapshot's machine did if not said.
+    pub track_dirty_pages: Option<bool>,
+    /// The guest's clock goes on by the time that has passed since the snapshot.
+    pub clock_realtime: bool,
+}
+
+/// Restores the machine; it is paused.
+pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
+    let Wanted { source, choices, huge_pages, record, overrides, .. } = wanted;
+    let (file, memory) = open(source)?;
     let ranges = file.memory.clone();
-    let (mut config, machine) = state::load(file)?;
+    let (mut config, mut machine) = state::load(file)?;
     overrides.apply(&mut config)?;
-    let (memory, pages) = match record {
-        Some(by) => (MemoryRestore::record(&ranges, &memory_file, by)?, HugePages::Off),
-        None => (MemoryRestore::plan(dir, &ranges, &memory_file, &policy)?, policy.huge_pages),
+    config.track_dirty_pages = wanted.track_dirty_pages.unwrap_or(config.track_dirty_pages);
+    machine.vm.set_clock_mode(wanted.clock_realtime)?;
+    let (otherwise, pages) = match (&memory, &record) {
+        // Each page is to be seen by itself.
+        (_, Some(_)) => (Strategy::Lazy, HugePages::Off),
+        // As Firecracker does, but for pages that cannot be mapped from a file.
+        (Memory::File(_), None) if huge_pages != HugePages::Pool => (Strategy::Lazy, huge_pages),
+        (Memory::File(_), None) => (Strategy::Eager, huge_pages),
+        (_, None) => (Strategy::Auto, huge_pages),
+    };
+    let policy = choices.policy(otherwise, pages);
+    let memory = match (memory, record) {
+        (Memory::File(file), None) => MemoryRestore::flat(&file, &ranges, &policy)?,
+        (Memory::Tiered(manifest, _), None) => MemoryRestore::tiered(&manifest, &policy)?,
+        (Memory::File(file) | Memory::Tiered(_, file), Some(record)) => {
+            MemoryRestore::record(&file, &ranges, record)?
+        }
+        (Memory::Handler(socket), None) => MemoryRestore::Handled(socket),
+        (Memory::Handler(_), Some(_)) => {
+            let problem = "needs the memory file; a page fault handler may record by itself";
+            return Err(ConfigError::field("record", problem).into());
+        }
     };
     let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, pages)?;
     let saved = Saved { machine, memory, stage2: policy.stage2 };
     monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))
+}
+
+/// What holds memory.
+enum Memory {
+    File(PathBuf),
+    /// With its raw memory file, which is there only if it was kept.
+    Tiered(Box<ManifestReader>, PathBuf),
+    Handler(PathBuf),
+}
+
+/// Reads the state, and tells where memory is.
+fn open(source: Source) -> Result<(StateFile, Memory), VmmError> {
+    let memory_of =
+        |dir: &Path, file: &StateFile| dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
+    Ok(match source {
+        Source::Folder(dir) if !dir.join(MANIFEST_FILE).exists() => {
+            let file = StateFile::read(&dir.join(STATE_FILE))?;
+            let memory = memory_of(&dir, &file);
+            (file, Memory::File(memory))
+        }
+        Source::Folder(dir) => open(Source::Tiered { dir, state: None })?,
+        Source::Tiered { dir, state } => {
+            let manifest = ManifestReader::open(&dir.join(MANIFEST_FILE))?;
+            // A tiered snapshot knows which state its images belong to.
+            let file = match state {
+                Some(path) => manifest.read_state_at(&path)?,
+                None => manifest.read_state()?,
+            };
+            let memory = memory_of(&dir, &file);
+            (file, Memory::Tiered(Box::new(manifest), memory))
+        }
+        Source::Files { state, memory } => (StateFile::read(&state)?, Memory::File(memory)),
+        Source::Handler { state, socket } => (StateFile::read(&state)?, Memory::Handler(socket)),
+    })
 }

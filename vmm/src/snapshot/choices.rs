@@ -1,0 +1,135 @@
+//! How guest memory is to come back, as users choose it: the options of `varve restore` and the
+//! `restore` object of `PUT /snapshot/load`, which have the same names, words and defaults.
+
+use clap::{ArgAction, Args};
+use serde::{Deserialize, Deserializer};
+use varve_memory_tiers::{ColdPages, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
+
+use crate::words::word;
+
+/// Most threads that populate memory.
+const MAX_THREADS: i64 = 64;
+
+/// The choices.
+#[derive(Clone, Debug, PartialEq, Eq, Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Choices {
+    /// How memory comes back: lazy, eager, reap, faasnap, tiered, template or auto [default: auto]
+    #[arg(long, value_name = "NAME", value_parser = word::<Strategy>)]
+    pub strategy: Option<Strategy>,
+
+    /// Read-only pages: mapped in place, copied to local memory, or as the costs say (auto)
+    #[arg(long, value_name = "HOW", value_parser = word::<ReadOnlyPages>, default_value = "auto")]
+    pub read_only: ReadOnlyPages,
+
+    /// Cold pages: mapped where their image is a plain file, or paged in through userfaultfd, checked
+    /// and a chunk at a time
+    #[arg(long, value_name = "HOW", value_parser = word::<ColdPages>, default_value = "mapped")]
+    pub cold: ColdPages,
+
+    /// What is made ready before the guest runs: nothing that need not be, written pages, or all
+    /// that was recorded
+    #[arg(long, value_name = "nothing|written|all", value_parser = word::<Wait>,
+          default_value = "nothing")]
+    pub wait: Wait,
+
+    /// Threads that populate memory beside the guest
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
+    #[serde(deserialize_with = "threads")]
+    pub threads: u16,
+
+    /// Do not fill second-level page tables ahead of the guest
+    #[arg(long = "no-prefault", action = ArgAction::SetFalse)]
+    pub prefault: bool,
+}
+
+impl Default for Choices {
+    fn default() -> Choices {
+        Choices {
+            strategy: None,
+            read_only: ReadOnlyPages::default(),
+            cold: ColdPages::default(),
+            wait: Wait::default(),
+            threads: 1,
+            prefault: true,
+        }
+    }
+}
+
+impl Choices {
+    /// What the memory crate is told; `otherwise` is the strategy if none was chosen.
+    pub fn policy(&self, otherwise: Strategy, huge_pages: HugePages) -> Policy {
+        Policy {
+            read_only: self.read_only,
+            cold: self.cold,
+            wait: self.wait,
+            threads: self.threads.into(),
+            stage2: self.prefault,
+            huge_pages,
+            ..Policy::new(self.strategy.unwrap_or(otherwise))
+        }
+    }
+}
+
+fn threads<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+    let threads = u16::deserialize(from)?;
+    if (1..=MAX_THREADS).contains(&threads.into()) {
+        return Ok(threads);
+    }
+    let problem = format!("threads: {threads}; from 1 to {MAX_THREADS} are possible");
+    Err(serde::de::Error::custom(problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        choices: Choices,
+    }
+
+    /// What either way of asking comes to.
+    fn both(line: &str, json: serde_json::Value) -> Choices {
+        let words = std::iter::once("x").chain(line.split_whitespace());
+        let from_line = Line::try_parse_from(words).unwrap().choices;
+        assert_eq!(serde_json::from_value::<Choices>(json).unwrap(), from_line);
+        from_line
+    }
+
+    #[test]
+    fn both_ways_of_asking_mean_the_same() {
+        let none = both("", serde_json::json!({}));
+        assert_eq!(none, Choices::default());
+        let policy = none.policy(Strategy::Lazy, HugePages::Off);
+        assert_eq!((policy.strategy, policy.stage2), (Strategy::Lazy, true));
+        let all = both(
+            "--strategy tiered --read-only copied --cold paged --wait all --threads 3 --no-prefault",
+            serde_json::json!({
+                "strategy": "tiered", "read_only": "copied", "cold": "paged", "wait": "all",
+                "threads": 3, "prefault": false,
+            }),
+        );
+        let policy = all.policy(Strategy::Lazy, HugePages::Transparent);
+        assert_eq!((policy.strategy, policy.stage2), (Strategy::Tiered, false));
+        assert_eq!((policy.threads, policy.huge_pages), (3, HugePages::Transparent));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for json in [
+            r#"{"threads": 0}"#,
+            r#"{"threads": 65}"#,
+            r#"{"strategy": "fast"}"#,
+            r#"{"wait": "some"}"#,
+            r#"{"huge": true}"#,
+        ] {
+            assert!(serde_json::from_str::<Choices>(json).is_err(), "{json}");
+        }
+        assert!(Line::try_parse_from(["x", "--threads", "65"]).is_err());
+        assert!(Line::try_parse_from(["x", "--strategy", "fast"]).is_err());
+    }
+}
