@@ -136,6 +136,17 @@ impl<'a> Run<'a> {
         Ok(front)
     }
 
+    /// Copies the front to `data`, as much as there is; how much that was.
+    pub fn peek(&self, data: &mut [u8]) -> Result<usize, ChainError> {
+        let mut done = 0;
+        for slice in self.slices() {
+            let n = slice.len().min(data.len() - done);
+            slice.read_slice(&mut data[done..done + n], 0).map_err(ChainError::Access)?;
+            done += n;
+        }
+        Ok(done)
+    }
+
     /// Takes an object off the front.
     pub fn read_obj<T: ByteValued + Default>(&mut self) -> Result<T, ChainError> {
         let mut value = T::default();

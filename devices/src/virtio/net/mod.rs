@@ -20,11 +20,13 @@ use super::{BrokenQueue, DeviceIo, Source, VirtioDevice, read_config_bytes};
 use crate::limiter::{Limiter, LimiterConfig, LimiterState};
 use crate::state::{self, Savable, StateError};
 
+mod detour;
 mod error;
 mod rx;
 mod tap;
 mod tx;
 
+pub use detour::Detour;
 pub use error::NetError;
 use tap::Tap;
 
@@ -36,6 +38,7 @@ const TX: usize = 1;
 const SOURCE_TAP: u32 = 0;
 const SOURCE_RX_LIMITER: u32 = 1;
 const SOURCE_TX_LIMITER: u32 = 2;
+const SOURCE_DETOUR: u32 = 3;
 
 /// Bytes of a frame's header (virtio 1.2, 5.1.6).
 const HEADER: usize = 12;
@@ -70,6 +73,8 @@ pub struct Net {
     tap: Tap,
     rx_limiter: Limiter,
     tx_limiter: Limiter,
+    /// Another station on the guest's cable, whose frames never reach the tap.
+    detour: Option<Box<dyn Detour>>,
     /// A received frame may take several buffers.
     mergeable: bool,
     /// The tap had no room for the guest's next frame.
@@ -113,7 +118,13 @@ impl Net {
         let rx_limiter = Limiter::new(config.rx_limiter).map_err(NetError::Timer)?;
         let tx_limiter = Limiter::new(config.tx_limiter).map_err(NetError::Timer)?;
         let (mergeable, blocked, lost) = (false, false, false);
-        Ok(Net { config, tap, rx_limiter, tx_limiter, mergeable, blocked, lost })
+        Ok(Net { config, tap, rx_limiter, tx_limiter, detour: None, mergeable, blocked, lost })
+    }
+
+    /// Puts another station on the guest's cable.
+    pub fn with_detour(mut self, detour: Box<dyn Detour>) -> Net {
+        self.detour = Some(detour);
+        self
     }
 
     /// Replaces limits of what the guest receives and sends; see [`Limiter::update`].
@@ -203,15 +214,20 @@ impl VirtioDevice for Net {
         self.set_offloads(0);
         self.mergeable = false;
         self.blocked = false;
+        if let Some(detour) = &mut self.detour {
+            detour.reset();
+        }
     }
 
     fn sources(&self) -> Vec<Source> {
         let source = |fd: RawFd, token| Source { fd, token, events: EventSet::IN };
-        vec![
+        let detour = self.detour.as_ref().map(|detour| source(detour.timer(), SOURCE_DETOUR));
+        let own = [
             source(self.tap.event_fd(), SOURCE_TAP),
             source(self.rx_limiter.as_raw_fd(), SOURCE_RX_LIMITER),
             source(self.tx_limiter.as_raw_fd(), SOURCE_TX_LIMITER),
-        ]
+        ];
+        own.into_iter().chain(detour).collect()
     }
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
@@ -237,6 +253,10 @@ impl VirtioDevice for Net {
                     self.transmit(io)?;
                 }
                 self.receive(io)
+            }
+            SOURCE_DETOUR => {
+                self.tick();
+                self.answer(io)
             }
             _ => Ok(()),
         }

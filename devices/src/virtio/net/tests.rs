@@ -7,6 +7,7 @@ use super::*;
 use crate::virtio::testing::{BUFFERS, MEM, Rig};
 use crate::virtio::transport::status;
 
+mod detour;
 mod host;
 mod wire;
 use host::{HOST, bring_up, in_namespace, take_down};

@@ -15,7 +15,8 @@ const TURN: usize = 256;
 const ETHERNET: usize = 14;
 
 impl Net {
-    /// Sends what the guest has queued, until the tap takes no more.
+    /// Sends what the guest has queued, until the tap takes no more; what went past the tap may have
+    /// an answer at once.
     pub(super) fn transmit(&mut self, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
         if !io.queues[TX].ready() {
             return Ok(());
@@ -26,7 +27,8 @@ impl Net {
         if io.queues[TX].next_used() != since {
             io.signal_used(TX)?;
         }
-        result
+        result?;
+        self.answer(io)
     }
 
     fn send_all(&mut self, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
@@ -46,6 +48,9 @@ impl Net {
                     // Comes again when the limiter's timer says so.
                     io.undo_pop(TX);
                     return Ok(());
+                }
+                Ok(buffers) if self.diverts(&buffers.readable) => {
+                    self.tx_limiter.charge(buffers.readable.len() as u64);
                 }
                 Ok(buffers) if !self.send(&buffers.readable) => {
                     // Comes again when there is room, or when the guest queues more.
