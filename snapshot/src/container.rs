@@ -68,6 +68,17 @@ impl SectionId {
     }
 }
 
+/// Major and minor version of the file that starts so.
+pub(crate) fn version(kind: Kind, start: &[u8]) -> Result<(u16, u16), FormatError> {
+    let found = &start[..start.len().min(8)];
+    if found != kind.magic() {
+        return Err(FormatError::Magic { expected: kind.name(), found: found.to_vec() });
+    }
+    let mut fields = Decoder::new("header", &start[8..]);
+    let (major, minor) = (fields.u16("major")?, fields.u16("minor")?);
+    if major == 0 { Err(FormatError::NoVersion) } else { Ok((major, minor)) }
+}
+
 /// Collects sections and puts header and table before them.
 pub(crate) struct Builder {
     kind: Kind,
@@ -212,21 +223,14 @@ impl<'a> Container<'a> {
         let mut header = [0; HEADER_LEN];
         let there = (HEADER_LEN as u64).min(len) as usize;
         source.read(0, &mut header[..there]).map_err(ReadError::Io)?;
-        if header[..8] != kind.magic() {
-            let found = header[..there.min(8)].to_vec();
-            return Err(FormatError::Magic { expected: kind.name(), found }.into());
-        }
-        if there < HEADER_LEN {
+        if there < HEADER_LEN && header[..8] == kind.magic() {
             return Err(FormatError::Length { found: len, stated: HEADER_LEN as u64 }.into());
         }
-        let mut fields = Decoder::new("header", &header[8..]);
-        let (major, minor) = (fields.u16("major")?, fields.u16("minor")?);
+        let (major, minor) = version(kind, &header[..there])?;
         if major > MAJOR {
             return Err(FormatError::Newer { major, minor, supported: MAJOR }.into());
         }
-        if major == 0 {
-            return Err(FormatError::NoVersion.into());
-        }
+        let mut fields = Decoder::new("header", &header[12..]);
         let (sections, stated) = (fields.u32("sections")?, fields.u64("length")?);
         let crc = fields.u32("checksum")?;
         if stated != len {

@@ -2,10 +2,13 @@
 //! states as opaque blobs; what they mean is for those who saved them.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use crate::codec::{Decoder, Encoder};
-use crate::container::{Builder, Container, Kind, ReadError, SectionId};
+use crate::container::{
+    self, Builder, Container, HEADER_LEN, Kind, MAJOR, MINOR, ReadError, SectionId,
+};
 use crate::error::{FormatError, SnapshotError};
 use crate::flat::FlatOrder;
 use crate::page::PageRange;
@@ -187,5 +190,17 @@ impl StateFile {
     pub fn read(path: &Path) -> Result<StateFile, SnapshotError> {
         let bytes = fs::read(path).map_err(SnapshotError::io("read", path))?;
         Self::from_bytes(&bytes).map_err(SnapshotError::format(path))
+    }
+
+    /// Major and minor version of the format that is written.
+    pub const VERSION: (u16, u16) = (MAJOR, MINOR);
+
+    /// Major and minor version of the file at `path`, which may be one that cannot be read here.
+    pub fn version_of(path: &Path) -> Result<(u16, u16), SnapshotError> {
+        let mut start = Vec::new();
+        fs::File::open(path)
+            .and_then(|file| file.take(HEADER_LEN as u64).read_to_end(&mut start))
+            .map_err(SnapshotError::io("read", path))?;
+        container::version(Kind::State, &start).map_err(SnapshotError::format(path))
     }
 }

@@ -123,9 +123,17 @@ fn fields_that_are_not_known_or_not_possible() {
     let typo = with(r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "ram": 1}"#);
     assert!(typo.starts_with("FILE: unknown field `ram`, expected one of `vcpu_count`"), "{typo}");
     let none = with(r#""machine-config": {"vcpu_count": 0, "mem_size_mib": 64}"#);
-    assert_eq!(none, "vcpus: 0 vCPUs; from 1 to 32 are possible");
+    assert_eq!(
+        none,
+        "FILE: Machine config error: The number of vCPUs must be greater than 0, less than 32 and \
+         must be 1 or an even number if SMT is enabled."
+    );
     let small = with(r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 31}"#);
-    assert_eq!(small, "memory: 31 MiB; from 32 to 65536 MiB are possible");
+    assert_eq!(
+        small,
+        "FILE: Machine config error: The memory size of 31 MiB is not possible: from 32 to 65536 \
+         MiB are."
+    );
     let drive = |id: &str, path: &str| {
         format!(r#"{{"drive_id": "{id}", "path_on_host": "{path}", "is_root_device": false}}"#)
     };

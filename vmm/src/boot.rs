@@ -26,7 +26,7 @@ pub fn load(
     let kernel = kernel::load(mem, &boot.kernel, boot.protocol)?;
     let initrd =
         boot.initrd.as_ref().map(|path| kernel::load_initrd(mem, &kernel, path)).transpose()?;
-    let mut extra = Vec::new();
+    let mut extra = Vec::from_iter(config.root_parameter());
     if config.boot_timer {
         extra.push(format!("varve.boot_timer={:#x}", layout::BOOT_TIMER));
     }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use event_manager::{EventManager, EventSubscriber, SubscriberOps};
+use event_manager::{EventManager, EventSubscriber, SubscriberId, SubscriberOps};
 use kvm_bindings::CpuId;
 use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
 use varve_devices::bus::{Bus, BusDevice};
@@ -52,14 +52,23 @@ pub type Subscriber = Arc<dyn EventSubscriber>;
 pub struct Host {
     /// The event loop.
     pub events: EventManager<Subscriber>,
+    /// Who of a machine that is being built waits on the loop already.
+    pub waiting: Vec<SubscriberId>,
     /// Where the machine's end is announced.
     pub end: Arc<EndSignal>,
     /// Told of the guest's marks on the boot timer.
     pub boot_timer: Arc<dyn Fn(u8, Duration) + Send + Sync>,
-    /// When the process began.
+    /// When the process, or the machine's start, began: the boot timer's zero.
     pub start: Instant,
     /// Called from any thread when a page of guest memory cannot be had.
     pub fatal: Fatal,
+}
+
+impl Host {
+    /// Adds a device to those who wait for events.
+    fn wait(&mut self, device: Subscriber) {
+        self.waiting.push(self.events.add_subscriber(device));
+    }
 }
 
 /// Where a machine's state comes from.
@@ -318,7 +327,7 @@ impl<'h> Builder<'h> {
             .map_err(|e| VmmError::System("event descriptor", e))?;
         let serial = self.devices.admit("serial", serial)?;
         self.ports.insert(COM1_BASE, COM_LEN, serial.clone())?;
-        self.host.events.add_subscriber(serial);
+        self.host.wait(serial);
 
         let stop: SharedStopSink = self.host.end.clone();
         self.port("i8042", I8042_BASE, I8042_LEN, I8042::new(stop.clone()))?;
@@ -389,7 +398,7 @@ impl<'h> Builder<'h> {
             self.vm.connect_doorbell(event, slot.base + QUEUE_NOTIFY, queue)?;
         }
         self.memory.insert(slot.base, MMIO_LEN, Arc::new(MmioTransport(transport.clone())))?;
-        self.host.events.add_subscriber(transport.clone());
+        self.host.wait(transport.clone());
         self.transports.push(transport);
         self.slots.push(slot);
         Ok(())

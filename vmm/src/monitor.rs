@@ -1,5 +1,8 @@
 //! The process around a machine: event loop, signals, control socket, and the way to its end.
+//!
+//! There need not be a machine yet: requests can describe it piece by piece, and then start it.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +12,12 @@ use varve_memory_tiers::{GuestRam, TierError};
 
 use crate::api::{Server, controller};
 use crate::arch::layout;
+use crate::config::firecracker::Resources;
 use crate::config::{Console, VmConfig};
 use crate::console::RawTerminal;
 use crate::end::{End, EndSignal};
 use crate::error::VmmError;
+use crate::instance::InstanceId;
 use crate::machine::{Host, Machine, Start, Subscriber};
 use crate::signals::Signals;
 use crate::snapshot::memory::Restored;
@@ -33,6 +38,11 @@ pub enum RunState {
 pub struct Monitor {
     machine: Option<Machine>,
     config: Option<VmConfig>,
+    /// The machine that is being described, until there is one.
+    resources: Resources,
+    /// Something was described, or tried to be.
+    configured: bool,
+    id: InstanceId,
     state: RunState,
     host: Host,
     api: Option<Arc<Server>>,
@@ -45,6 +55,7 @@ impl Monitor {
     /// A monitor without a machine. `start` is when the process began; `boot_timer` is told of the
     /// guest's marks.
     pub fn new(
+        id: InstanceId,
         start: Instant,
         boot_timer: Arc<dyn Fn(u8, Duration) + Send + Sync>,
     ) -> Result<Monitor, VmmError> {
@@ -58,17 +69,27 @@ impl Monitor {
         Ok(Monitor {
             machine: None,
             config: None,
+            resources: Resources::default(),
+            configured: false,
+            id,
             state: RunState::NotStarted,
-            host: Host { events, end, boot_timer, start, fatal: Arc::new(page_lost) },
+            host: Host {
+                events,
+                waiting: Vec::new(),
+                end,
+                boot_timer,
+                start,
+                fatal: Arc::new(page_lost),
+            },
             api: None,
             populating: false,
             _terminal: None,
         })
     }
 
-    /// Listens for control requests at `path`.
-    pub fn listen(&mut self, path: &Path) -> Result<(), VmmError> {
-        let server = Server::bind(path)
+    /// Listens for control requests at `path`, with bodies of at most `max_body` bytes.
+    pub fn listen(&mut self, path: &Path, max_body: usize) -> Result<(), VmmError> {
+        let server = Server::bind(path, max_body)
             .map_err(|source| VmmError::ApiSocket { path: path.into(), source })?;
         let server = Arc::new(server);
         self.host.events.add_subscriber(server.clone());
@@ -76,23 +97,32 @@ impl Monitor {
         Ok(())
     }
 
-    /// Boots the machine that `config` describes.
-    pub fn boot(&mut self, config: VmConfig) -> Result<(), VmmError> {
+    /// Boots the machine that `config` describes; its boot timer counts from `since`.
+    pub fn boot(&mut self, config: VmConfig, since: Instant) -> Result<(), VmmError> {
         config.validate()?;
+        self.host.start = since;
         let ranges = layout::memory_ranges(config.memory);
-        let ram = Arc::new(GuestRam::new(&ranges, config.track_dirty_pages)?);
+        let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, config.huge_pages)?;
+        let ram = Arc::new(ram);
         self.adopt(config, ram, Start::Boot)?;
         self.resume()
     }
 
-    /// Builds a machine, paused.
+    /// Builds a machine, paused. If that fails, all is as before.
     pub fn adopt(
         &mut self,
         config: VmConfig,
         ram: Arc<GuestRam>,
         from: Start,
     ) -> Result<(), VmmError> {
-        let machine = Machine::build(&config, ram, from, &mut self.host)?;
+        let machine = Machine::build(&config, ram, from, &mut self.host);
+        let waiting = std::mem::take(&mut self.host.waiting);
+        let machine = machine.inspect_err(|_| {
+            for id in waiting {
+                // It was added a moment ago, so it is there.
+                let _ = self.host.events.remove_subscriber(id);
+            }
+        })?;
         self._terminal = (config.console == Console::Stdio).then(RawTerminal::enter);
         self.machine = Some(machine);
         self.config = Some(config);
@@ -121,6 +151,39 @@ impl Monitor {
             self.state = RunState::Paused;
         }
         Ok(())
+    }
+
+    /// The machine as it is described so far, to be changed.
+    pub fn configure(&mut self) -> &mut Resources {
+        self.configured = true;
+        &mut self.resources
+    }
+
+    /// Whether [`Monitor::configure`] was called.
+    pub fn is_configured(&self) -> bool {
+        self.configured
+    }
+
+    /// Where a description begins: what the command line says of any machine.
+    pub fn set_defaults(&mut self, resources: Resources) {
+        self.resources = resources;
+    }
+
+    /// The machine in Firecracker's terms: as it is, or as it is described so far.
+    pub fn resources(&self) -> Cow<'_, Resources> {
+        let Some(config) = &self.config else { return Cow::Borrowed(&self.resources) };
+        let mut resources = Resources::from(config);
+        let live = self.machine.as_ref().and_then(Machine::balloon);
+        if let (Some(balloon), Some(live)) = (&mut resources.balloon, live) {
+            balloon.amount_mib = live.target();
+            balloon.stats_polling_interval_s = live.stats_interval();
+        }
+        Cow::Owned(resources)
+    }
+
+    /// Name of the machine.
+    pub fn id(&self) -> &InstanceId {
+        &self.id
     }
 
     /// What the machine is doing.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 /// Longest request line and headers.
-const MAX_HEAD: usize = 16 << 10;
+pub const MAX_HEAD: usize = 16 << 10;
 /// Most headers.
 const MAX_HEADERS: usize = 64;
 
@@ -18,6 +18,18 @@ pub enum Method {
     Patch,
     /// Remove.
     Delete,
+}
+
+impl Method {
+    /// As it is written in a request.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Put => "PUT",
+            Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
+        }
+    }
 }
 
 /// A request.
@@ -131,12 +143,15 @@ pub fn parse(input: &[u8], max_body: usize) -> Parsed {
         None => 0,
         Some(Ok(len)) if len <= max_body => len,
         Some(Ok(len)) => {
-            let message = format!("Request payload with size {len} is larger than {max_body}.");
+            let message = format!(
+                "Request payload with size {len} is larger than the limit of {max_body} allowed \
+                 by server."
+            );
             return Parsed::Bad(Response::fault(413, message));
         }
         Some(Err(_)) => return Parsed::Bad(Response::fault(400, "Invalid Content-Length.")),
     };
-    let len = head_len + body_len;
+    let len = head_len.saturating_add(body_len);
     if input.len() < len {
         let expects_continue = header("expect").is_some_and(|v| v == "100-continue");
         return Parsed::Partial { expects_continue };

@@ -13,9 +13,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet, EventSubscriber, Events};
 
-use super::http::{Parsed, Request, Response, parse};
+use super::http::{MAX_HEAD, Parsed, Request, Response, parse};
 
-/// Longest request body, as Firecracker's default.
+/// Longest request body where nothing else is said, as Firecracker's.
 pub const MAX_BODY: usize = 51_200;
 /// Connections at a time; Firecracker's limit is 10.
 const MAX_CONNECTIONS: usize = 16;
@@ -33,6 +33,7 @@ pub struct Pending {
 #[derive(Debug)]
 struct Connection {
     stream: UnixStream,
+    max_body: usize,
     input: Vec<u8>,
     output: VecDeque<u8>,
     /// A request of this connection is being answered; the next one waits in `input`.
@@ -55,15 +56,16 @@ struct State {
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    max_body: usize,
     state: Mutex<State>,
 }
 
 impl Server {
-    /// Listens at `path`, which must not exist.
-    pub fn bind(path: &Path) -> io::Result<Server> {
+    /// Listens at `path`, which must not exist. Bodies are at most `max_body` bytes.
+    pub fn bind(path: &Path, max_body: usize) -> io::Result<Server> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Server { listener, path: path.into(), state: Mutex::default() })
+        Ok(Server { listener, path: path.into(), max_body, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,6 +114,7 @@ impl Server {
             }
             let connection = Connection {
                 stream,
+                max_body: self.max_body,
                 input: Vec::new(),
                 output: VecDeque::new(),
                 busy: false,
@@ -157,7 +160,7 @@ impl Connection {
     fn receive(&mut self) {
         let mut buf = [0u8; 4096];
         // Never more than the largest request and a part of the next one.
-        while self.input.len() < 2 * MAX_BODY {
+        while self.input.len() < self.max_body.saturating_mul(2).saturating_add(MAX_HEAD) {
             match self.stream.read(&mut buf) {
                 Ok(0) => return self.ended = true,
                 Ok(n) => self.input.extend_from_slice(&buf[..n]),
@@ -177,7 +180,7 @@ impl Connection {
         if self.busy || self.closing {
             return;
         }
-        match parse(&self.input, MAX_BODY) {
+        match parse(&self.input, self.max_body) {
             Parsed::Request { request, len, keep_alive } => {
                 self.input.drain(..len);
                 self.busy = true;
@@ -262,7 +265,7 @@ mod tests {
     impl Rig {
         fn new() -> Rig {
             let dir = tempfile::tempdir().unwrap();
-            let server = Arc::new(Server::bind(&dir.path().join("s")).unwrap());
+            let server = Arc::new(Server::bind(&dir.path().join("s"), MAX_BODY).unwrap());
             let mut events = EventManager::new().unwrap();
             events.add_subscriber(server.clone());
             Rig { events, server, dir }
@@ -335,7 +338,7 @@ mod tests {
     fn the_socket_file_is_removed() {
         let rig = Rig::new();
         let path = rig.dir.path().join("s");
-        assert!(Server::bind(&path).is_err(), "in use");
+        assert!(Server::bind(&path, MAX_BODY).is_err(), "in use");
         drop(rig.events);
         drop(rig.server);
         assert!(!path.exists());

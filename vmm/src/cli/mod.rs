@@ -1,5 +1,7 @@
 //! The command line: flags to a configuration, errors to exit codes.
 //!
+//! Without a command, varve takes the place of the `firecracker` binary ([`firecracker`]).
+//!
 //! | exit code | meaning |
 //! | --- | --- |
 //! | 0 | the guest powered off or reset, or SIGINT, SIGTERM or SIGHUP ended the machine |
@@ -8,8 +10,11 @@
 //! | 3 | the guest crashed (kernel panic, or something that KVM cannot emulate) |
 //! | 4 | KVM failed |
 //! | 5 | a page of guest memory could not be had from its tier |
+//! | 152 | without a command: a setting that cannot be, as Firecracker's |
+//! | 153 | without a command: the command line is wrong, as Firecracker's |
 
 mod agent;
+mod firecracker;
 mod invoker;
 mod keyval;
 mod out;
@@ -21,20 +26,30 @@ mod snapshot;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use firecracker::FirecrackerArgs;
 
 /// A microVM monitor: one process runs one Linux guest on KVM.
+///
+/// Without a command it takes the place of the firecracker binary: the machine is configured and
+/// started through the API socket, or by a configuration file.
 #[derive(Debug, Parser)]
-#[command(name = "varve", version, about, propagate_version = true)]
+#[command(name = "varve", disable_version_flag = true)]
+#[command(override_usage = "varve [OPTIONS] COMMAND\n       varve [FIRECRACKER'S OPTIONS]")]
 #[command(after_help = "Exit codes: 0 the guest ended by itself or by a signal to varve, 1 varve \
                         failed, 2 wrong usage, 3 the guest crashed, 4 KVM failed, 5 guest \
-                        memory is lost.")]
+                        memory is lost. Without a command: 152 a setting that cannot be, 153 \
+                        wrong usage.")]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
     /// How much to report on standard error: off, error, warn, info, debug, trace
     #[arg(long, global = true, default_value = "warn", value_name = "LEVEL", value_parser = level)]
     log_level: log::LevelFilter,
+    #[command(flatten)]
+    firecracker: FirecrackerArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,18 +71,48 @@ enum Command {
 /// Parses the process's arguments, does what they say, and returns the exit code. `start` is when
 /// the process began.
 pub fn main(start: Instant) -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
+        }
+    };
     crate::logger::init(cli.log_level);
     let result = match cli.command {
-        Command::Run(args) => run::main(*args, start),
-        Command::Restore(args) => restore::main(*args, start),
-        Command::Snapshot(command) => snapshot::main(command),
-        Command::Pool(command) => pool::main(command),
+        Some(Command::Run(args)) => run::main(*args, start),
+        Some(Command::Restore(args)) => restore::main(*args, start),
+        Some(Command::Snapshot(command)) => snapshot::main(command),
+        Some(Command::Pool(command)) => pool::main(command),
+        None => firecracker::main(cli.firecracker, start),
     };
     result.unwrap_or_else(|e| {
         eprintln!("varve: error: {}", crate::error::chain(&*e));
         ExitCode::from(1)
     })
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    if let Some(name) = matches.subcommand_name() {
+        // Firecracker's options belong to no command.
+        let flags = FirecrackerArgs::augment_args(clap::Command::new("firecracker"));
+        let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        if let Some(flag) = flags.get_arguments().find(|flag| given(flag.get_id().as_str())) {
+            let flag = flag.get_long().unwrap_or_default();
+            let message = format!("'--{flag}' in front of '{name}' has no meaning");
+            return Err(command.error(clap::error::ErrorKind::ArgumentConflict, message));
+        }
+    }
+    Cli::from_arg_matches(&matches)
+}
+
+/// Exit code for a command line that is wrong: Firecracker's for a command line like Firecracker's.
+fn usage_code() -> ExitCode {
+    let first = std::env::args().nth(1).unwrap_or_default();
+    let ours = !first.starts_with('-') || first.starts_with("--log-level");
+    ExitCode::from(if ours { 2 } else { firecracker::WRONG_USAGE })
 }
 
 fn level(text: &str) -> Result<log::LevelFilter, String> {

@@ -13,10 +13,12 @@ use varve_memory_tiers::{Census, Counters, HugePages};
 use super::agent::Invocation;
 use super::invoker::{Invoked, Invoker};
 use super::run::parse_console;
+use crate::api::MAX_BODY;
 use crate::cli::out::outln;
 use crate::config::Console;
 use crate::end::End;
 use crate::error::{VmmError, chain};
+use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::snapshot::choices::Choices;
 use crate::snapshot::recording::{Record, RecordBy};
@@ -124,9 +126,9 @@ struct Report {
 
 /// Restores the guest and waits for its end.
 pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    let mut monitor = Monitor::new(start, Arc::new(|_, _| {}))?;
+    let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(|_, _| {}))?;
     if let Some(path) = &args.api_sock {
-        monitor.listen(path)?;
+        monitor.listen(path, MAX_BODY)?;
     }
     let quiet = args.json || !args.calls.is_empty();
     let overrides = Overrides {

@@ -13,15 +13,19 @@ use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
 use varve_devices::virtio::vsock::VsockConfig;
-
+use varve_memory_tiers::HugePages;
 use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 
 use super::agent::Invocation;
 use super::invoker::Invoker;
 use super::keyval::KeyValues;
+use crate::api::MAX_BODY;
 use crate::arch::kernel::BootProtocol;
-use crate::config::{BootConfig, ConfigError, Console, VmConfig, firecracker, parse_size};
+use crate::config::firecracker::network_interface::MacAddr;
+use crate::config::firecracker::{self, Resources};
+use crate::config::{BootConfig, ConfigError, Console, RootDrive, VmConfig, parse_size};
 use crate::end::End;
+use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::snapshot::flat::{self, Extent};
 
@@ -147,12 +151,12 @@ enum Protocol {
 
 /// Boots the guest and waits for its end.
 pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    let mut monitor = Monitor::new(start, Arc::new(report_boot_time))?;
+    let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(report_boot_time))?;
     if let Some(path) = &args.api_sock {
-        monitor.listen(path)?;
+        monitor.listen(path, MAX_BODY)?;
     }
     let (calls, snapshot) = (args.calls.clone(), args.snapshot_on_ready.clone());
-    monitor.boot(args.into_config()?)?;
+    monitor.boot(args.into_config()?, start)?;
     let end = match snapshot {
         Some(dir) => run_to_snapshot(&mut monitor, calls, &dir)?,
         None => monitor.run(|_| Ok(()))?,
@@ -212,7 +216,12 @@ impl RunArgs {
             Protocol::Pvh => BootProtocol::Pvh,
         };
         let mut config = match &self.config_file {
-            Some(path) => firecracker::read(path)?,
+            Some(path) => {
+                let mut resources = Resources::default();
+                firecracker::read(path, &mut resources)?;
+                let missing = || ConfigError::field("boot-source", "missing");
+                resources.to_config().ok_or_else(missing)?
+            }
             None => self.machine()?,
         };
         config.boot.protocol = protocol;
@@ -224,13 +233,13 @@ impl RunArgs {
     fn machine(&self) -> Result<VmConfig, ConfigError> {
         let kernel =
             self.kernel.clone().ok_or_else(|| ConfigError::field("--kernel", "missing"))?;
-        let mut cmdline = self.cmdline.clone().unwrap_or_else(|| DEFAULT_CMDLINE.into());
+        let cmdline = self.cmdline.clone().unwrap_or_else(|| DEFAULT_CMDLINE.into());
         let mut drives = Vec::new();
+        let mut root = None;
         if let Some(text) = &self.rootfs {
             let drive = parse_drive(text, "rootfs".into());
             if !cmdline.split_whitespace().any(|p| p.starts_with("root=")) {
-                let mode = if drive.read_only { "ro" } else { "rw" };
-                cmdline = format!("{cmdline} root=/dev/vda {mode}");
+                root = Some(RootDrive { drive: drive.id.clone(), partuuid: None });
             }
             drives.push(drive);
         }
@@ -249,12 +258,14 @@ impl RunArgs {
             vcpus: self.vcpus.unwrap_or(1),
             smt: false,
             memory: self.memory.unwrap_or(256 << 20),
+            huge_pages: HugePages::Off,
             track_dirty_pages: self.track_dirty_pages,
             boot: BootConfig {
                 kernel,
                 initrd: self.initrd.clone(),
                 cmdline,
                 protocol: BootProtocol::Auto,
+                root,
             },
             drives,
             nets,
@@ -295,7 +306,7 @@ fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {
     let tap = kv.require("tap")?.to_owned();
     let mac = kv
         .take("mac")?
-        .map(|m| firecracker::parse_mac(m).ok_or(format!("{m:?} is not a MAC; write {NET}")))
+        .map(|m| m.parse().map_err(|_| format!("{m:?} is not a MAC; write {NET}")))
         .transpose()?;
     let mtu = kv
         .take("mtu")?
@@ -305,7 +316,7 @@ fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {
     Ok(NetConfig {
         id,
         tap,
-        mac,
+        mac: mac.map(|MacAddr(bytes)| bytes),
         mtu,
         rx_limiter: LimiterConfig::default(),
         tx_limiter: LimiterConfig::default(),

@@ -12,6 +12,7 @@ use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
 use varve_devices::virtio::vsock::VsockConfig;
+use varve_memory_tiers::HugePages;
 use varve_snapshot::PAGE_SIZE;
 
 use crate::arch::kernel::BootProtocol;
@@ -29,6 +30,9 @@ pub struct VmConfig {
     pub smt: bool,
     /// Bytes of memory.
     pub memory: u64,
+    /// Pages that memory is made of.
+    #[serde(default)]
+    pub huge_pages: HugePages,
     /// Keep track of the pages that were written, for incremental snapshots.
     pub track_dirty_pages: bool,
     /// What to boot.
@@ -65,6 +69,18 @@ pub struct BootConfig {
     pub cmdline: String,
     /// How the kernel is entered.
     pub protocol: BootProtocol,
+    /// The root file system; none if the command line says it, or an initrd needs none.
+    #[serde(default)]
+    pub root: Option<RootDrive>,
+}
+
+/// Where the root file system is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootDrive {
+    /// Name of the drive, the machine's first.
+    pub drive: String,
+    /// The partition of that drive, if it has some.
+    pub partuuid: Option<String>,
 }
 
 /// Where the serial port goes.
@@ -106,6 +122,14 @@ pub enum ConfigError {
         /// Line, column and cause.
         source: serde_json::Error,
     },
+    /// The configuration file asks for what cannot be.
+    #[error("configuration file {path:?}: {source}")]
+    Resource {
+        /// The file.
+        path: PathBuf,
+        /// The resource, and why not.
+        source: Box<firecracker::ResourceError>,
+    },
 }
 
 impl ConfigError {
@@ -116,6 +140,18 @@ impl ConfigError {
 }
 
 impl VmConfig {
+    /// The parameter that tells the kernel of its root file system.
+    pub fn root_parameter(&self) -> Option<String> {
+        let RootDrive { drive, partuuid } = self.boot.root.as_ref()?;
+        let drive = self.drives.iter().find(|d| d.id == *drive)?;
+        let root = match partuuid {
+            Some(id) => format!("PARTUUID={id}"),
+            None => "/dev/vda".into(),
+        };
+        let mode = if drive.read_only { "ro" } else { "rw" };
+        Some(format!("root={root} {mode}"))
+    }
+
     /// Checks what can be checked without opening anything.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
@@ -218,12 +254,14 @@ mod tests {
             vcpus: 1,
             smt: false,
             memory: 128 << 20,
+            huge_pages: HugePages::Off,
             track_dirty_pages: false,
             boot: BootConfig {
                 kernel: "vmlinux".into(),
                 initrd: None,
                 cmdline: String::new(),
                 protocol: BootProtocol::Auto,
+                root: None,
             },
             drives: vec![],
             nets: vec![],

@@ -126,6 +126,7 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
             return Err(ConfigError::field("record", problem).into());
         }
     };
+    config.huge_pages = pages;
     let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, pages)?;
     let saved = Saved { machine, memory, stage2: policy.stage2 };
     monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))

@@ -1,0 +1,63 @@
+//! Configuration before the start: each piece is checked, with what it names on the host, before it
+//! replaces what was there.
+
+use super::{Monitor, Outcome, Response};
+use crate::config::firecracker::balloon::Balloon;
+use crate::config::firecracker::boot_source::BootSource;
+use crate::config::firecracker::drive::Drive;
+use crate::config::firecracker::entropy::Entropy;
+use crate::config::firecracker::machine_config::MachineConfigUpdate;
+use crate::config::firecracker::network_interface::NetworkInterface;
+use crate::config::firecracker::vsock::Vsock;
+use crate::config::firecracker::{ResourceError, Resources};
+
+/// Applies `change`: all of it or nothing.
+fn configure(
+    monitor: &mut Monitor,
+    change: impl FnOnce(&mut Resources) -> Result<(), ResourceError>,
+) -> Outcome {
+    change(monitor.configure())?;
+    Ok(Response::no_content())
+}
+
+pub fn boot_source(monitor: &mut Monitor, source: BootSource) -> Outcome {
+    configure(monitor, |resources| {
+        source.probe()?;
+        resources.set_boot_source(source)
+    })
+}
+
+pub fn machine(monitor: &mut Monitor, update: MachineConfigUpdate) -> Outcome {
+    configure(monitor, |resources| resources.update_machine(update))
+}
+
+pub fn drive(monitor: &mut Monitor, drive: Drive) -> Outcome {
+    configure(monitor, |resources| {
+        drive.check()?;
+        drive.probe()?;
+        resources.set_drive(drive)
+    })
+}
+
+pub fn net(monitor: &mut Monitor, net: NetworkInterface) -> Outcome {
+    configure(monitor, |resources| {
+        net.check()?;
+        net.probe()?;
+        resources.set_net(net)
+    })
+}
+
+pub fn vsock(monitor: &mut Monitor, vsock: Vsock) -> Outcome {
+    configure(monitor, |resources| {
+        vsock.probe()?;
+        resources.set_vsock(vsock)
+    })
+}
+
+pub fn entropy(monitor: &mut Monitor, entropy: Entropy) -> Outcome {
+    configure(monitor, |resources| resources.set_entropy(entropy))
+}
+
+pub fn balloon(monitor: &mut Monitor, balloon: Balloon) -> Outcome {
+    configure(monitor, |resources| resources.set_balloon(balloon))
+}

@@ -1,0 +1,77 @@
+//! Carrying requests out: when they are possible, what they do, and what is answered.
+
+mod balloon;
+mod configure;
+mod describe;
+mod instance;
+
+use super::error::ApiError;
+use super::http::{Request, Response};
+use super::request::{self, Action, When};
+use crate::error::chain;
+use crate::monitor::{Monitor, RunState};
+
+/// What becomes of an action.
+type Outcome = Result<Response, ApiError>;
+
+/// Answers one request.
+pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
+    let outcome = request::parse(request)
+        .map_err(ApiError::from)
+        .and_then(|action| carry_out(monitor, action));
+    outcome.unwrap_or_else(|e| Response::fault(e.status(), chain(&e)))
+}
+
+fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
+    let started = monitor.state() != RunState::NotStarted;
+    match action.when() {
+        When::BeforeStart if started => return Err(ApiError::AfterStart),
+        When::AfterStart if !started => return Err(ApiError::BeforeStart),
+        _ => {}
+    }
+    match action {
+        Action::DescribeInstance => describe::instance(monitor),
+        Action::DescribeVersion => describe::version(),
+        Action::DescribeConfig => describe::config(monitor),
+        Action::DescribeMachine => describe::machine(monitor),
+        Action::DescribeMemory => describe::memory(monitor),
+        Action::DescribeBalloon => balloon::describe(monitor),
+        Action::DescribeBalloonStats => balloon::statistics(monitor),
+        Action::DescribeHinting => balloon::hinting_status(monitor),
+
+        Action::SetBootSource(source) => configure::boot_source(monitor, source),
+        Action::SetMachine(machine) => configure::machine(monitor, machine.into()),
+        Action::UpdateMachine(update) => configure::machine(monitor, update),
+        Action::SetDrive(drive) => configure::drive(monitor, drive),
+        Action::SetNet(net) => configure::net(monitor, net),
+        Action::SetVsock(vsock) => configure::vsock(monitor, vsock),
+        Action::SetEntropy(entropy) => configure::entropy(monitor, entropy),
+        Action::SetBalloon(balloon) => configure::balloon(monitor, balloon),
+
+        Action::UpdateBalloon(update) => balloon::resize(monitor, update),
+        Action::UpdateBalloonStats(update) => balloon::interval(monitor, update),
+        Action::StartHinting(start) => balloon::start_hinting(monitor, start),
+        Action::StopHinting => balloon::stop_hinting(monitor),
+
+        Action::StartInstance => instance::start(monitor),
+        Action::SetVmState(state) => instance::set_state(monitor, state),
+        Action::CreateSnapshot(create) => instance::create_snapshot(monitor, create),
+        Action::LoadSnapshot(_) => instance::load_snapshot(monitor),
+
+        Action::SendCtrlAltDel => unsupported("SendCtrlAltDel"),
+        Action::FlushMetrics => unsupported("FlushMetrics"),
+        Action::SetCpuConfig(_) => unsupported("/cpu-config"),
+        Action::UpdateDrive(_) => unsupported("PATCH /drives"),
+        Action::UpdateNet(_) => unsupported("PATCH /network-interfaces"),
+        Action::SetSerial(_) => unsupported("/serial"),
+        Action::SetLogger(_) => unsupported("/logger"),
+        Action::SetMetrics(_) => unsupported("/metrics"),
+        Action::GetMmds | Action::PutMmds(_) | Action::PatchMmds(_) => unsupported("/mmds"),
+        Action::SetMmdsConfig(_) => unsupported("/mmds/config"),
+        Action::Unsupported(what) => unsupported(what),
+    }
+}
+
+fn unsupported(what: &str) -> Outcome {
+    Err(ApiError::NotSupported(format!("this version of varve has no {what}.")))
+}

@@ -1,0 +1,56 @@
+//! Why a request is not carried out: status code and message.
+
+use super::request::RequestError;
+use crate::config::firecracker::ResourceError;
+use crate::error::{VmmError, chain};
+
+/// A request that is not carried out. The words are Firecracker's where it has some.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// It is not understood.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Only possible without a machine.
+    #[error("The requested operation is not supported after starting the microVM.")]
+    AfterStart,
+    /// Only possible with a machine.
+    #[error("The requested operation is not supported before starting the microVM.")]
+    BeforeStart,
+    /// Something that varve does not do.
+    #[error("The requested operation is not supported: {0}")]
+    NotSupported(String),
+    /// A resource that cannot be.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+    /// Nothing to boot.
+    #[error("Start microvm error: Cannot start microvm without kernel configuration.")]
+    NoKernel,
+    /// The machine does not start.
+    #[error("Start microvm error: {}", chain(.0))]
+    Start(VmmError),
+    /// The balloon does not change.
+    #[error("Balloon update error: {0}")]
+    BalloonUpdate(String),
+    /// No snapshot, because the machine runs.
+    #[error("Create snapshot error: the microVM must be paused first.")]
+    NotPaused,
+    /// No snapshot.
+    #[error("Create snapshot error: {}", chain(.0))]
+    CreateSnapshot(VmmError),
+    /// The machine cannot be restored any more.
+    #[error(
+        "Load snapshot error: Loading a microVM snapshot not allowed after configuring \
+         boot-specific resources."
+    )]
+    LoadAfterConfiguration,
+    /// Something failed.
+    #[error("Internal VMM error: {}", chain(.0))]
+    Internal(#[from] VmmError),
+}
+
+impl ApiError {
+    /// Status code of the answer.
+    pub fn status(&self) -> u16 {
+        400
+    }
+}

@@ -1,0 +1,130 @@
+//! Firecracker's schema: one file per resource, for the API's bodies and the configuration file alike.
+//!
+//! ```text
+//!  API body ──┐                              ┌──> VmConfig ──> Machine
+//!             ├──> a resource ──> Resources ─┤
+//!  file ──────┘     (its rules)   (pieces)   └──> FullConfig ──> GET /vm/config
+//! ```
+//!
+//! Fields that mean something this build cannot do are refused by name, never ignored.
+
+pub mod balloon;
+pub mod boot_source;
+pub mod drive;
+pub mod entropy;
+mod error;
+mod full;
+pub mod machine_config;
+pub mod network_interface;
+mod resources;
+pub mod vsock;
+
+use std::path::Path;
+
+use serde::de::Error;
+
+pub use error::ResourceError;
+pub use full::FullConfig;
+pub use resources::Resources;
+
+use super::ConfigError;
+
+/// Adds to `resources` what a configuration file says.
+pub fn read(path: &Path, resources: &mut Resources) -> Result<(), ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    parse(&text, path, resources)
+}
+
+/// Adds to `resources` what the text of a configuration file says; `path` is for messages.
+pub fn parse(text: &str, path: &Path, resources: &mut Resources) -> Result<(), ConfigError> {
+    let bad = |source| ConfigError::Parse { path: path.into(), source };
+    let full: FullConfig = serde_json::from_str(text).map_err(bad)?;
+    if full.boot_source.is_none() {
+        return Err(bad(serde_json::Error::custom("missing field `boot-source`")));
+    }
+    full.check()?;
+    // Later pieces of one name replace earlier ones, which in one file can only be a mistake.
+    super::unique("drive id", full.drives.iter().map(|d| d.drive_id.as_str()))?;
+    let nets = full.network_interfaces.iter().map(|n| n.iface_id.as_str());
+    super::unique("network interface id", nets)?;
+    resources
+        .set_all(full)
+        .map_err(|e| ConfigError::Resource { path: path.into(), source: Box::new(e) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::boot_source::DEFAULT_BOOT_ARGS;
+    use super::*;
+    use crate::config::VmConfig;
+
+    fn parsed(text: &str) -> Result<VmConfig, ConfigError> {
+        let mut resources = Resources::default();
+        parse(text, Path::new("vm.json"), &mut resources)?;
+        Ok(resources.to_config().unwrap())
+    }
+
+    #[test]
+    fn a_file_as_firecracker_users_have_it() {
+        let config = parsed(
+            r#"{
+            "boot-source": {"kernel_image_path": "vmlinux", "boot_args": "console=ttyS0",
+                            "initrd_path": null},
+            "drives": [
+              {"drive_id": "data", "partuuid": null, "is_root_device": false,
+               "cache_type": "Writeback", "is_read_only": false, "path_on_host": "data.img",
+               "io_engine": "Sync", "rate_limiter": null, "socket": null},
+              {"drive_id": "rootfs", "is_root_device": true, "is_read_only": true,
+               "path_on_host": "root.img"}],
+            "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false,
+                               "track_dirty_pages": true, "huge_pages": "None"},
+            "cpu-config": null,
+            "balloon": {"amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 1},
+            "network-interfaces": [{"iface_id": "eth0", "guest_mac": "06:00:AC:10:00:02",
+                                    "host_dev_name": "tap0"}],
+            "vsock": {"guest_cid": 3, "uds_path": "./v.sock"},
+            "logger": null, "metrics": null, "mmds-config": null, "entropy": {}}"#,
+        )
+        .unwrap();
+        config.validate().unwrap();
+        assert_eq!((config.vcpus, config.memory, config.entropy), (2, 1 << 30, true));
+        let drives: Vec<_> =
+            config.drives.iter().map(|d| (d.id.as_str(), d.read_only, d.flush)).collect();
+        assert_eq!(drives, [("rootfs", true, false), ("data", false, true)]);
+        assert_eq!(config.boot.cmdline, "console=ttyS0");
+        assert_eq!(config.root_parameter().unwrap(), "root=/dev/vda ro");
+        assert_eq!(config.nets[0].mac, Some([6, 0, 0xac, 0x10, 0, 2]));
+        assert_eq!(config.vsock.unwrap().guest_cid, 3);
+    }
+
+    #[test]
+    fn the_shortest_file() {
+        let config = parsed(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
+        assert_eq!((config.vcpus, config.memory), (1, 128 << 20));
+        assert_eq!(config.boot.cmdline, DEFAULT_BOOT_ARGS);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let base = |more: &str| {
+            parsed(&format!(r#"{{"boot-source": {{"kernel_image_path": "k"}}, {more}}}"#))
+                .expect_err(more)
+                .to_string()
+        };
+        assert!(base(r#""drive": []"#).contains("unknown field `drive`"));
+        let typo = r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "memsize": 1}"#;
+        assert!(base(typo).contains("unknown field `memsize`"));
+        assert!(base(r#""metrics": {"metrics_path": "x"}"#).starts_with("metrics: not supported"));
+        let limited = r#""drives": [{"drive_id": "a", "is_root_device": false,
+                         "path_on_host": "p", "rate_limiter": {}}]"#;
+        assert!(base(limited).contains(": Drive config error: drives[\"a\"].rate_limiter"));
+        let mac = r#""network-interfaces": [{"iface_id": "e", "host_dev_name": "t",
+                     "guest_mac": "06:00"}]"#;
+        assert!(base(mac).contains("\"06:00\" is not an address such as"));
+        let huge = r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 18446744073709551615}"#;
+        assert!(base(huge).contains("from 32 to 65536 MiB"));
+        let err = parsed("{").unwrap_err().to_string();
+        assert!(err.contains("vm.json") && err.contains("line 1"), "{err}");
+    }
+}

@@ -1,0 +1,145 @@
+//! `network-interfaces`: one interface.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use varve_devices::limiter::LimiterConfig;
+use varve_devices::virtio::net::{Net, NetConfig, NetError};
+
+use crate::config::ConfigError;
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// Its name.
+    pub iface_id: String,
+    /// The host's tap device.
+    pub host_dev_name: String,
+    /// Address of the guest's end.
+    pub guest_mac: Option<MacAddr>,
+    /// Largest packet, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Not supported yet.
+    pub rx_rate_limiter: Option<Value>,
+    /// Not supported yet.
+    pub tx_rate_limiter: Option<Value>,
+}
+
+/// An Ethernet address, as text `06:00:ac:10:00:02`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddr(pub [u8; 6]);
+
+impl FromStr for MacAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MacAddr, String> {
+        let bad = || format!("{text:?} is not an address such as 06:00:ac:10:00:02");
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() { Err(bad()) } else { Ok(MacAddr(mac)) }
+    }
+}
+
+impl TryFrom<String> for MacAddr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<MacAddr, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl From<MacAddr> for String {
+    fn from(mac: MacAddr) -> String {
+        mac.to_string()
+    }
+}
+
+/// Why there is no such interface.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The device cannot be made.
+    #[error("Could not create the network device")]
+    Create(#[source] NetError),
+    /// Another interface has the address.
+    #[error("The MAC address is already in use: {0}")]
+    MacInUse(MacAddr),
+    /// A field cannot be what it is.
+    #[error(transparent)]
+    Field(#[from] ConfigError),
+}
+
+impl NetworkInterface {
+    /// Checks the fields.
+    pub fn check(&self) -> Result<(), NetworkError> {
+        for (name, limiter) in
+            [("rx_rate_limiter", &self.rx_rate_limiter), ("tx_rate_limiter", &self.tx_rate_limiter)]
+        {
+            if limiter.is_some() {
+                let field = format!("network-interfaces[{:?}].{name}", self.iface_id);
+                let problem = "not supported by this version; remove it";
+                return Err(ConfigError::field(field, problem).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches to the tap, to see that it can be done.
+    pub fn probe(&self) -> Result<(), NetworkError> {
+        Net::new(self.to_config()).map(drop).map_err(NetworkError::Create)
+    }
+
+    /// As the device knows it.
+    pub fn to_config(&self) -> NetConfig {
+        NetConfig {
+            id: self.iface_id.clone(),
+            tap: self.host_dev_name.clone(),
+            mac: self.guest_mac.map(|mac| mac.0),
+            mtu: self.mtu,
+            rx_limiter: LimiterConfig::default(),
+            tx_limiter: LimiterConfig::default(),
+        }
+    }
+}
+
+impl From<&NetConfig> for NetworkInterface {
+    fn from(net: &NetConfig) -> NetworkInterface {
+        NetworkInterface {
+            iface_id: net.id.clone(),
+            host_dev_name: net.tap.clone(),
+            guest_mac: net.mac.map(MacAddr),
+            mtu: net.mtu,
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let mac: MacAddr = "06:00:AC:10:00:02".parse().unwrap();
+        assert_eq!((mac.0, mac.to_string().as_str()), ([6, 0, 0xac, 16, 0, 2], "06:00:ac:10:00:02"));
+        for bad in ["", "06:00", "06:00:ac:10:00:02:03", "6:0:ac:10:0:2", "06-00-ac-10-00-02"] {
+            assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
+        }
+    }
+}
