@@ -99,11 +99,19 @@ impl Action {
             | SetCpuConfig(_) | SetDrive(_) | SetNet(_) | SetVsock(_) | SetEntropy(_)
             | SetSerial(_) | SetLogger(_) | SetMetrics(_) | SetMmdsConfig(_) | SetBalloon(_)
             | LoadSnapshot(_) => When::BeforeStart,
-            SendCtrlAltDel | FlushMetrics | UpdateDrive(_) | UpdateNet(_) | UpdateBalloon(_)
-            | UpdateBalloonStats(_) | StartHinting(_) | StopHinting | DescribeBalloonStats
-            | DescribeHinting | DescribeMemory | SetVmState(_) | CreateSnapshot(_) => {
-                When::AfterStart
-            }
+            SendCtrlAltDel
+            | FlushMetrics
+            | UpdateDrive(_)
+            | UpdateNet(_)
+            | UpdateBalloon(_)
+            | UpdateBalloonStats(_)
+            | StartHinting(_)
+            | StopHinting
+            | DescribeBalloonStats
+            | DescribeHinting
+            | DescribeMemory
+            | SetVmState(_)
+            | CreateSnapshot(_) => When::AfterStart,
         }
     }
 }

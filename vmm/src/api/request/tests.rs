@@ -45,7 +45,9 @@ fn paths_and_methods() {
 #[test]
 fn names_in_paths() {
     let drive = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "x"}"#;
-    assert!(matches!(ask(Method::Put, "/drives/a", drive), Ok(Action::SetDrive(d)) if d.drive_id == "a"));
+    assert!(
+        matches!(ask(Method::Put, "/drives/a", drive), Ok(Action::SetDrive(d)) if d.drive_id == "a")
+    );
     assert_eq!(refused(Method::Put, "/drives", drive), "The ID cannot be empty.");
     assert_eq!(refused(Method::Put, "/drives/", drive), "The ID cannot be empty.");
     let odd = refused(Method::Put, "/drives/a-b", drive);

@@ -127,7 +127,10 @@ impl From<MachineConfig> for MachineConfigUpdate {
 
 impl MachineConfig {
     /// The configuration with `update` applied, if that can be.
-    pub fn updated(&self, update: MachineConfigUpdate) -> Result<MachineConfig, MachineConfigError> {
+    pub fn updated(
+        &self,
+        update: MachineConfigUpdate,
+    ) -> Result<MachineConfig, MachineConfigError> {
         let template = update.cpu_template.or(self.cpu_template);
         let config = MachineConfig {
             vcpu_count: update.vcpu_count.unwrap_or(self.vcpu_count),

@@ -137,7 +137,10 @@ mod tests {
     #[test]
     fn addresses() {
         let mac: MacAddr = "06:00:AC:10:00:02".parse().unwrap();
-        assert_eq!((mac.0, mac.to_string().as_str()), ([6, 0, 0xac, 16, 0, 2], "06:00:ac:10:00:02"));
+        assert_eq!(
+            (mac.0, mac.to_string().as_str()),
+            ([6, 0, 0xac, 16, 0, 2], "06:00:ac:10:00:02")
+        );
         for bad in ["", "06:00", "06:00:ac:10:00:02:03", "6:0:ac:10:0:2", "06-00-ac-10-00-02"] {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
