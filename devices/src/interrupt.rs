@@ -8,26 +8,37 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use vm_superio::Trigger;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::metrics::Count;
+
 /// One interrupt line: an event descriptor whose every write becomes an edge at the interrupt
 /// controller, once the monitor has tied the two together.
 #[derive(Clone, Debug)]
-pub struct IrqLine(Arc<EventFd>);
+pub struct IrqLine {
+    event: Arc<EventFd>,
+    raised: Arc<Count>,
+}
 
 impl IrqLine {
     /// A line that is not yet tied to anything.
     pub fn new() -> io::Result<IrqLine> {
-        Ok(IrqLine(Arc::new(EventFd::new(EFD_NONBLOCK)?)))
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        Ok(IrqLine { event, raised: Arc::default() })
     }
 
     /// The descriptor, to be tied to an interrupt controller's input.
     pub fn event(&self) -> &EventFd {
-        &self.0
+        &self.event
+    }
+
+    /// How often the line was raised.
+    pub fn raised(&self) -> Arc<Count> {
+        self.raised.clone()
     }
 }
 
 impl AsRawFd for IrqLine {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.event.as_raw_fd()
     }
 }
 
@@ -35,7 +46,8 @@ impl Trigger for IrqLine {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        match self.0.write(1) {
+        self.raised.inc();
+        match self.event.write(1) {
             // The counter is full: an edge is pending already, which is all a line can say.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,

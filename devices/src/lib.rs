@@ -26,6 +26,7 @@ pub mod i8042;
 pub mod interrupt;
 pub mod limiter;
 pub mod memory;
+pub mod metrics;
 pub mod mmds;
 pub mod power;
 pub mod pvpanic;

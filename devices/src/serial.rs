@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
 use crate::interrupt::IrqLine;
+use crate::metrics::UartMetrics;
 use crate::state::{self, Savable, StateError};
 
 /// First port of COM1.
@@ -38,26 +39,36 @@ impl Write for Output {
     }
 }
 
-/// Tells the event loop that the guest has emptied the receive buffer.
+/// What the chip reports: counted, and the event loop learns that the guest has emptied the receive
+/// buffer.
 #[derive(Clone)]
-struct Room(Arc<EventFd>);
+struct Reports {
+    room: Arc<EventFd>,
+    metrics: Arc<UartMetrics>,
+}
 
-impl SerialEvents for Room {
-    fn buffer_read(&self) {}
-    fn out_byte(&self) {}
-    fn tx_lost_byte(&self) {}
+impl SerialEvents for Reports {
+    fn buffer_read(&self) {
+        self.metrics.read_count.inc();
+    }
+    fn out_byte(&self) {
+        self.metrics.write_count.inc();
+    }
+    fn tx_lost_byte(&self) {
+        self.metrics.missed_write_count.inc();
+    }
     fn in_buffer_empty(&self) {
         // A full counter means that the event is pending already.
-        let _ = self.0.write(1);
+        let _ = self.room.write(1);
     }
 }
 
 /// COM1 of the machine.
 pub struct SerialPort {
-    chip: Mutex<Serial<IrqLine, Room, Output>>,
+    chip: Mutex<Serial<IrqLine, Reports, Output>>,
     line: IrqLine,
     output: Output,
-    room: Room,
+    reports: Reports,
     input: Option<OwnedFd>,
 }
 
@@ -84,12 +95,18 @@ impl SerialPort {
         input: Option<OwnedFd>,
     ) -> io::Result<SerialPort> {
         let output = Output(Arc::new(Mutex::new(output)));
-        let room = Room(Arc::new(EventFd::new(EFD_NONBLOCK)?));
-        let chip = Serial::with_events(line.clone(), room.clone(), output.clone());
-        Ok(SerialPort { chip: Mutex::new(chip), line, output, room, input })
+        let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let reports = Reports { room, metrics: Arc::default() };
+        let chip = Serial::with_events(line.clone(), reports.clone(), output.clone());
+        Ok(SerialPort { chip: Mutex::new(chip), line, output, reports, input })
     }
 
-    fn chip(&self) -> MutexGuard<'_, Serial<IrqLine, Room, Output>> {
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<UartMetrics> {
+        self.reports.metrics.clone()
+    }
+
+    fn chip(&self) -> MutexGuard<'_, Serial<IrqLine, Reports, Output>> {
         self.chip.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -141,16 +158,17 @@ enum Input {
 
 impl BusDevice for SerialPort {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if let [byte] = data {
-            *byte = self.chip().read(offset as u8);
+        match data {
+            [byte] => *byte = self.chip().read(offset as u8),
+            _ => self.reports.metrics.missed_read_count.inc(),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let [byte] = data
-            && let Err(e) = self.chip().write(offset as u8, *byte)
-        {
+        let [byte] = data else { return self.reports.metrics.missed_write_count.inc() };
+        if let Err(e) = self.chip().write(offset as u8, *byte) {
             log::debug!("serial output lost: {e:?}");
+            self.reports.metrics.error_count.inc();
         }
     }
 }
@@ -158,7 +176,7 @@ impl BusDevice for SerialPort {
 impl EventSubscriber for SerialPort {
     fn init(&self, ops: &mut EventOps) {
         let Some(input) = &self.input else { return };
-        let room = Events::with_data(&*self.room.0, TOKEN_ROOM, EventSet::IN);
+        let room = Events::with_data(&*self.reports.room, TOKEN_ROOM, EventSet::IN);
         if let Err(e) = ops.add(room) {
             log::error!("serial input: {e}");
         }
@@ -166,14 +184,14 @@ impl EventSubscriber for SerialPort {
         if ops.add(wanted).is_err() {
             // A regular file or /dev/null cannot be polled and is always readable: it is read
             // whenever there is room, and there is room now.
-            let _ = self.room.0.write(1);
+            let _ = self.reports.room.write(1);
         }
     }
 
     fn process(&self, events: Events, ops: &mut EventOps) {
         let Some(input) = &self.input else { return };
         if events.data() == TOKEN_ROOM {
-            let _ = self.room.0.read();
+            let _ = self.reports.room.read();
         }
         let watch = Events::with_data_raw(input.as_raw_fd(), TOKEN_INPUT, EventSet::IN);
         // For a descriptor that cannot be polled all of these fail, which is right.
@@ -243,9 +261,13 @@ impl Savable for SerialPort {
             scratch,
             in_buffer,
         };
-        let chip =
-            Serial::from_state(&state, self.line.clone(), self.room.clone(), self.output.clone())
-                .map_err(|e| StateError::Invalid(format!("serial port: {e:?}")))?;
+        let chip = Serial::from_state(
+            &state,
+            self.line.clone(),
+            self.reports.clone(),
+            self.output.clone(),
+        )
+        .map_err(|e| StateError::Invalid(format!("serial port: {e:?}")))?;
         self.chip = Mutex::new(chip);
         Ok(())
     }
@@ -294,7 +316,7 @@ mod tests {
         let mut got = Vec::new();
         while got.len() < sent.len() {
             if read_byte(&port, 5) & 1 == 0 {
-                assert!(port.room.0.read().is_ok(), "told that there is room");
+                assert!(port.reports.room.read().is_ok(), "told that there is room");
                 port.receive();
                 continue;
             }
@@ -319,7 +341,7 @@ mod tests {
         };
         settle();
         // Room without input: what blocks here would block the guest.
-        port.room.0.write(1).unwrap();
+        port.reports.room.write(1).unwrap();
         settle();
 
         // The other end hangs up while the guest has not read yet.

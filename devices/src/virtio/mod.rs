@@ -57,6 +57,15 @@ pub struct Source {
     pub events: EventSet,
 }
 
+/// What the transport found wrong; for the device to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The driver wants to start with queues that cannot be used.
+    Activation,
+    /// This queue is broken.
+    Queue(usize),
+}
+
 /// One kind of virtio device, behind any transport.
 ///
 /// The transport owns the queues, the negotiated features, the interrupt and the lock; a device
@@ -87,6 +96,8 @@ pub trait VirtioDevice: Savable + Any + Send {
     /// The driver notified `queue`, or the device was just activated or restored and must look at
     /// all its queues by itself.
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue>;
+    /// Something is wrong with the driver's side; the transport deals with it.
+    fn failed(&self, _failure: Failure) {}
     /// A source of the device is ready.
     fn source_event(
         &mut self,

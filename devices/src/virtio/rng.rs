@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use event_manager::EventSet;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -9,9 +10,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::buffers::{Buffers, ChainError};
-use super::{BrokenQueue, Chain, DeviceIo, Source, VirtioDevice};
+use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice};
 use crate::limiter::{Limiter, LimiterConfig, LimiterState};
 use crate::memory::DeviceMemory;
+use crate::metrics::EntropyMetrics;
 use crate::state::{self, Savable, StateError};
 
 /// Most bytes that one request gets; a driver that asks for more is given less and asks again
@@ -26,12 +28,18 @@ const QUEUE_SIZE: u16 = 256;
 #[derive(Debug)]
 pub struct Rng {
     limiter: Limiter,
+    metrics: Arc<EntropyMetrics>,
 }
 
 impl Rng {
     /// An entropy source. Fails if the system has no timer for its limits.
     pub fn new(limits: LimiterConfig) -> io::Result<Rng> {
-        Ok(Rng { limiter: Limiter::new(limits)? })
+        Ok(Rng { limiter: Limiter::new(limits)?, metrics: Arc::default() })
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<EntropyMetrics> {
+        self.metrics.clone()
     }
 
     /// Fills the writable part of `chain`: how many bytes went there, or `None` if the limiter does
@@ -42,38 +50,48 @@ impl Rng {
             Ok(buffers) => {
                 let len = buffers.writable.len().min(MAX_BYTES);
                 if !self.limiter.take(len as u64) {
+                    self.metrics.entropy_rate_limiter_throttled.inc();
                     return None;
                 }
-                fill(buffers, len, &mut written)
+                self.fill(buffers, len, &mut written)
             }
             Err(e) => Err(e),
         };
         if let Err(e) = filled {
             log::debug!("rng: malformed request: {e}");
+            self.metrics.entropy_event_fails.inc();
         }
+        self.metrics.entropy_event_count.inc();
+        self.metrics.entropy_bytes.add(written.into());
         Some(written)
     }
-}
 
-/// Writes `left` random bytes, counted in `written`.
-fn fill(mut buffers: Buffers, mut left: usize, written: &mut u32) -> Result<(), ChainError> {
-    // Random bytes are never written straight to guest memory: the guest could watch them come.
-    let mut bytes = [0u8; 1024];
-    while left > 0 {
-        let want = left.min(bytes.len());
-        let got = match getrandom(&mut bytes[..want], GetRandomFlags::empty()) {
-            Ok(n) => n,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(e) => {
-                log::error!("rng: getrandom: {e}");
-                return Ok(());
-            }
-        };
-        buffers.writable.write_all(&bytes[..got])?;
-        *written += got as u32;
-        left -= got;
+    /// Writes `left` random bytes, counted in `written`.
+    fn fill(
+        &self,
+        mut buffers: Buffers,
+        mut left: usize,
+        written: &mut u32,
+    ) -> Result<(), ChainError> {
+        // Random bytes are never written straight to guest memory: the guest could watch them come.
+        let mut bytes = [0u8; 1024];
+        while left > 0 {
+            let want = left.min(bytes.len());
+            let got = match getrandom(&mut bytes[..want], GetRandomFlags::empty()) {
+                Ok(n) => n,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => {
+                    log::error!("rng: getrandom: {e}");
+                    self.metrics.host_rng_fails.inc();
+                    return Ok(());
+                }
+            };
+            buffers.writable.write_all(&bytes[..got])?;
+            *written += got as u32;
+            left -= got;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 impl VirtioDevice for Rng {
@@ -106,13 +124,24 @@ impl VirtioDevice for Rng {
         io.drain(queue, |chain, mem| self.request(chain, mem))
     }
 
+    fn failed(&self, failure: Failure) {
+        match failure {
+            Failure::Activation => self.metrics.activate_fails.inc(),
+            Failure::Queue(_) => self.metrics.entropy_event_fails.inc(),
+        }
+    }
+
     fn source_event(
         &mut self,
         _token: u32,
         _events: EventSet,
         io: &mut DeviceIo,
     ) -> Result<(), BrokenQueue> {
-        if self.limiter.resume() { self.queue_event(QUEUE, io) } else { Ok(()) }
+        if !self.limiter.resume() {
+            return Ok(());
+        }
+        self.metrics.rate_limiter_event_count.inc();
+        self.queue_event(QUEUE, io)
     }
 }
 

@@ -13,7 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue_state::QueueStateV1;
-use super::{BrokenQueue, DeviceIo, VirtioDevice};
+use super::{BrokenQueue, DeviceIo, Failure, VirtioDevice};
 use crate::interrupt::{IrqLine, STATUS_CONFIG, STATUS_USED, VirtioInterrupt};
 use crate::memory::DeviceMemory;
 use crate::state::{self, Savable, StateError};
@@ -164,6 +164,7 @@ impl Transport {
         let bad = core.queues.iter().position(|q| q.ready() && !q.is_valid(&self.mem));
         if let Some(queue) = bad {
             log::warn!("{}: queue {queue} has rings outside of guest memory", self.name);
+            core.device.failed(Failure::Activation);
             self.mark_broken(core);
             return;
         }
@@ -197,6 +198,7 @@ impl Transport {
         }
         if let Err(e) = self.call(core, call) {
             log::warn!("{}: needs a reset: {e}", self.name);
+            core.device.failed(Failure::Queue(e.queue));
             self.mark_broken(core);
         }
     }

@@ -4,6 +4,7 @@
 //! The number of a queue depends on the features that the driver took (`queues.rs`).
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use event_manager::EventSet;
 use rustix::time::{
@@ -14,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::{BrokenQueue, Chain, DeviceIo, Source, VirtioDevice, read_config_bytes};
+use super::buffers::ChainError;
+use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice, read_config_bytes};
 use crate::memory::{DeviceMemory, Reclaim};
+use crate::metrics::{BalloonMetrics, Count};
 use crate::state::{self, Savable, StateError};
 
 mod control;
@@ -63,6 +66,9 @@ pub struct BalloonConfig {
     pub free_page_hinting: bool,
 }
 
+/// Carries out a request; returns how many bytes of memory were given back to the host.
+type Request = fn(&Balloon, Chain, &DeviceMemory) -> Result<u64, ChainError>;
+
 /// A balloon.
 pub struct Balloon {
     offered: u64,
@@ -75,6 +81,7 @@ pub struct Balloon {
     timer: OwnedFd,
     /// Seconds that the timer is set to.
     armed_s: u16,
+    metrics: Arc<BalloonMetrics>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -118,7 +125,21 @@ impl Balloon {
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)
             .map_err(|e| BalloonError::Descriptor(e.into()))?;
         let queues = roles(offered).len();
-        Ok(Balloon { offered, queues, roles: Vec::new(), reclaim, handle, timer, armed_s: 0 })
+        Ok(Balloon {
+            offered,
+            queues,
+            roles: Vec::new(),
+            reclaim,
+            handle,
+            timer,
+            armed_s: 0,
+            metrics: Arc::default(),
+        })
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<BalloonMetrics> {
+        self.metrics.clone()
     }
 
     /// The handle by which this balloon is controlled.
@@ -205,22 +226,51 @@ impl VirtioDevice for Balloon {
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
         let Some(&role) = self.roles.get(queue) else { return Ok(()) };
-        let request = match role {
-            Role::Inflate => Balloon::inflate,
+        let metrics = &*self.metrics;
+        // The third and fourth count what is given back and what is malformed.
+        let unread = Count::default();
+        let (request, count, freed, fails): (Request, _, _, _) = match role {
+            Role::Inflate => {
+                (Balloon::inflate, &metrics.inflate_count, &unread, &metrics.event_fails)
+            }
             // The pages are the guest's again as they are; it finds them zeroed.
-            Role::Deflate => |_: &Balloon, _: Chain, _: &DeviceMemory| Ok(()),
-            Role::Hint => Balloon::hint,
-            Role::Report => Balloon::report,
+            Role::Deflate => {
+                (|_, _, _| Ok(0), &metrics.deflate_count, &unread, &metrics.event_fails)
+            }
+            Role::Hint => (
+                Balloon::hint,
+                &metrics.free_page_hint_count,
+                &metrics.free_page_hint_freed,
+                &metrics.free_page_hint_fails,
+            ),
+            Role::Report => (
+                Balloon::report,
+                &metrics.free_page_report_count,
+                &metrics.free_page_report_freed,
+                &metrics.free_page_report_fails,
+            ),
             Role::Stats => return self.take_stats(queue, io),
         };
         let result = io.drain(queue, |chain, mem| {
-            if let Err(e) = request(self, chain, mem) {
-                log::debug!("balloon: malformed request: {e}");
+            count.inc();
+            match request(self, chain, mem) {
+                Ok(bytes) => freed.add(bytes),
+                Err(e) => {
+                    log::debug!("balloon: malformed request: {e}");
+                    fails.inc();
+                }
             }
             0
         });
         self.signal_config(io);
         result
+    }
+
+    fn failed(&self, failure: Failure) {
+        match failure {
+            Failure::Activation => self.metrics.activate_fails.inc(),
+            Failure::Queue(_) => self.metrics.event_fails.inc(),
+        }
     }
 
     fn source_event(

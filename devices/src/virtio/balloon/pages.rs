@@ -29,7 +29,8 @@ impl Extents {
     }
 
     /// Gives all of them back, as few ranges as possible; what is not guest memory is left out.
-    pub(super) fn discard(mut self, mem: &DeviceMemory, reclaim: &dyn Reclaim) {
+    /// Returns how many bytes that were.
+    pub(super) fn discard(mut self, mem: &DeviceMemory, reclaim: &dyn Reclaim) -> u64 {
         let in_memory = |&(start, end): &(u64, u64)| {
             let len = usize::try_from(end - start).unwrap_or(usize::MAX);
             mem.check_range(GuestAddress(start), len, Permissions::Write)
@@ -41,11 +42,11 @@ impl Extents {
         }
         self.0.sort_unstable();
         let mut ranges = self.0.into_iter();
-        let Some((mut start, mut end)) = ranges.next() else { return };
-        let give_back = |start, end| {
-            if let Err(e) = reclaim.discard(start, end - start) {
-                log::error!("balloon: cannot give back {start:#x}..{end:#x}: {e}");
-            }
+        let Some((mut start, mut end)) = ranges.next() else { return 0 };
+        let mut freed = 0;
+        let mut give_back = |start, end| match reclaim.discard(start, end - start) {
+            Ok(()) => freed += end - start,
+            Err(e) => log::error!("balloon: cannot give back {start:#x}..{end:#x}: {e}"),
         };
         for (next_start, next_end) in ranges {
             if next_start <= end {
@@ -56,6 +57,7 @@ impl Extents {
             }
         }
         give_back(start, end);
+        freed
     }
 }
 

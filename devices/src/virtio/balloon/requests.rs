@@ -13,24 +13,22 @@ use crate::memory::DeviceMemory;
 
 impl Balloon {
     /// Gives back the pages that the guest put into the balloon.
-    pub(super) fn inflate(&self, chain: Chain, mem: &DeviceMemory) -> Result<(), ChainError> {
+    pub(super) fn inflate(&self, chain: Chain, mem: &DeviceMemory) -> Result<u64, ChainError> {
         let named = pages::numbered(Buffers::new(chain, mem)?.readable)?;
-        named.discard(mem, &*self.reclaim);
-        Ok(())
+        Ok(named.discard(mem, &*self.reclaim))
     }
 
     /// Gives back the free pages that the guest reports by itself.
-    pub(super) fn report(&self, chain: Chain, mem: &DeviceMemory) -> Result<(), ChainError> {
+    pub(super) fn report(&self, chain: Chain, mem: &DeviceMemory) -> Result<u64, ChainError> {
         let mut free = Extents::default();
         for desc in pages::descriptors(chain)?.iter().filter(|d| d.is_write_only()) {
             free.push(desc.addr().0, desc.len().into());
         }
-        free.discard(mem, &*self.reclaim);
-        Ok(())
+        Ok(free.discard(mem, &*self.reclaim))
     }
 
     /// One request of the hinting queue: the id of a run, or free pages, or both in turn.
-    pub(super) fn hint(&self, chain: Chain, mem: &DeviceMemory) -> Result<(), ChainError> {
+    pub(super) fn hint(&self, chain: Chain, mem: &DeviceMemory) -> Result<u64, ChainError> {
         let mut free = Extents::default();
         for desc in pages::descriptors(chain)? {
             let mut control = self.handle.lock();
@@ -58,8 +56,7 @@ impl Balloon {
                 control.config_changed = true;
             }
         }
-        free.discard(mem, &*self.reclaim);
-        Ok(())
+        Ok(free.discard(mem, &*self.reclaim))
     }
 
     /// Takes the statistics in and leaves the newest buffer where it is: handing it back is how
@@ -83,8 +80,14 @@ impl Balloon {
             };
             let head = chain.head_index();
             match Buffers::new(chain, io.mem).and_then(|b| stats::parse(b.readable)) {
-                Ok(values) => self.handle.lock().stats = values,
-                Err(e) => log::debug!("balloon: malformed statistics: {e}"),
+                Ok(values) => {
+                    self.metrics.stats_updates_count.inc();
+                    self.handle.lock().stats = values;
+                }
+                Err(e) => {
+                    log::debug!("balloon: malformed statistics: {e}");
+                    self.metrics.stats_update_fails.inc();
+                }
             }
             if let Some(older) = held.replace(head) {
                 io.add_used(queue, older, 0)?;

@@ -2,6 +2,8 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use event_manager::EventSet;
 use serde::{Deserialize, Serialize};
@@ -13,9 +15,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::buffers::{ChainError, Run};
-use super::{BrokenQueue, Chain, DeviceIo, Source, VirtioDevice, read_config_bytes};
+use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice, read_config_bytes};
 use crate::limiter::{Limiter, LimiterConfig, LimiterState};
 use crate::memory::DeviceMemory;
+use crate::metrics::BlockMetrics;
 use crate::state::{self, Savable, StateError};
 
 mod disk;
@@ -53,6 +56,7 @@ pub struct Block {
     config: BlockConfig,
     disk: Disk,
     limiter: Limiter,
+    metrics: Arc<BlockMetrics>,
 }
 
 /// What a snapshot kept before there were limits: enough to refuse a different image.
@@ -75,13 +79,20 @@ impl Block {
     pub fn new(config: BlockConfig) -> Result<Block, BlockError> {
         let disk = Disk::open(&config.path, config.read_only)?;
         let limiter = Limiter::new(config.limiter).map_err(BlockError::Timer)?;
-        Ok(Block { config, disk, limiter })
+        Ok(Block { config, disk, limiter, metrics: Arc::default() })
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<BlockMetrics> {
+        self.metrics.clone()
     }
 
     /// Puts another image in the drive and tells the driver of its size. Requests that wait go to
     /// the new one. On an error the drive is as it was.
     pub fn replace_image(&mut self, path: &Path, io: &mut DeviceIo) -> Result<(), BlockError> {
-        let disk = Disk::open(path, self.config.read_only)?;
+        let disk = Disk::open(path, self.config.read_only)
+            .inspect_err(|_| self.metrics.update_fails.inc())?;
+        self.metrics.update_count.inc();
         // The guest's next flush would not reach the old one any more.
         if let Err(e) = self.disk.flush() {
             log::error!("drive {:?}: flush of {:?}: {e}", self.config.id, self.config.path);
@@ -97,11 +108,29 @@ impl Block {
         self.limiter.update(update);
     }
 
+    fn serve_queue(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
+        if self.limiter.waits() {
+            return Ok(());
+        }
+        let mut idle = true;
+        let result = io.drain(queue, |chain, mem| {
+            idle = false;
+            self.request(chain, mem)
+        });
+        if idle {
+            self.metrics.no_avail_buffer.inc();
+        }
+        result
+    }
+
     /// Carries out one request: how many bytes of the chain were written, or `None` if the limiter
     /// does not let it go yet.
     fn request(&mut self, chain: Chain, mem: &DeviceMemory) -> Option<u32> {
         let served = match Request::new(chain, mem) {
-            Ok(request) if !self.limiter.take(request.transfer()) => return None,
+            Ok(request) if !self.limiter.take(request.transfer()) => {
+                self.metrics.rate_limiter_throttled_events.inc();
+                return None;
+            }
             Ok(request) => self.serve(request),
             Err(e) => Err(e),
         };
@@ -109,6 +138,7 @@ impl Block {
             // There may be no status byte to say so; the driver sees a length of zero. The guest
             // decides how often this happens.
             log::debug!("drive {:?}: malformed request: {e}", self.config.id);
+            self.metrics.invalid_reqs_count.inc();
             0
         }))
     }
@@ -118,12 +148,15 @@ impl Block {
             Ask::Read(sector, data) => (self.read(sector, &data), data.len()),
             Ask::Write(sector, data) => (self.write(sector, &data), 0),
             Ask::Flush => match self.disk.flush() {
-                Ok(()) => (VIRTIO_BLK_S_OK, 0),
-                Err(e) => (self.failed("flush", 0, &e), 0),
+                Ok(()) => {
+                    self.metrics.flush_count.inc();
+                    (VIRTIO_BLK_S_OK, 0)
+                }
+                Err(e) => (self.host_failed("flush", 0, &e), 0),
             },
             Ask::Name(data) => (self.name(data), VIRTIO_BLK_ID_BYTES as usize),
-            Ask::Unknown => (VIRTIO_BLK_S_UNSUPP, 0),
-            Ask::Nothing => (VIRTIO_BLK_S_IOERR, 0),
+            Ask::Unknown => (self.invalid(VIRTIO_BLK_S_UNSUPP), 0),
+            Ask::Nothing => (self.invalid(VIRTIO_BLK_S_IOERR), 0),
         };
         status.write_all(&[code as u8])?;
         let written = if code == VIRTIO_BLK_S_OK { written } else { 0 };
@@ -132,21 +165,33 @@ impl Block {
 
     fn read(&self, sector: u64, data: &Run) -> u32 {
         if !self.disk.holds(sector, data.len()) {
-            return VIRTIO_BLK_S_IOERR;
+            return self.invalid(VIRTIO_BLK_S_IOERR);
         }
+        let start = Instant::now();
         match self.disk.read(sector, data) {
-            Ok(()) => VIRTIO_BLK_S_OK,
-            Err(e) => self.failed("read", sector, &e),
+            Ok(()) => {
+                self.metrics.read_agg.record_since(start);
+                self.metrics.read_count.inc();
+                self.metrics.read_bytes.add(data.len() as u64);
+                VIRTIO_BLK_S_OK
+            }
+            Err(e) => self.host_failed("read", sector, &e),
         }
     }
 
     fn write(&mut self, sector: u64, data: &Run) -> u32 {
         if self.config.read_only || !self.disk.holds(sector, data.len()) {
-            return VIRTIO_BLK_S_IOERR;
+            return self.invalid(VIRTIO_BLK_S_IOERR);
         }
+        let start = Instant::now();
         match self.disk.write(sector, data) {
-            Ok(()) => VIRTIO_BLK_S_OK,
-            Err(e) => self.failed("write", sector, &e),
+            Ok(()) => {
+                self.metrics.write_agg.record_since(start);
+                self.metrics.write_count.inc();
+                self.metrics.write_bytes.add(data.len() as u64);
+                VIRTIO_BLK_S_OK
+            }
+            Err(e) => self.host_failed("write", sector, &e),
         }
     }
 
@@ -161,7 +206,13 @@ impl Block {
         }
     }
 
-    fn failed(&self, what: &str, sector: u64, e: &std::io::Error) -> u32 {
+    fn invalid(&self, status: u32) -> u32 {
+        self.metrics.invalid_reqs_count.inc();
+        status
+    }
+
+    fn host_failed(&self, what: &str, sector: u64, e: &std::io::Error) -> u32 {
+        self.metrics.execute_fails.inc();
         log::error!("drive {:?}: {what} at sector {sector}: {e}", self.config.id);
         VIRTIO_BLK_S_IOERR
     }
@@ -207,10 +258,15 @@ impl VirtioDevice for Block {
     }
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
-        if self.limiter.waits() {
-            return Ok(());
+        self.metrics.queue_event_count.inc();
+        self.serve_queue(queue, io)
+    }
+
+    fn failed(&self, failure: Failure) {
+        match failure {
+            Failure::Activation => self.metrics.activate_fails.inc(),
+            Failure::Queue(_) => self.metrics.event_fails.inc(),
         }
-        io.drain(queue, |chain, mem| self.request(chain, mem))
     }
 
     fn source_event(
@@ -219,7 +275,11 @@ impl VirtioDevice for Block {
         _events: EventSet,
         io: &mut DeviceIo,
     ) -> Result<(), BrokenQueue> {
-        if self.limiter.resume() { self.queue_event(QUEUE, io) } else { Ok(()) }
+        if !self.limiter.resume() {
+            return Ok(());
+        }
+        self.metrics.rate_limiter_event_count.inc();
+        self.serve_queue(QUEUE, io)
     }
 }
 

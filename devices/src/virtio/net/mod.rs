@@ -5,6 +5,7 @@
 //! of 12 bytes that driver and kernel agree on; the device reads none of it.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use event_manager::EventSet;
 use serde::{Deserialize, Serialize};
@@ -16,8 +17,9 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::{BrokenQueue, DeviceIo, Source, VirtioDevice, read_config_bytes};
+use super::{BrokenQueue, DeviceIo, Failure, Source, VirtioDevice, read_config_bytes};
 use crate::limiter::{Limiter, LimiterConfig, LimiterState};
+use crate::metrics::NetMetrics;
 use crate::state::{self, Savable, StateError};
 
 mod detour;
@@ -81,6 +83,7 @@ pub struct Net {
     blocked: bool,
     /// The tap cannot be read any more.
     lost: bool,
+    metrics: Arc<NetMetrics>,
 }
 
 /// What a snapshot kept before there were limits: what the guest was told and believes.
@@ -117,8 +120,22 @@ impl Net {
     fn on(tap: Tap, config: NetConfig) -> Result<Net, NetError> {
         let rx_limiter = Limiter::new(config.rx_limiter).map_err(NetError::Timer)?;
         let tx_limiter = Limiter::new(config.tx_limiter).map_err(NetError::Timer)?;
-        let (mergeable, blocked, lost) = (false, false, false);
-        Ok(Net { config, tap, rx_limiter, tx_limiter, detour: None, mergeable, blocked, lost })
+        Ok(Net {
+            config,
+            tap,
+            rx_limiter,
+            tx_limiter,
+            detour: None,
+            mergeable: false,
+            blocked: false,
+            lost: false,
+            metrics: Arc::default(),
+        })
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<NetMetrics> {
+        self.metrics.clone()
     }
 
     /// Puts another station on the guest's cable.
@@ -232,9 +249,22 @@ impl VirtioDevice for Net {
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
         match queue {
-            RX => self.receive(io),
-            TX => self.transmit(io),
+            RX => {
+                self.metrics.rx_queue_event_count.inc();
+                self.receive(io)
+            }
+            TX => {
+                self.metrics.tx_queue_event_count.inc();
+                self.transmit(io)
+            }
             _ => Ok(()),
+        }
+    }
+
+    fn failed(&self, failure: Failure) {
+        match failure {
+            Failure::Activation => self.metrics.activate_fails.inc(),
+            Failure::Queue(_) => self.metrics.event_fails.inc(),
         }
     }
 
@@ -245,9 +275,16 @@ impl VirtioDevice for Net {
         io: &mut DeviceIo,
     ) -> Result<(), BrokenQueue> {
         match token {
-            SOURCE_RX_LIMITER if self.rx_limiter.resume() => self.receive(io),
-            SOURCE_TX_LIMITER if self.tx_limiter.resume() => self.transmit(io),
+            SOURCE_RX_LIMITER if self.rx_limiter.resume() => {
+                self.metrics.rx_event_rate_limiter_count.inc();
+                self.receive(io)
+            }
+            SOURCE_TX_LIMITER if self.tx_limiter.resume() => {
+                self.metrics.tx_rate_limiter_event_count.inc();
+                self.transmit(io)
+            }
             SOURCE_TAP => {
+                self.metrics.rx_tap_event_count.inc();
                 self.tap.acknowledge();
                 if self.blocked {
                     self.transmit(io)?;

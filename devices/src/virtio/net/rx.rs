@@ -51,7 +51,12 @@ impl Net {
         for _ in 0..TURN {
             // How long the next frame is shows when it has been read: it goes if anything may, and
             // what the limiter lacks for it holds up the ones behind it.
-            if !self.rx_limiter.admits(1) || !self.gather(io, taken)? {
+            if !self.rx_limiter.admits(1) {
+                self.metrics.rx_rate_limiter_throttled.inc();
+                return Ok(());
+            }
+            if !self.gather(io, taken)? {
+                self.metrics.no_rx_avail_buffer.inc();
                 return Ok(());
             }
             let pieces: Vec<&Slice> = taken.pieces().collect();
@@ -75,10 +80,12 @@ impl Net {
                 Ok(_) => {
                     let id = &self.config.id;
                     log::debug!("net {id:?}: a frame larger than {room} bytes is dropped");
+                    self.metrics.rx_fails.inc();
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => {
+                    self.metrics.tap_read_fails.inc();
                     // The interface was removed. No spin: the tap is edge-triggered. Said once: the
                     // guest decides how often it is tried.
                     if !std::mem::replace(&mut self.lost, true) {
@@ -118,6 +125,7 @@ impl Net {
                 Ok(run) => taken.push(head, run),
                 Err(e) if taken.chains.is_empty() => {
                     log::debug!("net {:?}: malformed receive buffer: {e}", self.config.id);
+                    self.metrics.rx_fails.inc();
                     io.add_used(RX, head, 0)?;
                 }
                 Err(_) => {
@@ -149,6 +157,9 @@ impl Net {
         if let Err(e) = written {
             log::error!("net {:?}: header of a frame: {e}", self.config.id);
         }
+        self.metrics.rx_count.inc();
+        self.metrics.rx_packets_count.inc();
+        self.metrics.rx_bytes_count.add((len - HEADER) as u64);
         io.add_used_together(RX, &used)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use virtio_queue::QueueT;
 
@@ -26,6 +27,8 @@ impl Net {
         let result = self.send_all(io);
         if io.queues[TX].next_used() != since {
             io.signal_used(TX)?;
+        } else if !self.blocked && !self.tx_limiter.waits() {
+            self.metrics.no_tx_avail_buffer.inc();
         }
         result?;
         self.answer(io)
@@ -46,6 +49,7 @@ impl Net {
             match Buffers::new(chain, io.mem) {
                 Ok(buffers) if !self.tx_limiter.admits(buffers.readable.len() as u64) => {
                     // Comes again when the limiter's timer says so.
+                    self.metrics.tx_rate_limiter_throttled.inc();
                     io.undo_pop(TX);
                     return Ok(());
                 }
@@ -61,7 +65,10 @@ impl Net {
                     return Ok(());
                 }
                 Ok(buffers) => self.tx_limiter.charge(buffers.readable.len() as u64),
-                Err(e) => log::debug!("net {:?}: malformed frame: {e}", self.config.id),
+                Err(e) => {
+                    log::debug!("net {:?}: malformed frame: {e}", self.config.id);
+                    self.metrics.tx_malformed_frames.inc();
+                }
             }
             io.add_used(TX, head, 0)?;
         }
@@ -76,16 +83,26 @@ impl Net {
         if !sound {
             let (id, len) = (&self.config.id, frame.len());
             log::debug!("net {id:?}: a frame of {len} bytes with its header is dropped");
+            self.metrics.tx_malformed_frames.inc();
             return true;
         }
+        let start = Instant::now();
         loop {
             return match iov::write(self.tap.as_fd(), frame) {
-                Ok(_) => true,
+                Ok(_) => {
+                    self.metrics.tap_write_agg.record_since(start);
+                    self.metrics.tx_count.inc();
+                    self.metrics.tx_packets_count.inc();
+                    self.metrics.tx_bytes_count.add((frame.len() - HEADER) as u64);
+                    true
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => false,
                 Err(e) => {
                     // The interface is down, or the header makes no sense.
                     log::debug!("net {:?}: frame dropped: {e}", self.config.id);
+                    self.metrics.tap_write_fails.inc();
+                    self.metrics.tx_fails.inc();
                     true
                 }
             };

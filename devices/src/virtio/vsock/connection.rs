@@ -17,6 +17,7 @@ use std::io::{ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
@@ -25,6 +26,7 @@ use super::credit::{self, Credit};
 use super::endpoint::would_block;
 use super::outbox::{Outbox, Sent};
 use super::packet::{Header, Key, op, shutdown};
+use crate::metrics::VsockMetrics;
 use crate::virtio::buffers::Run;
 use crate::virtio::iov;
 
@@ -89,10 +91,18 @@ pub struct Connection {
     say_credit: bool,
     /// The guest was asked for credit since it last gave some.
     asked_credit: bool,
+    metrics: Arc<VsockMetrics>,
 }
 
 impl Connection {
-    fn new(key: Key, token: u64, socket: UnixStream, state: State, opening: u16) -> Connection {
+    fn new(
+        key: Key,
+        token: u64,
+        socket: UnixStream,
+        state: State,
+        opening: u16,
+        metrics: Arc<VsockMetrics>,
+    ) -> Connection {
         Connection {
             key,
             token,
@@ -111,19 +121,31 @@ impl Connection {
             opening: Some(opening),
             say_credit: false,
             asked_credit: false,
+            metrics,
         }
     }
 
     /// A host program calls the guest.
-    pub fn from_host(key: Key, token: u64, socket: UnixStream) -> Connection {
-        let mut c = Connection::new(key, token, socket, State::Requested, op::REQUEST);
+    pub fn from_host(
+        key: Key,
+        token: u64,
+        socket: UnixStream,
+        metrics: Arc<VsockMetrics>,
+    ) -> Connection {
+        let mut c = Connection::new(key, token, socket, State::Requested, op::REQUEST, metrics);
         c.deadline = Some(Instant::now() + ACCEPT_TIME);
         c
     }
 
     /// The guest called by the packet `request`, and a host program answered.
-    pub fn from_guest(request: &Header, token: u64, socket: UnixStream) -> Connection {
-        let mut c = Connection::new(request.key(), token, socket, State::Open, op::RESPONSE);
+    pub fn from_guest(
+        request: &Header,
+        token: u64,
+        socket: UnixStream,
+        metrics: Arc<VsockMetrics>,
+    ) -> Connection {
+        let key = request.key();
+        let mut c = Connection::new(key, token, socket, State::Open, op::RESPONSE, metrics);
         c.credit.learn(request);
         c
     }
@@ -187,6 +209,7 @@ impl Connection {
 
     fn send(&mut self, payload: &mut Run) {
         let len = payload.len();
+        self.metrics.tx_bytes_count.add(len as u64);
         if self.outbox.len() + len > credit::BUFFER as usize {
             log::debug!("vsock: {:?}: the guest sends more than it has credit for", self.key);
             self.state = State::Dead { reset: true };
@@ -194,7 +217,12 @@ impl Connection {
             self.count(Sent::Lost(len));
         } else {
             match self.outbox.send(&self.socket, payload) {
-                Ok(sent) => self.count(sent),
+                Ok(sent) => {
+                    if matches!(sent, Sent::Lost(_)) {
+                        self.metrics.tx_write_fails.inc();
+                    }
+                    self.count(sent);
+                }
                 Err(e) => {
                     log::debug!("vsock: {:?}: payload: {e}", self.key);
                     self.state = State::Dead { reset: true };
@@ -275,6 +303,9 @@ impl Connection {
     fn flush(&mut self) {
         let sent = self.outbox.flush(&self.socket);
         let progress = sent != Sent::Bytes(0);
+        if matches!(sent, Sent::Lost(_)) {
+            self.metrics.tx_flush_fails.inc();
+        }
         self.count(sent);
         match self.state {
             State::GuestClosed { confirm } if self.outbox.is_empty() => {
@@ -294,6 +325,7 @@ impl Connection {
     pub fn expire(&mut self, now: Instant) {
         if self.deadline.is_some_and(|at| at <= now) {
             log::debug!("vsock: {:?}: no answer in {:?}", self.key, self.state);
+            self.metrics.conns_killed.inc();
             let confirm = !matches!(self.state, State::GuestClosed { confirm: false });
             self.state = State::Dead { reset: confirm };
         }
@@ -385,6 +417,7 @@ impl Connection {
                 return None;
             }
             Err(_) => {
+                self.metrics.rx_read_fails.inc();
                 let lost = self.outbox.clear();
                 self.count(Sent::Lost(lost));
             }

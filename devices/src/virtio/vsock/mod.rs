@@ -26,6 +26,7 @@
 //! the guest has taken that; otherwise the guest would reset the first new stream, too.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -39,8 +40,9 @@ use self::endpoint::Endpoint;
 use self::muxer::Muxer;
 use self::packet::{HEADER_LEN, HOST_CID, Header};
 use super::buffers::{Buffers, ChainError};
-use super::{BrokenQueue, Chain, DeviceIo, Source, VirtioDevice, read_config_bytes};
+use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice, read_config_bytes};
 use crate::memory::DeviceMemory;
+use crate::metrics::VsockMetrics;
 use crate::state::{self, Savable, StateError};
 
 mod callers;
@@ -87,6 +89,7 @@ pub struct Vsock {
     muxer: Muxer,
     active: bool,
     reset: Reset,
+    metrics: Arc<VsockMetrics>,
 }
 
 /// How far the guest knows that a restore has cut its streams.
@@ -117,8 +120,14 @@ impl Vsock {
         if u64::from(guest_cid) <= HOST_CID || guest_cid == u32::MAX {
             return Err(VsockError::Cid(guest_cid));
         }
-        let muxer = Muxer::new(guest_cid, Endpoint::new(&uds_path)?)?;
-        Ok(Vsock { guest_cid, muxer, active: false, reset: Reset::Settled })
+        let metrics = Arc::<VsockMetrics>::default();
+        let muxer = Muxer::new(guest_cid, Endpoint::new(&uds_path)?, metrics.clone())?;
+        Ok(Vsock { guest_cid, muxer, active: false, reset: Reset::Settled, metrics })
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<VsockMetrics> {
+        self.metrics.clone()
     }
 
     /// Takes the guest's packets.
@@ -126,6 +135,7 @@ impl Vsock {
         io.drain(TX, |chain, mem| {
             if let Err(e) = self.take_packet(chain, mem) {
                 log::debug!("vsock: malformed packet: {e}");
+                self.metrics.tx_queue_event_fails.inc();
             }
             0
         })
@@ -179,6 +189,7 @@ impl Vsock {
                 }
                 Err(e) => {
                     log::debug!("vsock: malformed buffer: {e}");
+                    self.metrics.rx_queue_event_fails.inc();
                     io.add_used(RX, head, 0)?;
                 }
             }
@@ -294,10 +305,24 @@ impl VirtioDevice for Vsock {
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
         self.tell_reset(io)?;
-        if queue == TX {
-            self.take_packets(io)?;
+        match queue {
+            RX => self.metrics.rx_queue_event_count.inc(),
+            TX => {
+                self.metrics.tx_queue_event_count.inc();
+                self.take_packets(io)?;
+            }
+            _ => {}
         }
         self.give_packets(io)
+    }
+
+    fn failed(&self, failure: Failure) {
+        match failure {
+            Failure::Activation => self.metrics.activate_fails.inc(),
+            Failure::Queue(RX) => self.metrics.rx_queue_event_fails.inc(),
+            Failure::Queue(TX) => self.metrics.tx_queue_event_fails.inc(),
+            Failure::Queue(_) => self.metrics.ev_queue_event_fails.inc(),
+        }
     }
 
     fn source_event(
@@ -317,7 +342,7 @@ impl Savable for Vsock {
     }
 
     fn save(&self) -> Vec<u8> {
-        let Vsock { guest_cid, muxer, active, reset } = self;
+        let Vsock { guest_cid, muxer, active, reset, metrics: _ } = self;
         let reset_due = *active || *reset != Reset::Settled;
         let next_port = muxer.next_port();
         state::encode(&VsockStateV1 { guest_cid: *guest_cid, reset_due, next_port })

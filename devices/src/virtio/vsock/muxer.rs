@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
@@ -17,6 +18,7 @@ use super::endpoint::Endpoint;
 use super::error::VsockError;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Key, TYPE_STREAM, op};
 use super::poller::{ALARM, LISTENER, Poller};
+use crate::metrics::VsockMetrics;
 use crate::virtio::buffers::{ChainError, Run};
 
 /// Connections at once, as many as Firecracker allows.
@@ -40,11 +42,16 @@ pub struct Muxer {
     line: VecDeque<Key>,
     resets: VecDeque<Header>,
     next_port: u32,
+    metrics: Arc<VsockMetrics>,
 }
 
 impl Muxer {
     /// Streams of guest `guest_cid`, called through `endpoint`.
-    pub fn new(guest_cid: u32, endpoint: Endpoint) -> Result<Muxer, VsockError> {
+    pub fn new(
+        guest_cid: u32,
+        endpoint: Endpoint,
+        metrics: Arc<VsockMetrics>,
+    ) -> Result<Muxer, VsockError> {
         let poller = Poller::new().map_err(VsockError::Poll)?;
         poller.watch_listener(endpoint.listener()).map_err(VsockError::Poll)?;
         Ok(Muxer {
@@ -57,6 +64,7 @@ impl Muxer {
             line: VecDeque::new(),
             resets: VecDeque::new(),
             next_port: FIRST_PORT,
+            metrics,
         })
     }
 
@@ -72,6 +80,7 @@ impl Muxer {
 
     /// Closes every stream without a word to the guest, which has forgotten them.
     pub fn clear(&mut self) {
+        self.metrics.conns_removed.add(self.connections.len() as u64);
         self.connections.clear();
         self.callers.clear();
         self.tokens.clear();
@@ -112,6 +121,7 @@ impl Muxer {
 
     /// Takes a packet of the guest.
     pub fn receive(&mut self, header: &Header, mut data: Run) {
+        self.metrics.tx_packets_count.inc();
         if header.src_cid != u64::from(self.guest_cid) || header.dst_cid != HOST_CID {
             log::debug!("vsock: packet from {} to {} dropped", header.src_cid, header.dst_cid);
             return;
@@ -144,6 +154,7 @@ impl Muxer {
     pub fn fill(&mut self, mut buffer: Run) -> Result<Option<u32>, ChainError> {
         let mut head = buffer.take(HEADER_LEN)?;
         if let Some(reset) = self.resets.pop_front() {
+            self.metrics.rx_packets_count.inc();
             head.write_all(&reset.to_bytes())?;
             return Ok(Some(HEADER_LEN as u32));
         }
@@ -153,6 +164,8 @@ impl Muxer {
         let packet = connection.next_packet(&mut buffer, self.guest_cid);
         self.with(key, |_| ());
         let Some(header) = packet else { return Ok(None) };
+        self.metrics.rx_packets_count.inc();
+        self.metrics.rx_bytes_count.add(header.len.into());
         head.write_all(&header.to_bytes())?;
         Ok(Some(HEADER_LEN as u32 + header.len))
     }
@@ -171,7 +184,7 @@ impl Muxer {
         match self.endpoint.call(key.host_port) {
             Ok(socket) => {
                 let token = self.poller.new_token();
-                self.add(Connection::from_guest(header, token, socket));
+                self.add(Connection::from_guest(header, token, socket, self.metrics.clone()));
             }
             Err(e) => {
                 log::debug!("vsock: the guest calls port {}: {e}", key.host_port);
@@ -190,7 +203,7 @@ impl Muxer {
             return;
         }
         let key = Key { host_port: self.new_port(port), guest_port: port };
-        self.insert(Connection::from_host(key, token, socket));
+        self.insert(Connection::from_host(key, token, socket, self.metrics.clone()));
         // Reported once only, and the connection must know, too.
         self.with(key, |c| c.socket_ready(events));
     }
@@ -201,12 +214,14 @@ impl Muxer {
             Ok(()) => self.insert(connection),
             Err(e) => {
                 log::error!("vsock: cannot watch a host program: {e}");
+                self.metrics.muxer_event_fails.inc();
                 self.refuse_key(connection.key);
             }
         }
     }
 
     fn insert(&mut self, connection: Connection) {
+        self.metrics.conns_added.inc();
         let key = connection.key;
         self.tokens.insert(connection.token, key);
         self.connections.insert(key, connection);
@@ -230,6 +245,7 @@ impl Muxer {
             let (socket, token) = (connection.socket(), connection.token);
             if let Err(e) = self.poller.watch_writable(socket, token, writable) {
                 log::error!("vsock: cannot watch a host program: {e}");
+                self.metrics.conn_event_fails.inc();
             }
         }
         if connection.wants_buffer() && !connection.in_line {
@@ -243,6 +259,7 @@ impl Muxer {
 
     fn remove(&mut self, key: Key) {
         if let Some(connection) = self.connections.remove(&key) {
+            self.metrics.conns_removed.inc();
             self.tokens.remove(&connection.token);
             if connection.in_line {
                 self.line.retain(|&k| k != key);
