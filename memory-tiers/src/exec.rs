@@ -54,6 +54,11 @@ impl Shared {
         source.ok_or_else(|| TierError::Plan(format!("image {} is not open", image.0)))
     }
 
+    fn counters(&self) -> Counters {
+        let mappings = self.ram.mappings().ok();
+        self.tally.counters(self.plan.strategy, &self.plan.images, mappings)
+    }
+
     /// The error for pages that a source did not give.
     pub fn lost(
         &self,
@@ -133,9 +138,13 @@ impl Restore {
 
     /// What was done up to now.
     pub fn counters(&self) -> Counters {
-        let plan = &self.shared.plan;
-        let mappings = self.shared.ram.mappings().ok();
-        self.shared.tally.counters(plan.strategy, &plan.images, mappings)
+        self.shared.counters()
+    }
+
+    /// The means to ask for [`Restore::counters`] from anywhere; nothing once this is dropped.
+    pub fn watch_counters(&self) -> impl Fn() -> Option<Counters> + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.shared);
+        move || shared.upgrade().map(|shared| shared.counters())
     }
 
     /// What is in memory now, by class; see [`Census`].

@@ -41,9 +41,10 @@ use crate::device_set::{DeviceBlobs, DeviceSet};
 use crate::end::EndSignal;
 use crate::error::VmmError;
 use crate::kvm::{KvmError, KvmVm, Watching};
+use crate::metrics::{self, Metrics};
 use crate::reclaim::RamReclaim;
 use crate::snapshot::memory::{Fatal, MemoryRestore, Restored};
-use crate::vcpu::{Buses, VcpuHandle};
+use crate::vcpu::{VcpuHandle, World};
 
 /// Whoever waits for events on the event loop.
 pub type Subscriber = Arc<dyn EventSubscriber>;
@@ -60,6 +61,8 @@ pub struct Host {
     pub boot_timer: Arc<dyn Fn(u8, Duration) + Send + Sync>,
     /// When the process, or the machine's start, began: the boot timer's zero.
     pub start: Instant,
+    /// What the process counts.
+    pub metrics: Arc<Metrics>,
     /// Called from any thread when a page of guest memory cannot be had.
     pub fatal: Fatal,
 }
@@ -112,6 +115,7 @@ pub struct Machine {
     balloon: Option<BalloonHandle>,
     tracks_writes: bool,
     given_back: Mutex<Vec<PageRange>>,
+    metrics: Arc<metrics::Vcpu>,
     vm: KvmVm,
     ram: Arc<GuestRam>,
 }
@@ -139,6 +143,9 @@ impl Machine {
                 check_processor(&vm, &vcpus)?;
                 let stage2 = if stage2 { prefault(&vm, &vcpus)? } else { None };
                 let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
+                if let Some(planned) = restore.planned() {
+                    host.metrics.watch_restore(Box::new(planned.watch_counters()));
+                }
                 (DeviceSet::restoring(devices), Some((state, vcpus)), Some(restore))
             }
         };
@@ -168,10 +175,13 @@ impl Machine {
         let mut vcpus = Vec::with_capacity(self.vcpus.len());
         for vcpu in &self.vcpus {
             let indices = indices.clone();
+            let metrics = self.metrics.clone();
             vcpus.push(vcpu.call(move |fd| {
                 // Tells the guest that it stood still, so that its watchdogs forgive the gap. A
                 // guest without kvm-clock has none to tell.
-                let _ = fd.kvmclock_ctrl();
+                if fd.kvmclock_ctrl().is_err() {
+                    metrics.kvmclock_ctrl_fails.inc();
+                }
                 vcpu_state::save(fd, &indices)
             })??);
         }
@@ -325,12 +335,15 @@ impl<'h> Builder<'h> {
         let (output, input) = console::open(&config.console)?;
         let serial = SerialPort::new(line, output, input)
             .map_err(|e| VmmError::System("event descriptor", e))?;
+        self.host.metrics.devices().uart = serial.metrics();
         let serial = self.devices.admit("serial", serial)?;
         self.ports.insert(COM1_BASE, COM_LEN, serial.clone())?;
         self.host.wait(serial);
 
         let stop: SharedStopSink = self.host.end.clone();
-        self.port("i8042", I8042_BASE, I8042_LEN, I8042::new(stop.clone()))?;
+        let i8042 = I8042::new(stop.clone());
+        self.host.metrics.devices().i8042 = i8042.metrics();
+        self.port("i8042", I8042_BASE, I8042_LEN, i8042)?;
         self.port("power", POWER_BASE, POWER_LEN, PowerRegisters::new(stop.clone()))?;
         self.port("pvpanic", PVPANIC_PORT, 1, PvPanic::new(stop))?;
         if config.boot_timer {
@@ -355,27 +368,33 @@ impl<'h> Builder<'h> {
             let id = drive.id.clone();
             let device = Block::new(drive.clone())
                 .map_err(|source| VmmError::Block { id: id.clone(), source })?;
+            self.host.metrics.devices().block.insert(id.clone(), device.metrics());
             self.attach(format!("block:{id}"), Box::new(device))?;
         }
         for net in &config.nets {
             let id = net.id.clone();
             let device =
                 Net::new(net.clone()).map_err(|source| VmmError::Net { id: id.clone(), source })?;
+            self.host.metrics.devices().net.insert(id.clone(), device.metrics());
             self.attach(format!("net:{id}"), Box::new(device))?;
         }
         if let Some(vsock) = &config.vsock {
-            self.attach("vsock".into(), Box::new(Vsock::new(vsock.clone())?))?;
+            let device = Vsock::new(vsock.clone())?;
+            self.host.metrics.devices().vsock = device.metrics();
+            self.attach("vsock".into(), Box::new(device))?;
         }
         if let Some(balloon) = &config.balloon {
             let reclaim = Box::new(RamReclaim(self.ram.clone()));
             let device = Balloon::new(balloon.clone(), reclaim)?;
             self.balloon = Some(device.handle());
+            self.host.metrics.devices().balloon = device.metrics();
             self.attach("balloon".into(), Box::new(device))?;
         }
         if config.entropy {
-            let entropy = Rng::new(config.entropy_limiter)
+            let device = Rng::new(config.entropy_limiter)
                 .map_err(|e| VmmError::System("timer of the entropy device", e))?;
-            self.attach("entropy".into(), Box::new(entropy))?;
+            self.host.metrics.devices().entropy = device.metrics();
+            self.attach("entropy".into(), Box::new(device))?;
         }
         Ok(())
     }
@@ -412,6 +431,7 @@ impl<'h> Builder<'h> {
     fn line(&self, gsi: u32) -> Result<IrqLine, VmmError> {
         let line = IrqLine::new().map_err(|e| VmmError::System("event descriptor", e))?;
         self.vm.connect_irq(&line, gsi)?;
+        self.host.metrics.devices().lines.push(line.raised());
         Ok(line)
     }
 
@@ -420,10 +440,15 @@ impl<'h> Builder<'h> {
         fds: Vec<kvm_ioctls::VcpuFd>,
         restored: Option<Restored>,
     ) -> Result<Machine, VmmError> {
-        let buses = Arc::new(Buses { ports: self.ports, memory: self.memory });
+        let world = Arc::new(World {
+            ports: self.ports,
+            memory: self.memory,
+            end: self.host.end.clone(),
+            metrics: self.host.metrics.vcpu.clone(),
+        });
         let vcpus = (0u8..)
             .zip(fds)
-            .map(|(id, fd)| VcpuHandle::start(id, fd, buses.clone(), self.host.end.clone()))
+            .map(|(id, fd)| VcpuHandle::start(id, fd, world.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Machine {
             vcpus,
@@ -433,6 +458,7 @@ impl<'h> Builder<'h> {
             balloon: self.balloon,
             tracks_writes: self.tracks_writes,
             given_back: Mutex::default(),
+            metrics: self.host.metrics.vcpu.clone(),
             vm: self.vm,
             ram: self.ram,
         })

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
-use varve_memory_tiers::{GuestRam, TierError};
+use varve_memory_tiers::GuestRam;
 
 use crate::api::{Server, controller};
 use crate::arch::layout;
@@ -19,8 +19,9 @@ use crate::end::{End, EndSignal};
 use crate::error::VmmError;
 use crate::instance::InstanceId;
 use crate::machine::{Host, Machine, Start, Subscriber};
+use crate::metrics::{self, FlushTimer, Metrics};
 use crate::signals::Signals;
-use crate::snapshot::memory::Restored;
+use crate::snapshot::memory::{Fatal, Restored};
 
 /// What the machine is doing, as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,7 @@ pub struct Monitor {
     api: Option<Arc<Server>>,
     /// The populating threads were started, at the first resume.
     populating: bool,
+    timer: Option<Arc<FlushTimer>>,
     _terminal: Option<RawTerminal>,
 }
 
@@ -64,7 +66,9 @@ impl Monitor {
         let system = |what| move |e| VmmError::System(what, e);
         let end = Arc::new(EndSignal::new().map_err(system("event descriptor"))?);
         events.add_subscriber(end.clone());
-        let signals = Signals::install(end.clone()).map_err(system("signal handlers"))?;
+        let metrics = Arc::<Metrics>::default();
+        let signals = Signals::install(end.clone(), metrics.clone());
+        let signals = signals.map_err(system("signal handlers"))?;
         events.add_subscriber(Arc::new(signals));
         Ok(Monitor {
             machine: None,
@@ -79,10 +83,12 @@ impl Monitor {
                 end,
                 boot_timer,
                 start,
-                fatal: Arc::new(page_lost),
+                fatal: page_lost(&metrics),
+                metrics,
             },
             api: None,
             populating: false,
+            timer: None,
             _terminal: None,
         })
     }
@@ -127,13 +133,39 @@ impl Monitor {
         self.machine = Some(machine);
         self.config = Some(config);
         self.state = RunState::Paused;
+        self.start_metrics()
+    }
+
+    /// Writes the first line of metrics, and one each minute.
+    fn start_metrics(&mut self) -> Result<(), VmmError> {
+        if self.timer.is_none() {
+            let timer = FlushTimer::start(self.metrics().clone(), metrics::PERIOD)
+                .map_err(|e| VmmError::System("timer", e))?;
+            let timer = Arc::new(timer);
+            self.host.events.add_subscriber(timer.clone());
+            self.timer = Some(timer);
+            self.flush_metrics();
+        }
         Ok(())
+    }
+
+    /// What the process counts.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.host.metrics
+    }
+
+    fn flush_metrics(&self) {
+        if let Err(e) = self.metrics().flush() {
+            log::warn!("metrics: {}", crate::error::chain(&e));
+        }
     }
 
     /// Lets the vCPUs run, if they do not.
     pub fn resume(&mut self) -> Result<(), VmmError> {
         if self.state == RunState::Paused {
+            let start = Instant::now();
             self.machine()?.resume()?;
+            metrics::took(&self.metrics().latencies.vmm_resume_vm, start);
             self.state = RunState::Running;
             let first = !std::mem::replace(&mut self.populating, true);
             let restored = self.machine()?.restored().filter(|_| first);
@@ -147,7 +179,9 @@ impl Monitor {
     /// Stops the vCPUs, if they run.
     pub fn pause(&mut self) -> Result<(), VmmError> {
         if self.state == RunState::Running {
+            let start = Instant::now();
             self.machine()?.pause()?;
+            metrics::took(&self.metrics().latencies.vmm_pause_vm, start);
             self.state = RunState::Paused;
         }
         Ok(())
@@ -232,17 +266,31 @@ impl Monitor {
             }
             each(self)?;
             if let Some(end) = self.host.end.get() {
+                log::info!("the machine has ended: {end}");
                 return Ok(end.clone());
             }
         }
     }
 }
 
-/// A page of guest memory cannot be had. Whoever touched it waits for it for ever, perhaps the main
-/// thread itself, and nothing but the right content may let them go on: the process ends here.
-fn page_lost(error: TierError) {
-    let exit = End::Memory(crate::error::chain(&error));
-    crate::console::restore();
-    eprintln!("varve: {exit}");
-    std::process::exit(exit.exit_code().into());
+/// However it ends, what was counted up to now is written while the machine is there to ask.
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.flush_metrics();
+    }
+}
+
+/// What is done when a page of guest memory cannot be had. Whoever touched it waits for it for ever,
+/// perhaps the main thread itself, and nothing but the right content may let them go on: the process
+/// ends here.
+fn page_lost(metrics: &Arc<Metrics>) -> Fatal {
+    let metrics = metrics.clone();
+    Arc::new(move |error| {
+        let exit = End::Memory(crate::error::chain(&error));
+        crate::console::restore();
+        eprintln!("varve: {exit}");
+        log::info!("the machine has ended: {exit}");
+        metrics.flush_last();
+        std::process::exit(exit.exit_code().into());
+    })
 }

@@ -9,16 +9,18 @@ use event_manager::{EventOps, EventSet, EventSubscriber, Events};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::end::{End, EndSignal};
+use crate::metrics::Metrics;
 
 /// Ends the machine at SIGINT, SIGTERM or SIGHUP.
 pub struct Signals {
     sources: Vec<(UnixStream, &'static str)>,
     end: Arc<EndSignal>,
+    metrics: Arc<Metrics>,
 }
 
 impl Signals {
     /// Takes the signals over.
-    pub fn install(end: Arc<EndSignal>) -> io::Result<Signals> {
+    pub fn install(end: Arc<EndSignal>, metrics: Arc<Metrics>) -> io::Result<Signals> {
         let wanted = [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM"), (SIGHUP, "SIGHUP")];
         let mut sources = Vec::with_capacity(wanted.len());
         for (signal, name) in wanted {
@@ -27,7 +29,7 @@ impl Signals {
             signal_hook::low_level::pipe::register(signal, write)?;
             sources.push((read, name));
         }
-        Ok(Signals { sources, end })
+        Ok(Signals { sources, end, metrics })
     }
 }
 
@@ -44,6 +46,9 @@ impl EventSubscriber for Signals {
     fn process(&self, events: Events, _ops: &mut EventOps) {
         if let Some((source, name)) = self.sources.get(events.data() as usize) {
             let _ = (&mut &*source).read(&mut [0; 16]);
+            if *name == "SIGHUP" {
+                self.metrics.signals.sighup.set(1);
+            }
             self.end.announce(End::Signal(name));
         }
     }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -26,6 +27,7 @@ use varve_devices::bus::Bus;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::end::{End, EndSignal};
+use crate::metrics;
 
 /// Threads of vCPUs, by thread id.
 static THREADS: RwLock<Vec<u32>> = RwLock::new(Vec::new());
@@ -35,12 +37,16 @@ pub fn is_vcpu_thread(id: u32) -> bool {
     THREADS.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
 }
 
-/// The two address spaces whose accesses come to the monitor.
-pub struct Buses {
-    /// I/O ports.
+/// What all vCPUs of a machine share.
+pub struct World {
+    /// I/O ports whose accesses come to the monitor.
     pub ports: Bus,
     /// Memory where no memory slot is.
     pub memory: Bus,
+    /// Where the machine's end is announced.
+    pub end: Arc<EndSignal>,
+    /// What vCPUs count.
+    pub metrics: Arc<metrics::Vcpu>,
 }
 
 /// Why vCPUs do not start or obey.
@@ -112,18 +118,13 @@ pub struct VcpuHandle {
 
 impl VcpuHandle {
     /// Starts the thread of vCPU `id`, paused.
-    pub fn start(
-        id: u8,
-        fd: VcpuFd,
-        buses: Arc<Buses>,
-        end: Arc<EndSignal>,
-    ) -> Result<VcpuHandle, VcpuError> {
+    pub fn start(id: u8, fd: VcpuFd, world: Arc<World>) -> Result<VcpuHandle, VcpuError> {
         install_kick_handler();
         let spawn = |e| VcpuError::Spawn(id, e);
         let kicker = Kicker::new(&fd).map_err(spawn)?;
         let own_kicker = Kicker::new(&fd).map_err(spawn)?;
         let (commands, inbox) = channel();
-        let vcpu = Vcpu { id, fd, kicker: own_kicker, inbox, buses, end };
+        let vcpu = Vcpu { id, fd, kicker: own_kicker, inbox, world };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || vcpu.main())
@@ -177,8 +178,7 @@ struct Vcpu {
     fd: VcpuFd,
     kicker: Kicker,
     inbox: Receiver<Command>,
-    buses: Arc<Buses>,
-    end: Arc<EndSignal>,
+    world: Arc<World>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -235,19 +235,32 @@ impl Vcpu {
 
     /// Runs the guest until there is a command, or the machine has ended.
     fn run(&mut self) -> State {
+        let World { ports, memory, end, metrics } = &*self.world.clone();
         loop {
             match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
-                    self.buses.ports.write(port.into(), data);
+                    let start = Instant::now();
+                    ports.write(port.into(), data);
+                    metrics.exit_io_out.inc();
+                    metrics.exit_io_out_agg.record_since(start);
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
-                    self.buses.ports.read(port.into(), data);
+                    let start = Instant::now();
+                    ports.read(port.into(), data);
+                    metrics.exit_io_in.inc();
+                    metrics.exit_io_in_agg.record_since(start);
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => {
-                    self.buses.memory.write(address, data);
+                    let start = Instant::now();
+                    memory.write(address, data);
+                    metrics.exit_mmio_write.inc();
+                    metrics.exit_mmio_write_agg.record_since(start);
                 }
                 Ok(VcpuExit::MmioRead(address, data)) => {
-                    self.buses.memory.read(address, data);
+                    let start = Instant::now();
+                    memory.read(address, data);
+                    metrics.exit_mmio_read.inc();
+                    metrics.exit_mmio_read_agg.record_since(start);
                 }
                 Err(e) if e.errno() == libc::EINTR => {
                     // First the flag, then the inbox: a command that comes in between sets it
@@ -259,8 +272,8 @@ impl Vcpu {
                 Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
                 other => {
                     let exit = other.map(|exit| describe(&exit));
-                    let end = self.fatal(exit);
-                    self.end.announce(end);
+                    metrics.failures.inc();
+                    end.announce(self.fatal(exit));
                     return State::Ended;
                 }
             }
