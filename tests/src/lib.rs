@@ -5,6 +5,7 @@
 //! to that (by the lab, where the machine has none), no test knows the difference.
 #![allow(clippy::unwrap_used, reason = "a harness for tests: what fails ends the test")]
 
+pub mod api;
 pub mod command;
 pub mod guest;
 pub mod images;

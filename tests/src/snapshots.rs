@@ -1,10 +1,7 @@
-//! Machines that are snapshotted and that come from snapshots: control sockets, snapshot commands,
-//! restores.
+//! Machines that are snapshotted and that come from snapshots: snapshot commands, restores.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,7 +9,6 @@ use serde_json::Value;
 use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
 
 use crate::images::varve;
-use crate::vm::PATIENCE;
 use crate::{Ended, Vm, VmBuilder, command};
 
 /// A machine to be restored.
@@ -79,11 +75,6 @@ impl VmBuilder {
 }
 
 impl Vm {
-    /// The control socket.
-    pub fn api(&self) -> PathBuf {
-        self.dir().join("api.sock")
-    }
-
     /// Snapshots the machine into a folder; with more options, separated by blanks.
     ///
     /// # Panics
@@ -100,27 +91,6 @@ impl Vm {
         args.extend(options.split_whitespace().map(OsString::from));
         args.extend(["--api-sock".into(), self.api().into(), dir.into()]);
         command::run(args)
-    }
-
-    /// Sends a request to the control socket and returns the body of the answer.
-    ///
-    /// # Panics
-    ///
-    /// If it is refused.
-    pub fn control(&self, method: &str, target: &str, body: &Value) -> Value {
-        let mut stream = UnixStream::connect(self.api()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let length = body.len();
-        let head = format!(
-            "{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
-        );
-        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 20"), "{method} {target} {body}: {answer}");
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() }
     }
 
     /// Works on a region of the guest's memory, as [`Vm::memory`] does, by several threads.

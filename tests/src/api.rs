@@ -1,0 +1,84 @@
+//! Monitors that are controlled through their API socket.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::Vm;
+use crate::images::varve;
+use crate::vm::PATIENCE;
+
+impl Vm {
+    /// A monitor with Firecracker's command line and no machine yet, whose socket answers. More
+    /// options are separated by blanks.
+    ///
+    /// # Panics
+    ///
+    /// If the socket does not come.
+    pub fn unconfigured(options: &str) -> Vm {
+        let dir = tempfile::Builder::new().prefix("varve-test").tempdir().unwrap();
+        let mut command = Command::new(varve());
+        command
+            .arg("--api-sock")
+            .arg(dir.path().join("api.sock"))
+            .args(options.split_whitespace())
+            .stdin(Stdio::null())
+            .stdout(File::create(dir.path().join("console")).unwrap());
+        let mut vm = Vm::spawn(command, dir);
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(vm.api()).is_err() {
+            assert!(vm.runs() && Instant::now() < deadline, "no socket: {}", vm.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        vm
+    }
+
+    /// The control socket.
+    pub fn api(&self) -> PathBuf {
+        self.dir().join("api.sock")
+    }
+
+    /// Sends a request to the control socket and returns the body of the answer.
+    ///
+    /// # Panics
+    ///
+    /// If it is refused.
+    pub fn control(&self, method: &str, target: &str, body: &Value) -> Value {
+        let (status, answer) = self.ask(method, target, body);
+        assert!(status == 200 || status == 204, "{method} {target} {body}: {status} {answer}");
+        answer
+    }
+
+    /// Sends a request to the control socket that must be refused, and returns the message.
+    ///
+    /// # Panics
+    ///
+    /// If it is not refused with status 400.
+    pub fn refused(&self, method: &str, target: &str, body: &Value) -> String {
+        let (status, answer) = self.ask(method, target, body);
+        assert_eq!(status, 400, "{method} {target} {body}: {answer}");
+        answer["fault_message"].as_str().unwrap().into()
+    }
+
+    /// Sends a request to the control socket and returns status code and body of the answer.
+    pub fn ask(&self, method: &str, target: &str, body: &Value) -> (u16, Value) {
+        let mut stream = UnixStream::connect(self.api()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let length = body.len();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() })
+    }
+}
