@@ -1,23 +1,26 @@
 //! One node as a client sees it: connections that are kept and reused, limits of time, and whether it
 //! answered of late. What to do when it does not is for whoever asks.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::error::Error;
+use std::io::{self, Write};
+use std::net::TcpStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::auth::{Key, Role, Tenant, nonce};
-use crate::error::PoolError;
-use crate::wire::{
-    Answer, Credentials, Hello, MAX_READ, ObjectId, PublicationId, Request, Status, receive,
-    receive_magic, send, send_magic,
-};
+use varve_rdma::Domain;
+
+use crate::auth::{Key, Tenant};
+use crate::connection::{Connection, Said, done, said};
+use crate::error::{PoolError, chain};
+use crate::wire::{Answer, ObjectId, PublicationId, Request, Status, receive, send};
 
 /// Connections that are kept for later.
 const KEPT: usize = 16;
 /// First pause after a failure; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long RDMA is left alone after it failed.
+const RDMA_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long to wait.
 #[derive(Clone, Copy, Debug)]
@@ -34,10 +37,44 @@ impl Default for Patience {
     }
 }
 
+/// How bytes of objects come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// By RDMA where both sides have a port at the addresses of the connection, else by TCP.
+    #[default]
+    Auto,
+    /// By TCP.
+    Tcp,
+    /// By RDMA, or not at all.
+    Rdma,
+}
+
+impl std::str::FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Transport, String> {
+        match text {
+            "auto" => Ok(Transport::Auto),
+            "tcp" => Ok(Transport::Tcp),
+            "rdma" => Ok(Transport::Rdma),
+            _ => Err("one of auto, tcp and rdma".into()),
+        }
+    }
+}
+
 /// Whether the node answered of late.
 #[derive(Debug, Default)]
 struct Health {
     failures: u32,
+    resting_until: Option<Instant>,
+}
+
+/// The RDMA side of a node.
+#[derive(Debug, Default)]
+struct Rdma {
+    /// Where links of this client are, once there was one.
+    domain: Option<Domain>,
     resting_until: Option<Instant>,
 }
 
@@ -48,8 +85,10 @@ pub struct NodeClient {
     tenant: Tenant,
     key: Key,
     patience: Patience,
-    idle: Mutex<Vec<TcpStream>>,
+    transport: Transport,
+    idle: Mutex<Vec<Connection>>,
     health: Mutex<Health>,
+    rdma: Mutex<Rdma>,
 }
 
 impl NodeClient {
@@ -60,8 +99,10 @@ impl NodeClient {
             tenant,
             key,
             patience: Patience::default(),
+            transport: Transport::default(),
             idle: Mutex::default(),
             health: Mutex::default(),
+            rdma: Mutex::default(),
         }
     }
 
@@ -69,6 +110,12 @@ impl NodeClient {
     #[must_use]
     pub fn with_patience(self, patience: Patience) -> NodeClient {
         NodeClient { patience, ..self }
+    }
+
+    /// The same, with bytes coming in another way.
+    #[must_use]
+    pub fn by(self, transport: Transport) -> NodeClient {
+        NodeClient { transport, ..self }
     }
 
     /// Its address.
@@ -83,27 +130,18 @@ impl NodeClient {
 
     /// Fills `buffer` with bytes of an object.
     pub fn read(&self, object: ObjectId, offset: u64, buffer: &mut [u8]) -> Result<(), PoolError> {
-        let mut offset = offset;
-        for part in buffer.chunks_mut(MAX_READ as usize) {
-            let len = part.len() as u32;
-            self.with_connection(|stream| {
-                send(stream, &Request::Read { object, offset, len })?;
-                match receive(stream)? {
-                    Answer::Data { len: sent } if sent == len => {
-                        stream.read_exact(part)?;
-                        Ok(Said::Yes(()))
-                    }
-                    other => Ok(said(other)),
-                }
-            })?;
-            offset += u64::from(len);
-        }
-        Ok(())
+        self.with_connection(|connection| {
+            let read = connection.read(object, offset, buffer);
+            if let (Err(e), true) = (&read, connection.is_linked()) {
+                self.leave_rdma_alone(e);
+            }
+            read
+        })
     }
 
     /// Figures of what the node keeps for this tenant.
     pub fn status(&self) -> Result<Status, PoolError> {
-        self.with_connection(|stream| {
+        self.with_connection(|Connection { stream, .. }| {
             send(stream, &Request::Status)?;
             match receive(stream)? {
                 Answer::Status(status) => Ok(Said::Yes(status)),
@@ -114,7 +152,7 @@ impl NodeClient {
 
     /// Frees what only this publication keeps.
     pub fn forget(&self, publication: PublicationId) -> Result<(), PoolError> {
-        self.with_connection(|stream| {
+        self.with_connection(|Connection { stream, .. }| {
             send(stream, &Request::Forget { publication })?;
             done(stream)
         })
@@ -122,86 +160,106 @@ impl NodeClient {
 
     /// Begins to publish: objects first, then their publication.
     pub fn begin(&self) -> Result<Publishing<'_>, PoolError> {
-        let stream = self.connect().map_err(|e| self.link("connect to it", e))??;
-        Ok(Publishing { node: self, stream, objects: Vec::new() })
+        let connection = self.judge(self.connect().map_err(|e| self.link("connect to it", e))?)?;
+        Ok(Publishing { node: self, connection, objects: Vec::new() })
     }
 
     /// Asks over a connection that is kept, or a new one. A kept one may have died meanwhile, which
     /// is no failure of the node's yet.
     fn with_connection<T>(
         &self,
-        mut ask: impl FnMut(&mut TcpStream) -> io::Result<Said<T>>,
+        mut ask: impl FnMut(&mut Connection) -> io::Result<Said<T>>,
     ) -> Result<T, PoolError> {
         let kept = lock(&self.idle).pop();
-        let first = kept.map(|mut stream| ask(&mut stream).map(|said| (said, stream)));
+        let first = kept.map(|mut connection| ask(&mut connection).map(|said| (said, connection)));
         let asked = match first {
             Some(Ok(answered)) => Ok(answered),
             // Silence is the node's; the rest may be the old connection's.
             Some(Err(e)) if is_timeout(&e) => Err(e),
-            _ => match self.connect() {
-                Ok(Ok(mut stream)) => ask(&mut stream).map(|said| (said, stream)),
-                Ok(Err(refused)) => return Err(self.failed(refused)),
-                Err(e) => return Err(self.failed(self.link("connect to it", e))),
-            },
+            _ => {
+                let mut connection = self.connect_for_reading().map_err(|e| self.failed(e))?;
+                ask(&mut connection).map(|said| (said, connection))
+            }
         };
-        let (said, stream) = asked.map_err(|e| self.failed(self.link("get its answer", e)))?;
+        let (said, connection) = asked.map_err(|e| self.failed(self.link("get its answer", e)))?;
         *lock(&self.health) = Health::default();
         match said {
-            Said::Yes(answer) => {
-                self.keep(stream);
-                Ok(answer)
-            }
-            Said::No(reason) => {
-                self.keep(stream);
-                Err(PoolError::Refused { node: self.address.clone(), reason })
-            }
             // Its next words would be misunderstood.
             Said::Nonsense(problem) => Err(self.failed(self.protocol(problem))),
+            said => {
+                let mut idle = lock(&self.idle);
+                if idle.len() < KEPT {
+                    idle.push(connection);
+                }
+                self.judge(said)
+            }
         }
     }
 
-    fn keep(&self, stream: TcpStream) {
-        let mut idle = lock(&self.idle);
-        if idle.len() < KEPT {
-            idle.push(stream);
+    fn connect(&self) -> io::Result<Said<Connection>> {
+        Connection::open(&self.address, &self.tenant, &self.key, self.patience)
+    }
+
+    /// A connection, with a link where that is wanted and can be.
+    fn connect_for_reading(&self) -> Result<Connection, PoolError> {
+        let connect = || self.judge(self.connect().map_err(|e| self.link("connect to it", e))?);
+        let mut connection = connect()?;
+        let resting = lock(&self.rdma).resting_until.is_some_and(|until| Instant::now() < until);
+        match self.transport {
+            Transport::Tcp => Ok(connection),
+            Transport::Auto if resting => Ok(connection),
+            Transport::Auto => match self.join(&mut connection) {
+                Ok(_) => Ok(connection),
+                Err(e) => {
+                    self.leave_rdma_alone(&e);
+                    // What the two sides have said to each other may be incomplete.
+                    connect()
+                }
+            },
+            Transport::Rdma => match self.join(&mut connection)? {
+                true => Ok(connection),
+                false => Err(PoolError::Refused {
+                    node: self.address.clone(),
+                    reason: "there is no RDMA between it and this host".into(),
+                }),
+            },
         }
     }
 
-    fn connect(&self) -> io::Result<Result<TcpStream, PoolError>> {
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for address in self.address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, self.patience.connect) {
-                Ok(mut stream) => return self.introduce(&mut stream).map(|r| r.map(|()| stream)),
-                Err(e) => last = e,
-            }
+    /// Joins a link to a connection; whether there is one now.
+    fn join(&self, connection: &mut Connection) -> Result<bool, PoolError> {
+        let rdma = |e| self.link("use RDMA with it", e);
+        let mut state = lock(&self.rdma);
+        if state.domain.is_none() {
+            let Some(port) = connection.port().map_err(rdma)? else { return Ok(false) };
+            state.domain = Some(Domain::new(port).map_err(|e| rdma(io::Error::other(e)))?);
         }
-        Err(last)
+        let Some(domain) = state.domain.clone() else { return Ok(false) };
+        drop(state);
+        match connection.link(&domain).map_err(rdma)? {
+            Said::Yes(()) => Ok(true),
+            Said::No(reason) => {
+                log::debug!("node {} refuses RDMA: {reason}", self.address);
+                Ok(false)
+            }
+            Said::Nonsense(problem) => Err(self.protocol(problem)),
+        }
     }
 
-    /// Both sides prove themselves.
-    fn introduce(&self, stream: &mut TcpStream) -> io::Result<Result<(), PoolError>> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(self.patience.connect))?;
-        stream.set_write_timeout(Some(self.patience.connect))?;
-        let mine = nonce()?;
-        receive_magic(stream)?;
-        let Hello { nonce: node } = receive(stream)?;
-        send_magic(stream)?;
-        let proof = self.key.prove(Role::Client, &mine, &node);
-        send(stream, &Credentials { tenant: self.tenant.clone(), nonce: mine, proof })?;
-        let answer = receive(stream)?;
-        stream.set_read_timeout(Some(self.patience.answer))?;
-        stream.set_write_timeout(Some(self.patience.answer))?;
-        Ok(match answer {
-            Answer::Welcome { proof } if self.key.verify(Role::Node, &mine, &node, &proof) => {
-                Ok(())
-            }
-            Answer::Welcome { .. } => Err(self.protocol("it has not the tenant's key".into())),
-            Answer::Refused { reason } => {
-                Err(PoolError::Refused { node: self.address.clone(), reason })
-            }
-            other => Err(self.protocol(format!("it answered {other:?}"))),
-        })
+    fn leave_rdma_alone(&self, why: &dyn Error) {
+        if self.transport == Transport::Auto {
+            let (node, why) = (&self.address, chain(why));
+            log::warn!("node {node}: RDMA failed, TCP serves for a while: {why}");
+            lock(&self.rdma).resting_until = Some(Instant::now() + RDMA_PAUSE);
+        }
+    }
+
+    fn judge<T>(&self, said: Said<T>) -> Result<T, PoolError> {
+        match said {
+            Said::Yes(answer) => Ok(answer),
+            Said::No(reason) => Err(PoolError::Refused { node: self.address.clone(), reason }),
+            Said::Nonsense(problem) => Err(self.protocol(problem)),
+        }
     }
 
     /// Lets the node rest for a while, longer each time.
@@ -226,7 +284,7 @@ impl NodeClient {
 #[derive(Debug)]
 pub struct Publishing<'n> {
     node: &'n NodeClient,
-    stream: TcpStream,
+    connection: Connection,
     objects: Vec<ObjectId>,
 }
 
@@ -258,37 +316,11 @@ impl Publishing<'_> {
         what: &'static str,
         answer: impl FnOnce(&mut TcpStream) -> io::Result<Said<()>>,
     ) -> Result<(), PoolError> {
-        let node = self.node;
+        let (node, stream) = (self.node, &mut self.connection.stream);
         // A store may take its time to make an object durable.
-        let slow = self.stream.set_read_timeout(Some(node.patience.answer * 10));
-        let said = slow.and_then(|()| send(&mut self.stream, request));
-        match said.and_then(|()| answer(&mut self.stream)).map_err(|e| node.link(what, e))? {
-            Said::Yes(()) => Ok(()),
-            Said::No(reason) => Err(PoolError::Refused { node: node.address.clone(), reason }),
-            Said::Nonsense(problem) => Err(node.protocol(problem)),
-        }
-    }
-}
-
-/// What became of a question.
-enum Said<T> {
-    Yes(T),
-    No(String),
-    Nonsense(String),
-}
-
-fn done(stream: &mut TcpStream) -> io::Result<Said<()>> {
-    Ok(match receive(stream)? {
-        Answer::Done => Said::Yes(()),
-        other => said(other),
-    })
-}
-
-/// An answer that is not the one hoped for.
-fn said<T>(answer: Answer) -> Said<T> {
-    match answer {
-        Answer::Refused { reason } => Said::No(reason),
-        other => Said::Nonsense(format!("it answered {other:?}")),
+        let slow = stream.set_read_timeout(Some(node.patience.answer * 10));
+        let said = slow.and_then(|()| send(stream, request)).and_then(|()| answer(stream));
+        node.judge(said.map_err(|e| node.link(what, e))?)
     }
 }
 

@@ -13,12 +13,14 @@
 
 pub mod auth;
 pub mod client;
+mod connection;
 pub mod error;
 mod memory;
 pub mod node;
 mod objects;
 pub mod place;
 pub mod publish;
+mod remote;
 mod shelf;
 pub mod source;
 pub mod wire;

@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Deref;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use varve_rdma::Fixed;
 
 const HUGE_PAGE: usize = 2 << 20;
 
@@ -76,6 +77,13 @@ impl Deref for Memory {
     fn deref(&self) -> &[u8] {
         // SAFETY: `len` mapped bytes that nobody writes to since `Filling` was consumed.
         unsafe { std::slice::from_raw_parts(self.0.address.cast(), self.0.len) }
+    }
+}
+
+// SAFETY: the mapping stays in place until it is dropped, and nobody writes to it any more.
+unsafe impl Fixed for Memory {
+    fn bytes(&self) -> &[u8] {
+        self
     }
 }
 

@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use varve_rdma::Endpoint;
 use varve_snapshot::Digest;
 
 use crate::auth::{Keys, Role, Tenant, nonce};
 use crate::error::{PoolError, chain};
 use crate::objects::{Holdings, Object, Objects};
+use crate::remote::{Linked, Reaches};
 use crate::shelf::Shelf;
 use crate::wire::{
     Answer, Credentials, Hello, MAX_OBJECT, MAX_READ, ObjectId, PublicationId, Request, receive,
@@ -45,6 +47,7 @@ pub struct NodeConfig {
 struct Shared {
     keys: Keys,
     objects: Objects,
+    reaches: Reaches,
     store: Option<PathBuf>,
     /// Held while the publications of a tenant change on disk.
     changing: Mutex<()>,
@@ -72,6 +75,7 @@ impl Node {
         let NodeConfig { listen, keys, limit, store } = config;
         let shared = Arc::new(Shared {
             objects: Objects::new(limit),
+            reaches: Reaches::default(),
             store,
             changing: Mutex::default(),
             connections: Mutex::default(),
@@ -210,7 +214,8 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
         Ok(shelf) => shelf,
         Err(e) => return refuse(&mut stream, chain(&e)),
     };
-    let mut client = Client { shared, tenant, holdings, shelf, stream, held: HashMap::new() };
+    let mut client =
+        Client { shared, tenant, holdings, shelf, stream, held: HashMap::new(), linked: None };
     loop {
         // A client may be silent between two requests, but not within one.
         client.stream.set_read_timeout(None)?;
@@ -249,6 +254,10 @@ fn welcome(shared: &Shared, stream: &mut TcpStream) -> io::Result<Option<Tenant>
     Ok(Some(tenant))
 }
 
+fn not_here(id: &ObjectId) -> String {
+    format!("object {} is not here", Digest(*id))
+}
+
 /// A client that is known.
 struct Client<'s> {
     shared: &'s Shared,
@@ -258,6 +267,8 @@ struct Client<'s> {
     stream: TcpStream,
     /// What it has put, until it leaves: what it then has not published goes with it.
     held: HashMap<ObjectId, Arc<Object>>,
+    /// Its way to read by itself.
+    linked: Option<Linked>,
 }
 
 /// Done, or why not; the connection itself is well.
@@ -277,6 +288,14 @@ impl Client<'_> {
                 self.done_if(outcome)
             }
             Request::Read { object, offset, len } => self.read(&object, offset, len),
+            Request::Link { endpoint } => {
+                let outcome = self.join(&endpoint);
+                self.answer_if(outcome)
+            }
+            Request::Locate { object } => {
+                let outcome = self.locate(object);
+                self.answer_if(outcome)
+            }
             Request::Status => {
                 let status = self.shared.objects.status(&self.holdings);
                 send(&mut self.stream, &Answer::Status(status)).map(Ok)
@@ -285,10 +304,28 @@ impl Client<'_> {
     }
 
     fn done_if(&mut self, outcome: Outcome) -> io::Result<Outcome> {
+        self.answer_if(outcome.map(|()| Answer::Done))
+    }
+
+    fn answer_if(&mut self, outcome: Result<Answer, String>) -> io::Result<Outcome> {
         match outcome {
-            Ok(()) => send(&mut self.stream, &Answer::Done).map(Ok),
+            Ok(answer) => send(&mut self.stream, &answer).map(Ok),
             Err(reason) => Ok(Err(reason)),
         }
+    }
+
+    fn join(&mut self, theirs: &Endpoint) -> Result<Answer, String> {
+        let address = self.stream.local_addr().map_err(|e| e.to_string())?.ip();
+        // An earlier link of this connection ends before.
+        self.linked = None;
+        let (linked, endpoint) = Linked::new(&self.shared.reaches, &self.tenant, address, theirs)?;
+        self.linked = Some(linked);
+        Ok(Answer::Linked { endpoint })
+    }
+
+    fn locate(&mut self, id: ObjectId) -> Result<Answer, String> {
+        let object = self.holdings.get(&id).ok_or_else(|| not_here(&id))?;
+        self.linked.as_mut().ok_or("there is no link to locate it for")?.locate(id, &object)
     }
 
     fn put(&mut self, id: ObjectId, len: u64) -> io::Result<Outcome> {
@@ -322,7 +359,7 @@ impl Client<'_> {
         let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let find = |id: &ObjectId| {
             let object = self.held.get(id).cloned().or_else(|| self.holdings.get(id));
-            object.ok_or_else(|| format!("object {} is not here", Digest(*id)))
+            object.ok_or_else(|| not_here(id))
         };
         let objects = ids.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         if let Some(shelf) = &self.shelf {
@@ -352,7 +389,7 @@ impl Client<'_> {
 
     fn read(&mut self, id: &ObjectId, offset: u64, len: u32) -> io::Result<Outcome> {
         let Some(object) = self.holdings.get(id) else {
-            return Ok(Err(format!("object {} is not here", Digest(*id))));
+            return Ok(Err(not_here(id)));
         };
         let part = usize::try_from(offset).ok().filter(|_| len <= MAX_READ).and_then(|start| {
             object.bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)

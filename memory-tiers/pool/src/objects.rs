@@ -16,7 +16,7 @@ use crate::wire::{ObjectId, PublicationId, Status};
 #[derive(Debug)]
 pub(crate) struct Object {
     /// Its bytes.
-    pub bytes: Memory,
+    pub bytes: Arc<Memory>,
     _room: Room,
 }
 
@@ -48,7 +48,7 @@ impl Incoming {
 
     /// All bytes are there.
     pub fn done(self) -> Arc<Object> {
-        Arc::new(Object { bytes: self.filling.done(), _room: self.room })
+        Arc::new(Object { bytes: Arc::new(self.filling.done()), _room: self.room })
     }
 }
 

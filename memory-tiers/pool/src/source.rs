@@ -13,7 +13,7 @@ use varve_memory_tiers::{Elsewhere, ImageInfo, PageSource, SourceError, Tier};
 use varve_snapshot::{Backing, Image, ImageEntry, ImageReader};
 
 use crate::auth::Keys;
-use crate::client::NodeClient;
+use crate::client::{NodeClient, Transport};
 use crate::error::{PoolError, chain};
 use crate::place::{Place, Places};
 
@@ -27,12 +27,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub struct Pool {
     places: Places,
     keys: Keys,
+    transport: Transport,
 }
 
 impl Pool {
     /// The images at `places`; each needs its tenant's key.
-    pub fn new(places: Places, keys: Keys) -> Pool {
-        Pool { places, keys }
+    pub fn new(places: Places, keys: Keys, transport: Transport) -> Pool {
+        Pool { places, keys, transport }
     }
 }
 
@@ -50,7 +51,13 @@ impl Elsewhere for Pool {
         info: &ImageInfo,
     ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
         let Some(place) = self.places.images.get(&image.entry.name) else { return Ok(None) };
-        Ok(Some(Arc::new(PoolSource::open(image, info.clone(), place, &self.keys)?)))
+        Ok(Some(Arc::new(PoolSource::open(
+            image,
+            info.clone(),
+            place,
+            &self.keys,
+            self.transport,
+        )?)))
     }
 }
 
@@ -78,6 +85,7 @@ impl PoolSource {
         info: ImageInfo,
         place: &Place,
         keys: &Keys,
+        transport: Transport,
     ) -> Result<PoolSource, SourceError> {
         let name = &image.entry.name;
         if !place.complete {
@@ -96,7 +104,7 @@ impl PoolSource {
         }
         let tenant = &place.tenant;
         let key = keys.get(tenant).ok_or_else(|| format!("there is no key of tenant {tenant}"))?;
-        let node = |n: &String| NodeClient::new(n, tenant.clone(), key.clone());
+        let node = |n: &String| NodeClient::new(n, tenant.clone(), key.clone()).by(transport);
         let nodes: Arc<Vec<NodeClient>> = Arc::new(place.nodes.iter().map(node).collect());
         let place = Arc::new(place.clone());
         let copies = (0..place.copies()).map(|which| {

@@ -14,6 +14,7 @@ use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use varve_rdma::Endpoint;
 
 use crate::auth::{Nonce, Proof, Tenant};
 
@@ -83,6 +84,17 @@ pub enum Request {
     },
     /// What the node keeps for this tenant.
     Status,
+    /// Join an RDMA link to this one; it ends with the connection.
+    Link {
+        /// The client's side of it.
+        endpoint: Endpoint,
+    },
+    /// Where an object is in the node's memory, for reads over the connection's link. It stays there
+    /// for as long as the connection lives.
+    Locate {
+        /// Its name.
+        object: ObjectId,
+    },
 }
 
 /// What a node answers.
@@ -104,6 +116,20 @@ pub enum Answer {
     },
     /// What the node keeps for the tenant.
     Status(Status),
+    /// The link stands.
+    Linked {
+        /// The node's side of it.
+        endpoint: Endpoint,
+    },
+    /// Where the object is.
+    Located {
+        /// Its address.
+        address: u64,
+        /// The key to it, good for this tenant's links only.
+        key: u32,
+        /// Its length.
+        len: u64,
+    },
     /// It will not be done; the connection goes on.
     Refused {
         /// Why.
@@ -124,7 +150,8 @@ pub struct Status {
     pub limit: u64,
     /// Bytes that it keeps for all tenants.
     pub used: u64,
-    /// Reads that were answered for the tenant since the node began.
+    /// Reads that were answered for the tenant since the node began; of reads over RDMA the node
+    /// knows nothing.
     pub reads: u64,
     /// Their bytes.
     pub read_bytes: u64,

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use varve_memory_tiers::{ImageInfo, PageSource, Tier};
-use varve_pool::client::{NodeClient, Patience};
+use varve_pool::client::{NodeClient, Patience, Transport};
 use varve_pool::node::Stop;
 use varve_pool::wire::{self, Answer, Request};
 use varve_pool::{Key, Keys, Node, NodeConfig, Place, Places, PoolSource, Tenant, Wanted};
@@ -124,7 +124,7 @@ fn check(source: &PoolSource, first: u64, count: u64) {
 }
 
 fn source(image: &Image, place: &Place) -> PoolSource {
-    PoolSource::open(image, info(), place, &keys()).unwrap()
+    PoolSource::open(image, info(), place, &keys(), Transport::Auto).unwrap()
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn what_is_published_comes_back_from_several_nodes() {
     assert!(forget(dir.path(), "cold", &acme().1).unwrap());
     assert!(!forget(dir.path(), "cold", &acme().1).unwrap());
     assert_eq!(nodes[0].client().status().unwrap().used, 0);
-    let late = PoolSource::open(&image, info(), &place, &keys()).unwrap();
+    let late = PoolSource::open(&image, info(), &place, &keys(), Transport::Auto).unwrap();
     let late = late.trying_for(Duration::from_millis(50));
     let error = late.read(7, &mut [0; 4096]).unwrap_err().to_string();
     assert!(error.contains("is not here") && error.contains(&nodes[0].address), "{error}");
@@ -351,7 +351,8 @@ fn an_interrupted_publication_is_finished_or_forgotten() {
     let error = publish_at(dir.path(), vec![node.address.clone(), gone], 1).unwrap_err();
     assert!(error.contains("cannot connect"), "{error}");
     let place = Places::read(dir.path()).unwrap().images["cold"].clone();
-    let error = PoolSource::open(&image, info(), &place, &keys()).unwrap_err().to_string();
+    let error =
+        PoolSource::open(&image, info(), &place, &keys(), Transport::Auto).unwrap_err().to_string();
     assert!(error.contains("interrupted"), "{error}");
     let place = publish_to(dir.path(), &[&node], 1).unwrap();
     check(&source(&image, &place), 0, 4);

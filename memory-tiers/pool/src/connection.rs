@@ -1,0 +1,204 @@
+//! One connection to a node: the two prove themselves, and then bytes of objects come over it, or over
+//! the RDMA link that belongs to it.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use varve_rdma::{Domain, Half, Port, RdmaError, Reader, Remote};
+
+use crate::auth::{Key, Role, Tenant, nonce};
+use crate::client::Patience;
+use crate::remote::sequence;
+use crate::wire::{
+    Answer, Credentials, Hello, MAX_READ, ObjectId, Request, receive, receive_magic, send,
+    send_magic,
+};
+
+/// A connection whose two sides know each other.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub stream: TcpStream,
+    link: Option<Linked>,
+    patience: Duration,
+}
+
+#[derive(Debug)]
+struct Linked {
+    reader: Reader,
+    located: HashMap<ObjectId, Remote>,
+}
+
+/// What became of a question.
+pub(crate) enum Said<T> {
+    /// This is the answer.
+    Yes(T),
+    /// The other side will not, and says why.
+    No(String),
+    /// The other side does not speak the protocol.
+    Nonsense(String),
+}
+
+impl Connection {
+    /// Connects, and has both sides prove themselves.
+    pub fn open(
+        address: &str,
+        tenant: &Tenant,
+        key: &Key,
+        patience: Patience,
+    ) -> io::Result<Said<Connection>> {
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in address.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, patience.connect) {
+                Ok(mut stream) => {
+                    let known = introduce(&mut stream, tenant, key, patience)?;
+                    let patience = patience.answer;
+                    return Ok(known.map(|()| Connection { stream, link: None, patience }));
+                }
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+
+    /// The RDMA port that this connection's own address is at.
+    pub fn port(&self) -> io::Result<Option<Port>> {
+        Ok(Port::at(self.stream.local_addr()?.ip()))
+    }
+
+    /// Joins an RDMA link; later reads go over it.
+    pub fn link(&mut self, domain: &Domain) -> io::Result<Said<()>> {
+        let half = Half::new(domain, sequence()).map_err(io::Error::other)?;
+        send(&mut self.stream, &Request::Link { endpoint: half.endpoint() })?;
+        let endpoint = match receive(&mut self.stream)? {
+            Answer::Linked { endpoint } => endpoint,
+            other => return Ok(said(other)),
+        };
+        let reader = half.join(&endpoint).and_then(Reader::new).map_err(io::Error::other)?;
+        self.link = Some(Linked { reader, located: HashMap::new() });
+        Ok(Said::Yes(()))
+    }
+
+    /// Whether reads go over RDMA.
+    pub fn is_linked(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Fills `buffer` with bytes of an object.
+    pub fn read(
+        &mut self,
+        object: ObjectId,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> io::Result<Said<()>> {
+        match &mut self.link {
+            Some(link) => link.read(&mut self.stream, self.patience, object, offset, buffer),
+            None => read_by_stream(&mut self.stream, object, offset, buffer),
+        }
+    }
+}
+
+impl Linked {
+    fn read(
+        &mut self,
+        stream: &mut TcpStream,
+        patience: Duration,
+        object: ObjectId,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> io::Result<Said<()>> {
+        let from = match self.located.get(&object) {
+            Some(&from) => from,
+            None => {
+                send(stream, &Request::Locate { object })?;
+                match receive(stream)? {
+                    Answer::Located { address, key, len } => {
+                        let from = Remote { address, key, len };
+                        self.located.insert(object, from);
+                        from
+                    }
+                    other => return Ok(said(other)),
+                }
+            }
+        };
+        match self.reader.read(from, offset, buffer, patience) {
+            Ok(()) => Ok(Said::Yes(())),
+            Err(e @ RdmaError::Outside { .. }) => Ok(Said::No(e.to_string())),
+            Err(e @ RdmaError::Silent(_)) => Err(io::Error::new(io::ErrorKind::TimedOut, e)),
+            Err(e) => Err(io::Error::other(e)),
+        }
+    }
+}
+
+fn read_by_stream(
+    stream: &mut TcpStream,
+    object: ObjectId,
+    offset: u64,
+    buffer: &mut [u8],
+) -> io::Result<Said<()>> {
+    let mut offset = offset;
+    for part in buffer.chunks_mut(MAX_READ as usize) {
+        let len = part.len() as u32;
+        send(stream, &Request::Read { object, offset, len })?;
+        match receive(stream)? {
+            Answer::Data { len: sent } if sent == len => stream.read_exact(part)?,
+            other => return Ok(said(other)),
+        }
+        offset += u64::from(len);
+    }
+    Ok(Said::Yes(()))
+}
+
+/// Both sides prove themselves.
+fn introduce(
+    stream: &mut TcpStream,
+    tenant: &Tenant,
+    key: &Key,
+    patience: Patience,
+) -> io::Result<Said<()>> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(patience.connect))?;
+    stream.set_write_timeout(Some(patience.connect))?;
+    let mine = nonce()?;
+    receive_magic(stream)?;
+    let Hello { nonce: node } = receive(stream)?;
+    send_magic(stream)?;
+    let proof = key.prove(Role::Client, &mine, &node);
+    send(stream, &Credentials { tenant: tenant.clone(), nonce: mine, proof })?;
+    let answer = receive(stream)?;
+    stream.set_read_timeout(Some(patience.answer))?;
+    stream.set_write_timeout(Some(patience.answer))?;
+    Ok(match answer {
+        Answer::Welcome { proof } if key.verify(Role::Node, &mine, &node, &proof) => Said::Yes(()),
+        Answer::Welcome { .. } => Said::Nonsense("it has not the tenant's key".into()),
+        other => said(other),
+    })
+}
+
+impl<T> Said<T> {
+    /// The same with another answer.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Said<U> {
+        match self {
+            Said::Yes(answer) => Said::Yes(f(answer)),
+            Said::No(reason) => Said::No(reason),
+            Said::Nonsense(problem) => Said::Nonsense(problem),
+        }
+    }
+}
+
+/// Receives the answer to a request that is to be done and says nothing.
+pub(crate) fn done(stream: &mut TcpStream) -> io::Result<Said<()>> {
+    Ok(match receive(stream)? {
+        Answer::Done => Said::Yes(()),
+        other => said(other),
+    })
+}
+
+/// An answer that is not the one hoped for.
+pub(crate) fn said<T>(answer: Answer) -> Said<T> {
+    match answer {
+        Answer::Refused { reason } => Said::No(reason),
+        other => Said::Nonsense(format!("it answered {other:?}")),
+    }
+}
