@@ -2,8 +2,8 @@
 # root), or named.
 
 LAB := target/debug/varve-lab
-# Tests run several guests in one emulated host, one after another.
-export VARVE_LAB_OPTS ?= --mem 3072 --timeout 2400
+# Tests run several guests in one emulated host, one after another; it has a soft-RoCE device.
+export VARVE_LAB_OPTS ?= --mem 3072 --timeout 2400 --rdma
 
 .PHONY: demo test test-fast test-vm bench fuzz lint images lab tools clean
 
@@ -67,12 +67,15 @@ lint: tools
 		if cargo deny fetch db >/dev/null 2>&1; then cargo deny check advisories; else \
 		echo "the advisory database is not reachable: advisories not checked"; fi; fi
 
-# What the build itself needs.
+# What the build itself needs: a linker; cmake and libclang for the bindings to RDMA's verbs.
 tools:
 	@command -v cargo >/dev/null || { echo "Rust is missing: install it by rustup" >&2; exit 1; }
-	@command -v cc >/dev/null || if [ "$$(id -u)" = 0 ]; then \
-		apt-get -qq update && apt-get -qq install -y --no-install-recommends gcc libc6-dev; else \
-		echo "A C linker is missing: apt-get install gcc libc6-dev" >&2; exit 1; fi
+	@{ command -v cc && command -v cmake && ls /usr/lib/llvm-*/lib/libclang*.so*; } >/dev/null 2>&1 || \
+	if [ "$$(id -u)" = 0 ]; then apt-get -qq update && \
+		clang=$$(apt-cache depends libclang1 | sed -n 's/.*: libclang1-//p') && \
+		apt-get -qq install -y --no-install-recommends gcc libc6-dev cmake make \
+			libclang1-$$clang libclang-common-$$clang-dev; else \
+		echo "Tools are missing: apt-get install gcc libc6-dev cmake make libclang-dev" >&2; exit 1; fi
 
 clean:
 	cargo clean
