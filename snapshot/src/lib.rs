@@ -52,7 +52,7 @@ pub use classify::{Classified, ClassifyOptions, Extent, HotIf, classify};
 pub use content::LayoutContent;
 pub use diff::{MergeReport, merge_diff, stage_merge};
 pub use digest::Digest;
-pub use error::{ChunkFault, FormatError, SnapshotError};
+pub use error::{ChunkFault, FormatError, SnapshotError, chain};
 pub use flat::{FlatFile, FlatOrder, MemorySource, Scan, scan};
 pub use flat_writer::FlatWriter;
 pub use image::{Backing, Image, ImageEntry, ImageReader};

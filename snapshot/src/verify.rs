@@ -1,13 +1,12 @@
 //! Checks everything that a snapshot consists of, and names everything that is wrong. Repairs
 //! nothing.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::content::LayoutContent;
-use crate::error::SnapshotError;
+use crate::error::{SnapshotError, chain};
 use crate::flat::FlatFile;
 use crate::manifest::{MANIFEST_FILE, MEMORY_FILE, Manifest, ManifestReader, STATE_FILE};
 use crate::page::{PAGE_SIZE, PageRange};
@@ -34,17 +33,6 @@ impl VerifyReport {
     fn note<T>(&mut self, result: Result<T, SnapshotError>) -> Option<T> {
         result.map_err(|e| self.problems.push(chain(&e))).ok()
     }
-}
-
-/// The error and its causes, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        text.push_str(&format!(": {e}"));
-        cause = e.source();
-    }
-    text
 }
 
 /// Checks the snapshot in a directory, flat, tiered or both. An error if it holds none.

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod command;
+pub mod disk;
 pub mod guest;
 pub mod images;
 pub mod network;

@@ -12,6 +12,18 @@ impl Vm {
         line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 
+    /// A sum over all mappings of the monitor (proc_pid_smaps(5)), in KiB: `AnonHugePages`,
+    /// `Private_Hugetlb`.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not tell.
+    pub fn mappings_kib(&self, field: &str) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).unwrap();
+        let value = rollup.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap().trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+
     /// How many descriptors the monitor has open.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
 use varve_snapshot::{LocalFiles, MANIFEST_FILE, STATE_FILE, StateFile};
+use varve_tests::disk::Disk;
 use varve_tests::images::varve;
+use varve_tests::network::skipped;
 use varve_tests::snapshots::{snapshot, tier};
 use varve_tests::{Ended, Restoring, Vm, command};
 
@@ -101,6 +103,7 @@ fn every_error_is_one_clear_line() {
     let victim = Victim::new(&at("flat"));
     memory_file(&victim);
     state_file(&victim);
+    processor(&victim);
     options(&victim, dir.path());
 
     tier(&at("flat"), &[], "");
@@ -162,6 +165,33 @@ fn state_file(victim: &Victim) {
     says(&victim.error_with_state(device), &["vsock"]);
     let device = |state: &mut StateFile| state.blobs.retain(|blob| blob.name != "device/serial");
     says(&victim.error_with_state(device), &["serial"]);
+}
+
+/// Processor features that no host has.
+fn processor(victim: &Victim) {
+    let with = |leaf: u32, register: usize, change: &dyn Fn(u32) -> u32| {
+        victim.error_with_state(|state| {
+            let vcpu = state.blobs.iter_mut().find(|blob| blob.name == "vcpu/0").unwrap();
+            // A CPUID leaf: 40 bytes of KVM's structure, function and index first, then flags and
+            // the four registers.
+            let begin: Vec<u8> = [&[40][..], &leaf.to_le_bytes(), &[0; 4]].concat();
+            let at = vcpu.bytes.windows(begin.len()).position(|bytes| bytes == begin).unwrap();
+            let word = &mut vcpu.bytes[at + 1 + 12 + 4 * register..][..4];
+            let value = u32::from_le_bytes((&*word).try_into().unwrap());
+            word.copy_from_slice(&change(value).to_le_bytes());
+        })
+    };
+    let (ebx, ecx) = (1, 2);
+    // PCOMMIT, which was never built, and a bit that is reserved for ever.
+    says(
+        &with(7, ebx, &|word| word | 1 << 22),
+        &["cannot run the snapshot's guest", "0x7.0 ebx bit 22"],
+    );
+    says(
+        &with(1, ecx, &|word| word | 1 << 16),
+        &["cannot run the snapshot's guest", "0x1.0 ecx bit 16"],
+    );
+    says(&with(0, ecx, &|word| word ^ 1), &["the snapshot is from a", "processor, this one is"]);
 }
 
 fn options(victim: &Victim, dir: &Path) {
@@ -296,6 +326,50 @@ fn killed_while_writing_leaves_a_whole_snapshot() {
     // What the killed ones left is cleared away by the next.
     vm.snapshot("", &at);
     assert_eq!(names(&at).len(), 2, "{:?}", names(&at));
+}
+
+/// A disk that gets full: the old snapshot stays, the machine goes on, nothing is left over.
+#[test]
+fn a_full_disk_leaves_the_old_snapshot() {
+    let disk = match Disk::small(160) {
+        Ok(disk) => disk,
+        Err(reason) => return skipped("a_full_disk_leaves_the_old_snapshot", &reason),
+    };
+    let (at, trace) = (disk.path().join("snapshot"), disk.path().join("trace"));
+    let mut vm = Vm::builder().option("--memory", "96M").controlled().start();
+    vm.memory("m", Action::Allocate, 16, 0);
+    vm.memory_by(1, "m", Action::Fill, 1);
+    vm.snapshot("", &at);
+    vm.memory_by(1, "m", Action::Rewrite, 2);
+    let filler = disk.path().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 1 << 20]).is_ok() {}
+    drop(file);
+    let before = names(&at);
+    let says_full =
+        |end: Ended| says(&error_of(end, "full"), &["memory", "No space left on device"]);
+    says_full(vm.try_snapshot("", &at));
+    says_full(vm.try_snapshot("", &disk.path().join("another")));
+    assert_eq!(names(&at), before);
+    assert_eq!(names(&disk.path().join("another")), [""; 0]);
+    // It goes on, and what it wrote is nobody's but its own.
+    vm.memory_by(1, "m", Action::Verify, 0);
+    let tier = ["snapshot".as_ref(), "tier".as_ref(), at.as_os_str()];
+    says(&error_of(command::run(tier), "tier"), &["No space left on device"]);
+    assert_eq!(names(&at), before);
+    let record = Restoring::from(&at).arg("--record").arg(&trace).options("--json").start();
+    record.signal("TERM");
+    let end = record.wait();
+    says(&error_of(end, "record"), &["trace", "No space left on device"]);
+    assert!(!trace.exists());
+    // With room again, everything works.
+    fs::remove_file(filler).unwrap();
+    Restoring::from(&at).start().memory_by(1, "m", Action::Verify, 0);
+    vm.snapshot("", &at);
+    drop(vm);
+    Restoring::from(&at).start().memory_by(1, "m", Action::Verify, 0);
+    snapshot(tier.into_iter().skip(1));
+    assert!(snapshot(["verify".as_ref(), at.as_os_str()]).contains("no problem found"));
 }
 
 /// Pages that are verified when they are fetched: a byte that flipped ends the machine, rather than

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 use varve_agent::protocol::Action;
-use varve_snapshot::{Access, Mechanism, Trace};
+use varve_snapshot::{Access, Mechanism, STATE_FILE, StateFile, Trace};
+use varve_tests::disk::{Disk, drop_cache};
+use varve_tests::network::skipped;
 use varve_tests::{Restoring, Vm, command};
 
 const PAGES_PER_MIB: u64 = 256;
@@ -48,8 +50,11 @@ fn invoke(vm: &mut Vm) {
 /// and page tables afterwards.
 #[test]
 fn written_pages_are_those_that_became_private() {
+    // Only what is not in memory anyway can be seen to come to the page cache.
+    let disk = Disk::on_a_device(256);
     let dir = folder();
-    let (snapshot, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
+    let home = disk.as_ref().map_or(dir.path(), Disk::path);
+    let (snapshot, trace) = (home.join("snapshot"), dir.path().join("trace"));
     let mut vm = machine();
     for name in ["read", "written", "fresh"] {
         vm.memory(name, Action::Allocate, 6, 0);
@@ -90,6 +95,11 @@ fn written_pages_are_those_that_became_private() {
     let missed = exact.pages().iter().filter(|page| cheap.find(page.gfn).is_none()).count() as u64;
     assert!(missed * 50 <= touched, "{missed} pages touched that pagemap did not see");
 
+    match disk {
+        Ok(_) => by_mincore(&snapshot, &dir.path().join("mincore"), &exact),
+        Err(reason) => skipped("recording by mincore", &reason),
+    }
+
     // The regions: one read, two written, of which one was zero.
     let least = 12 * PAGES_PER_MIB;
     assert!((least..least + 6 * PAGES_PER_MIB).contains(&written), "{written} written");
@@ -113,6 +123,26 @@ fn written_pages_are_those_that_became_private() {
     let mut order: Vec<u32> = pages.iter().map(|page| page.order).collect();
     order.sort_unstable();
     assert!(order.iter().copied().eq(0..pages.len() as u32), "order is not 0, 1, 2 …");
+}
+
+/// What comes to the page cache of the memory file: all that is touched, and what the kernel reads
+/// ahead. Nothing tells writes.
+fn by_mincore(snapshot: &Path, trace: &Path, exact: &Trace) {
+    let memory = StateFile::read(&snapshot.join(STATE_FILE)).unwrap().memory_file.unwrap();
+    drop_cache(&snapshot.join(memory));
+    let recording = Restoring::from(snapshot).options("--json --record-by mincore --record");
+    let mut vm = recording.arg(trace).start();
+    invoke(&mut vm);
+    vm.end_with_report();
+    let trace = Trace::read(trace).unwrap();
+    assert_eq!(trace.mechanism, Mechanism::Mincore);
+    let (seen, touched) = (trace.pages().len(), exact.pages().len());
+    let missed = exact.pages().iter().filter(|page| trace.find(page.gfn).is_none()).count();
+    println!("by mincore: {seen} touched, by faults {touched}, of which mincore missed {missed}");
+    assert!(missed * 50 <= touched, "{missed} of {touched} pages are not seen by mincore");
+    let all = 96 * PAGES_PER_MIB as usize;
+    assert!((touched..all * 9 / 10).contains(&seen), "{seen} pages by mincore");
+    assert!(trace.pages().iter().all(|page| page.access == Access::READ), "mincore tells writes");
 }
 
 #[test]

@@ -230,37 +230,3 @@ fn frames(dir: &Path) -> BTreeMap<u64, u32> {
         })
         .collect()
 }
-
-/// What was recorded as written is private before the guest runs, so it takes no copy-on-write fault.
-#[test]
-fn recorded_pages_take_no_copy_on_write_fault() {
-    let dir = folder();
-    let (flat, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
-    filled(&flat, 1, "96M");
-    record(&flat, &trace);
-    tier(&flat, &[&trace], "");
-    let mut vm = Restoring::from(&flat).options("--strategy tiered --wait all --paused").start();
-    while !vm.api().exists() {
-        assert!(vm.runs(), "{}", vm.stderr());
-        thread::sleep(Duration::from_millis(5));
-    }
-    let census = |vm: &Vm| vm.control("GET", "/memory", &Value::Null)["census"].clone();
-    let before = census(&vm);
-    vm.control("PATCH", "/vm", &serde_json::json!({ "state": "Resumed" }));
-    invoke(&mut vm);
-    let after = census(&vm);
-    println!("before {before}\nafter  {after}");
-    let rw = |census: &Value, field: &str| census["rw"][field].as_u64().unwrap();
-    // The regions of the invocation, at least.
-    assert!(rw(&before, "pages") >= 3 * 256, "{before}");
-    assert_eq!(rw(&before, "private"), rw(&before, "pages"), "{before}");
-    assert_eq!(rw(&after, "private"), rw(&after, "pages"), "{after}");
-    // The same invocation touches hardly anything else.
-    let written = |census: &Value, class: &str| census[class]["private"].as_u64().unwrap();
-    let more: u64 =
-        ["zero", "ro", "cold"].iter().map(|c| written(&after, c) - written(&before, c)).sum();
-    assert!(
-        more * 20 < rw(&after, "pages"),
-        "{more} pages written that were not recorded: {after}"
-    );
-}

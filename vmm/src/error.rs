@@ -9,6 +9,8 @@ use varve_devices::virtio;
 use varve_devices::vmgenid::VmGenIdError;
 use varve_memory_tiers::RamError;
 
+pub use varve_snapshot::chain;
+
 use crate::arch::{acpi, cmdline, kernel, protocol};
 use crate::config::ConfigError;
 use crate::kvm::KvmError;
@@ -140,19 +142,4 @@ pub enum VmmError {
     /// The event loop.
     #[error("event loop: {0}")]
     Events(String),
-}
-
-/// An error with its causes, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some libraries repeat their cause in their own text.
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -20,6 +20,7 @@ mod console;
 pub mod device_set;
 pub mod end;
 pub mod error;
+mod faults;
 pub mod instance;
 pub mod kvm;
 pub mod logger;

@@ -40,6 +40,7 @@ use crate::console;
 use crate::device_set::{DeviceBlobs, DeviceSet};
 use crate::end::EndSignal;
 use crate::error::VmmError;
+use crate::faults::VcpuFaults;
 use crate::kvm::{KvmError, KvmVm, Watching};
 use crate::metrics::{self, Metrics};
 use crate::reclaim::RamReclaim;
@@ -232,6 +233,17 @@ impl Machine {
     /// again.
     pub fn give_back_dirty(&self, pages: Vec<PageRange>) {
         self.given_back.lock().unwrap_or_else(PoisonError::into_inner).extend(pages);
+    }
+
+    /// Page faults that the kernel answered for the vCPUs since the machine was built. Interrupts the
+    /// vCPUs for a moment.
+    pub fn vcpu_faults(&self) -> Result<VcpuFaults, VmmError> {
+        let of = |vcpu: &VcpuHandle| vcpu.call(|fd| VcpuFaults::of_this_thread(fd));
+        let all =
+            self.vcpus.iter().map(|vcpu| Ok(of(vcpu)?)).collect::<Result<Vec<_>, VmmError>>()?;
+        let all = all.into_iter().collect::<Result<Vec<_>, _>>();
+        let all = all.map_err(|e| VmmError::System("fault counters of a vCPU", e))?;
+        Ok(all.into_iter().sum())
     }
 
     /// The devices, by name.

@@ -18,6 +18,7 @@ use crate::cli::out::outln;
 use crate::config::Console;
 use crate::end::End;
 use crate::error::{VmmError, chain};
+use crate::faults::VcpuFaults;
 use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::snapshot::choices::Choices;
@@ -121,6 +122,7 @@ struct Report {
     recorded: Option<(u64, u64)>,
     counters: Option<Counters>,
     census: Option<Census>,
+    vcpu_faults: VcpuFaults,
     end: String,
 }
 
@@ -230,6 +232,7 @@ fn report(
         recorded,
         counters: planned.map(|r| r.counters()),
         census: planned.and_then(|r| r.census().ok()),
+        vcpu_faults: monitor.machine()?.vcpu_faults()?,
         end: end.to_string(),
     })
 }

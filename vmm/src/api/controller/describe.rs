@@ -46,5 +46,6 @@ pub fn memory(monitor: &Monitor) -> Outcome {
         "plan": restore.plan().summary(),
         "counters": restore.counters(),
         "census": restore.census().ok(),
+        "vcpu_faults": monitor.machine()?.vcpu_faults()?,
     })))
 }
