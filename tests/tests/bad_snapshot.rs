@@ -357,7 +357,8 @@ fn a_full_disk_leaves_the_old_snapshot() {
     let tier = ["snapshot".as_ref(), "tier".as_ref(), at.as_os_str()];
     says(&error_of(command::run(tier), "tier"), &["No space left on device"]);
     assert_eq!(names(&at), before);
-    let record = Restoring::from(&at).arg("--record").arg(&trace).options("--json").start();
+    let mut record = Restoring::from(&at).arg("--record").arg(&trace).options("--json").start();
+    record.wait_for_api();
     record.signal("TERM");
     let end = record.wait();
     says(&error_of(end, "record"), &["trace", "No space left on device"]);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use varve_agent::pattern;
 use varve_agent::protocol::{How, Interface};
-use varve_tests::Vm;
 use varve_tests::network::{enter_private, ip, ping, skipped};
+use varve_tests::{Restoring, Vm};
 
 const HOST: &str = "172.31.0.1";
 const GUEST: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
@@ -105,6 +105,68 @@ fn a_tap_of_the_machines_own() {
     power_off(vm);
     let left = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     assert!(left.contains("lo:") && !left.contains("own0"), "{left}");
+}
+
+/// Two copies of a machine, each on a tap of its own, with a snapshot taken while a stream is on its way.
+#[test]
+fn restored_machines_on_taps_of_their_own() {
+    if let Err(reason) = enter_private() {
+        return skipped("restored_machines_on_taps_of_their_own", &reason);
+    }
+    let dir = tempfile::Builder::new().prefix("varve-snapshot").tempdir().unwrap();
+    let mut vm = Vm::builder()
+        .option("--memory", "96M")
+        .option("--net", format!("tap=first,mac={MAC}"))
+        .cmdline(&format!("varve.ip={GUEST}/24,{HOST}"))
+        .controlled()
+        .start();
+    vm.info();
+    // Only one tap has an address at any time, as all copies have the same one on the other side.
+    let reach = |tap: &str| {
+        ip(&format!("addr add {HOST}/24 dev {tap}"));
+        ip(&format!("link set {tap} up"));
+        ping(GUEST, 2, 1000);
+    };
+    reach("first");
+    // Frames go both ways all the time.
+    let bytes = 3_000_001;
+    let listener = TcpListener::bind((HOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    vm.sh(&format!(
+        "head -c {bytes} /dev/urandom >/tmp/out
+         {{ sleep 1; nc {HOST} {port}; }} </tmp/out >/dev/null 2>&1 &"
+    ));
+    let sum = crc32(&mut vm, "/tmp/out");
+    let mut stream = accept(&listener);
+    let mut data = vec![0; 100_000];
+    stream.read_exact(&mut data).unwrap();
+    vm.snapshot("", dir.path());
+    stream.read_to_end(&mut data).unwrap();
+    assert_eq!(data.len(), bytes);
+    assert_eq!(format!("{:08x}", crc32fast::hash(&data)), sum);
+    power_off(vm);
+
+    let restore = |tap: &str| {
+        let restoring = Restoring::from(dir.path()).arg("--net").arg(format!("net0={tap}"));
+        let mut vm = restoring.start();
+        vm.info();
+        vm
+    };
+    let (mut second, mut third) = (restore("second"), restore("third"));
+    for (vm, tap, other) in [(&mut second, "second", "third"), (&mut third, "third", "second")] {
+        ip(&format!("addr flush dev {other}"));
+        reach(tap);
+        // The guest's own way out, in the copy that this tap belongs to.
+        let listener = TcpListener::bind((HOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        vm.sh(&format!("{{ nc {HOST} {port}; }} </tmp/out >/dev/null 2>&1 &"));
+        let mut data = Vec::new();
+        accept(&listener).read_to_end(&mut data).unwrap();
+        assert_eq!(format!("{:08x}", crc32fast::hash(&data)), sum, "{tap}");
+    }
+    let third_too = Restoring::from(dir.path()).arg("--net").arg("net0=third").end();
+    assert_eq!(third_too.code, Some(1), "{third_too:?}");
+    assert!(third_too.stderr.contains("third"), "{third_too:?}");
 }
 
 fn power_off(mut vm: Vm) {
