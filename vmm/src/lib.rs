@@ -27,6 +27,7 @@ pub mod logger;
 pub mod machine;
 pub mod metrics;
 pub mod monitor;
+pub mod observe;
 mod reclaim;
 mod signals;
 mod sink;

@@ -100,12 +100,19 @@ impl Monitor {
         let server = Arc::new(server);
         self.host.events.add_subscriber(server.clone());
         self.api = Some(server);
+        log::info!("the API listens at {path:?}");
         Ok(())
     }
 
     /// Boots the machine that `config` describes; its boot timer counts from `since`.
     pub fn boot(&mut self, config: VmConfig, since: Instant) -> Result<(), VmmError> {
         config.validate()?;
+        log::info!(
+            "booting {:?}: {} vCPUs, {} MiB",
+            config.boot.kernel,
+            config.vcpus,
+            config.memory >> 20
+        );
         self.host.start = since;
         let ranges = layout::memory_ranges(config.memory);
         let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, config.huge_pages)?;
@@ -167,6 +174,7 @@ impl Monitor {
             self.machine()?.resume()?;
             metrics::took(&self.metrics().latencies.vmm_resume_vm, start);
             self.state = RunState::Running;
+            log::info!("the vCPUs run, {:.3?} after the start", self.host.start.elapsed());
             let first = !std::mem::replace(&mut self.populating, true);
             let restored = self.machine()?.restored().filter(|_| first);
             if let Some(restore) = restored.and_then(Restored::planned) {
@@ -182,6 +190,7 @@ impl Monitor {
             let start = Instant::now();
             self.machine()?.pause()?;
             metrics::took(&self.metrics().latencies.vmm_pause_vm, start);
+            log::info!("the vCPUs stand still");
             self.state = RunState::Paused;
         }
         Ok(())

@@ -3,6 +3,8 @@
 use super::request::RequestError;
 use crate::config::firecracker::ResourceError;
 use crate::error::{VmmError, chain};
+use crate::logger::LoggerError;
+use crate::metrics::MetricsError;
 
 /// A request that is not carried out. The words are Firecracker's where it has some.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,12 @@ pub enum ApiError {
          boot-specific resources."
     )]
     LoadAfterConfiguration,
+    /// The log stays where it is.
+    #[error("{}", chain(.0))]
+    Logger(#[from] LoggerError),
+    /// Metrics stay where they are, or a line of them is lost.
+    #[error("{}", chain(.0))]
+    Metrics(#[from] MetricsError),
     /// Something failed.
     #[error("Internal VMM error: {}", chain(.0))]
     Internal(#[from] VmmError),

@@ -7,16 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use rustix::time::{ClockId, clock_gettime};
 use varve_devices::boot_timer::INIT_REACHED;
 use varve_snapshot::StateFile;
 
+use super::observe::ObserveArgs;
 use super::out::outln;
 use crate::api::MAX_BODY;
 use crate::config::firecracker::{self, Resources};
 use crate::config::{ConfigError, Console};
 use crate::error::VmmError;
 use crate::instance::{FIRECRACKER_VERSION, InstanceId};
+use crate::metrics;
 use crate::monitor::Monitor;
+use crate::observe::Observe;
 
 /// Exit code for a command line that is wrong.
 pub const WRONG_USAGE: u8 = 153;
@@ -43,29 +47,9 @@ pub struct FirecrackerArgs {
     #[arg(long, value_name = "ID", default_value_t)]
     pub id: InstanceId,
 
-    /// File or pipe for log messages
-    #[arg(long, value_name = "PATH")]
-    pub log_path: Option<PathBuf>,
-
-    /// Least severe level of log messages: Off, Error, Warning, Info, Debug, Trace
-    #[arg(long, value_name = "LEVEL")]
-    pub level: Option<String>,
-
-    /// Write the level into each log message
-    #[arg(long)]
-    pub show_level: bool,
-
-    /// Write the place in the source into each log message
-    #[arg(long)]
-    pub show_log_origin: bool,
-
-    /// Only log messages of this module
-    #[arg(long, value_name = "PATH")]
-    pub module: Option<String>,
-
-    /// File or pipe for metrics
-    #[arg(long, value_name = "PATH")]
-    pub metrics_path: Option<PathBuf>,
+    /// Log and metrics
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 
     /// JSON file with the contents of the metadata service
     #[arg(long, value_name = "FILE")]
@@ -75,7 +59,7 @@ pub struct FirecrackerArgs {
     #[arg(long)]
     pub boot_timer: bool,
 
-    /// When the process was started: microseconds since 1970
+    /// When the process was started: microseconds of the monotonic clock
     #[arg(long, value_name = "MICROSECONDS")]
     pub start_time_us: Option<u64>,
 
@@ -138,27 +122,32 @@ pub fn main(args: FirecrackerArgs, start: Instant) -> Result<ExitCode, Box<dyn E
         eprintln!("varve: error: '{flag}' is not supported by this version of varve; remove it");
         return Ok(ExitCode::from(WRONG_USAGE));
     }
-    if let Some(level) = &args.level
-        && !set_level(level)
-    {
-        let levels = "Off, Error, Warning, Info, Debug and Trace";
-        eprintln!("varve: error: '--level {level}': not a level; {levels} are");
-        return Ok(ExitCode::from(WRONG_SETTING));
+    match args.observe.observe() {
+        Ok(observe) => run(&args, observe, start),
+        Err(e) => {
+            eprintln!("varve: error: '--level': {e}");
+            Ok(ExitCode::from(WRONG_SETTING))
+        }
     }
-    run(&args, start)
 }
 
-fn run(args: &FirecrackerArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
+fn run(
+    args: &FirecrackerArgs,
+    observe: Observe,
+    start: Instant,
+) -> Result<ExitCode, Box<dyn Error>> {
     let mut monitor = Monitor::new(args.id.clone(), start, Arc::new(report_boot_time))?;
+    observe.begin(&monitor)?;
     let mut resources = Resources { boot_timer: args.boot_timer, ..Resources::default() };
     resources.console = Console::Stdio;
     if !args.no_api {
         monitor.listen(&args.api_sock, args.http_api_max_payload_size)?;
     }
+    args.report_start(&monitor.metrics().api_server);
     match &args.config_file {
         None => monitor.set_defaults(resources),
         Some(path) => {
-            firecracker::read(path, &mut resources)?;
+            firecracker::read(path, &mut resources)?.begin(&monitor)?;
             let missing = || ConfigError::field("boot-source", "missing");
             let config = resources.to_config().ok_or_else(missing).map_err(VmmError::from)?;
             monitor.boot(config, start)?;
@@ -175,16 +164,29 @@ impl FirecrackerArgs {
     fn unsupported(&self) -> Option<&'static str> {
         let given = [
             ("--enable-pci", self.enable_pci),
-            ("--log-path", self.log_path.is_some()),
-            ("--show-level", self.show_level),
-            ("--show-log-origin", self.show_log_origin),
-            ("--module", self.module.is_some()),
-            ("--metrics-path", self.metrics_path.is_some()),
             ("--metadata", self.metadata.is_some()),
             ("--mmds-size-limit", self.mmds_size_limit.is_some()),
             ("--seccomp-filter", self.seccomp_filter.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    /// How long it took until now, if whoever started the process said when that was.
+    fn report_start(&self, metrics: &metrics::ApiServer) {
+        let micros = |clock| {
+            let now = clock_gettime(clock);
+            // Neither clock is ever negative.
+            now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000
+        };
+        if let Some(start) = self.start_time_us {
+            let took = micros(ClockId::Monotonic).saturating_sub(start);
+            metrics.process_startup_time_us.set(took);
+        }
+        if let Some(start) = self.start_time_cpu_us {
+            let took = micros(ClockId::ProcessCPUTime).saturating_sub(start);
+            let parent = self.parent_cpu_time_us.unwrap_or(0);
+            metrics.process_startup_time_cpu_us.set(took.saturating_add(parent));
+        }
     }
 }
 
@@ -201,14 +203,6 @@ fn print_version() {
 /// As Firecracker prints it, with a third number that never counts.
 fn print_format((major, minor): (u16, u16)) {
     outln!("v{major}.{minor}.0");
-}
-
-fn set_level(text: &str) -> bool {
-    let level = match text.to_ascii_lowercase().as_str() {
-        "warning" => Some(log::LevelFilter::Warn),
-        other => other.parse().ok(),
-    };
-    level.map(log::set_max_level).is_some()
 }
 
 /// One line as Firecracker logs it. The CPU time is the process's, from its beginning.

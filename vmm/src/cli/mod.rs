@@ -17,6 +17,8 @@ mod agent;
 mod firecracker;
 mod invoker;
 mod keyval;
+mod metrics;
+mod observe;
 mod out;
 mod pool;
 mod restore;
@@ -63,6 +65,9 @@ enum Command {
     /// Make snapshots and work on them
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Print what a machine has counted, in Prometheus' text format
+    #[command(after_help = metrics::EXAMPLES)]
+    Metrics(metrics::MetricsArgs),
     /// Keep images in the memory of other hosts
     #[command(subcommand, after_help = pool::EXAMPLES)]
     Pool(pool::PoolCommand),
@@ -83,6 +88,7 @@ pub fn main(start: Instant) -> ExitCode {
         Some(Command::Run(args)) => run::main(*args, start),
         Some(Command::Restore(args)) => restore::main(*args, start),
         Some(Command::Snapshot(command)) => snapshot::main(command),
+        Some(Command::Metrics(args)) => metrics::main(args),
         Some(Command::Pool(command)) => pool::main(command),
         None => firecracker::main(cli.firecracker, start),
     };

@@ -16,6 +16,12 @@ pub fn write(text: Arguments) {
     }
 }
 
+/// `print!` by [`write`].
+macro_rules! out {
+    ($($text:tt)*) => { $crate::cli::out::write(format_args!($($text)*)) };
+}
+pub(crate) use out;
+
 /// `println!` by [`write`].
 macro_rules! outln {
     ($($text:tt)*) => { $crate::cli::out::write(format_args!("{}\n", format_args!($($text)*))) };

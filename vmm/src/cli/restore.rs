@@ -12,6 +12,7 @@ use varve_memory_tiers::{Census, Counters, HugePages};
 
 use super::agent::Invocation;
 use super::invoker::{Invoked, Invoker};
+use super::observe::ObserveArgs;
 use super::run::parse_console;
 use crate::api::MAX_BODY;
 use crate::cli::out::outln;
@@ -106,6 +107,9 @@ pub struct RestoreArgs {
     /// Do not let the guest run until a control request says so
     #[arg(long, requires = "api_sock", conflicts_with = "calls")]
     paused: bool,
+
+    #[command(flatten)]
+    observe: ObserveArgs,
 }
 
 /// What `--json` prints.
@@ -129,6 +133,7 @@ struct Report {
 /// Restores the guest and waits for its end.
 pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(|_, _| {}))?;
+    args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {
         monitor.listen(path, MAX_BODY)?;
     }

@@ -19,6 +19,7 @@ use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 use super::agent::Invocation;
 use super::invoker::Invoker;
 use super::keyval::KeyValues;
+use super::observe::ObserveArgs;
 use crate::api::MAX_BODY;
 use crate::arch::kernel::BootProtocol;
 use crate::config::firecracker::network_interface::MacAddr;
@@ -27,6 +28,7 @@ use crate::config::{BootConfig, ConfigError, Console, RootDrive, VmConfig, parse
 use crate::end::End;
 use crate::instance::InstanceId;
 use crate::monitor::Monitor;
+use crate::observe::Observe;
 use crate::snapshot::flat::{self, Extent};
 
 /// Shown below the options.
@@ -137,6 +139,9 @@ pub struct RunArgs {
     /// that write to the boot timer, whose address is added to the command line)
     #[arg(long)]
     boot_timer: bool,
+
+    #[command(flatten)]
+    observe: ObserveArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -152,11 +157,14 @@ enum Protocol {
 /// Boots the guest and waits for its end.
 pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(report_boot_time))?;
+    args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {
         monitor.listen(path, MAX_BODY)?;
     }
     let (calls, snapshot) = (args.calls.clone(), args.snapshot_on_ready.clone());
-    monitor.boot(args.into_config()?, start)?;
+    let (config, observe) = args.into_config()?;
+    observe.begin(&monitor)?;
+    monitor.boot(config, start)?;
     let end = match snapshot {
         Some(dir) => run_to_snapshot(&mut monitor, calls, &dir)?,
         None => monitor.run(|_| Ok(()))?,
@@ -205,20 +213,22 @@ fn report_boot_time(mark: u8, time: Duration) {
         AGENT_READY => "agent ready",
         _ => return,
     };
+    log::info!("{what} after {time:.3?}");
     eprintln!("varve: boot timer: {what} after {:.3} ms", time.as_secs_f64() * 1e3);
 }
 
 impl RunArgs {
-    fn into_config(self) -> Result<VmConfig, ConfigError> {
+    fn into_config(self) -> Result<(VmConfig, Observe), ConfigError> {
         let protocol = match self.boot_protocol {
             Protocol::Auto => BootProtocol::Auto,
             Protocol::Linux => BootProtocol::Linux64,
             Protocol::Pvh => BootProtocol::Pvh,
         };
+        let mut observe = Observe::default();
         let mut config = match &self.config_file {
             Some(path) => {
                 let mut resources = Resources::default();
-                firecracker::read(path, &mut resources)?;
+                observe = firecracker::read(path, &mut resources)?;
                 let missing = || ConfigError::field("boot-source", "missing");
                 resources.to_config().ok_or_else(missing)?
             }
@@ -227,7 +237,7 @@ impl RunArgs {
         config.boot.protocol = protocol;
         config.console = self.console;
         config.boot_timer = self.boot_timer;
-        Ok(config)
+        Ok((config, observe))
     }
 
     fn machine(&self) -> Result<VmConfig, ConfigError> {

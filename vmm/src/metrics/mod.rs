@@ -109,6 +109,13 @@ impl Metrics {
         }
     }
 
+    /// All numbers now, with the time.
+    pub fn totals_now(&self) -> Tree {
+        let mut totals = self.totals();
+        totals.insert("utc_timestamp_ms".into(), output::now_ms().into());
+        totals
+    }
+
     fn write(&self, output: &mut Option<Output>) -> Result<(), MetricsError> {
         let Some(output) = output else { return Ok(()) };
         output.write(self.totals()).inspect_err(|e| match e {

@@ -2,12 +2,14 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Instant;
 
 use varve_memory_tiers::{write_memory, write_pages};
 use varve_snapshot::{FlatWriter, LocalFiles, MEMORY_FILE, PageRange, STATE_FILE, SnapshotError};
 
 use super::state;
 use crate::error::VmmError;
+use crate::metrics;
 use crate::monitor::Monitor;
 
 /// How much of memory a snapshot holds.
@@ -39,9 +41,21 @@ pub fn create(
         (Extent::Diff, Some(pages)) => Some(pages),
         (Extent::Diff, None) => return Err(VmmError::NotTracked),
     };
+    let start = Instant::now();
     let written = write(monitor, pages, state_path, memory_path);
     if let (Err(_), Some(dirty)) = (&written, dirty) {
         machine.give_back_dirty(dirty);
+    }
+    if written.is_ok() {
+        let latencies = &monitor.metrics().latencies;
+        metrics::took(
+            match extent {
+                Extent::Full => &latencies.vmm_full_create_snapshot,
+                Extent::Diff => &latencies.vmm_diff_create_snapshot,
+            },
+            start,
+        );
+        log::info!("{extent:?} snapshot {state_path:?} written in {:.3?}", start.elapsed());
     }
     written
 }

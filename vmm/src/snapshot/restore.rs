@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use varve_memory_tiers::{GuestRam, HugePages, Strategy};
 use varve_snapshot::{MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile};
@@ -13,6 +14,7 @@ use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
 use crate::machine::{Saved, Start};
+use crate::metrics;
 use crate::monitor::Monitor;
 
 /// What belongs to this host and not to the snapshot.
@@ -98,6 +100,8 @@ pub struct Wanted {
 
 /// Restores the machine; it is paused.
 pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
+    let start = Instant::now();
+    log::info!("restoring {:?}", wanted.source);
     let Wanted { source, choices, huge_pages, record, overrides, .. } = wanted;
     let (file, memory) = open(source)?;
     let ranges = file.memory.clone();
@@ -129,7 +133,12 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     config.huge_pages = pages;
     let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, pages)?;
     let saved = Saved { machine, memory, stage2: policy.stage2 };
-    monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))
+    monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))?;
+    metrics::took(&monitor.metrics().latencies.vmm_load_snapshot, start);
+    let planned = monitor.machine()?.restored().and_then(|r| r.planned());
+    let strategy = planned.map_or("recording", |r| r.plan().strategy.name());
+    log::info!("restored in {:.3?}, memory by {strategy}", start.elapsed());
+    Ok(())
 }
 
 /// What holds memory.

@@ -2,13 +2,18 @@
 
 mod balloon;
 mod configure;
+mod counted;
 mod describe;
 mod instance;
+mod observe;
+
+use std::time::Instant;
 
 use super::error::ApiError;
 use super::http::{Request, Response};
 use super::request::{self, Action, When};
 use crate::error::chain;
+use crate::metrics;
 use crate::monitor::{Monitor, RunState};
 
 /// What becomes of an action.
@@ -16,10 +21,21 @@ type Outcome = Result<Response, ApiError>;
 
 /// Answers one request.
 pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
-    let outcome = request::parse(request)
-        .map_err(ApiError::from)
-        .and_then(|action| carry_out(monitor, action));
-    outcome.unwrap_or_else(|e| Response::fault(e.status(), chain(&e)))
+    let start = Instant::now();
+    let metrics = monitor.metrics().clone();
+    let endpoint = counted::endpoint(&metrics, request.method, &request.path);
+    endpoint.iter().for_each(counted::Endpoint::came);
+    let outcome = request::parse(request).map_err(ApiError::from).and_then(|action| {
+        let latency = counted::latency(&metrics.latencies, &action);
+        let response = carry_out(monitor, action)?;
+        latency.into_iter().for_each(|latency| metrics::took(latency, start));
+        Ok(response)
+    });
+    outcome.unwrap_or_else(|e| {
+        endpoint.iter().for_each(counted::Endpoint::was_refused);
+        log::info!("{} {} is refused: {}", request.method.name(), request.path, chain(&e));
+        Response::fault(e.status(), chain(&e))
+    })
 }
 
 fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
@@ -58,14 +74,16 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::CreateSnapshot(create) => instance::create_snapshot(monitor, create),
         Action::LoadSnapshot(_) => instance::load_snapshot(monitor),
 
+        Action::SetLogger(config) => observe::logger(monitor, config),
+        Action::SetMetrics(config) => observe::metrics(monitor, config),
+        Action::FlushMetrics => observe::flush(monitor),
+        Action::DescribeMetrics => observe::totals(monitor),
+
         Action::SendCtrlAltDel => unsupported("SendCtrlAltDel"),
-        Action::FlushMetrics => unsupported("FlushMetrics"),
         Action::SetCpuConfig(_) => unsupported("/cpu-config"),
         Action::UpdateDrive(_) => unsupported("PATCH /drives"),
         Action::UpdateNet(_) => unsupported("PATCH /network-interfaces"),
         Action::SetSerial(_) => unsupported("/serial"),
-        Action::SetLogger(_) => unsupported("/logger"),
-        Action::SetMetrics(_) => unsupported("/metrics"),
         Action::GetMmds | Action::PutMmds(_) | Action::PatchMmds(_) => unsupported("/mmds"),
         Action::SetMmdsConfig(_) => unsupported("/mmds/config"),
         Action::Unsupported(what) => unsupported(what),

@@ -25,6 +25,8 @@ use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::{MachineConfig, MachineConfigUpdate};
 use crate::config::firecracker::network_interface::NetworkInterface;
 use crate::config::firecracker::vsock::Vsock;
+use crate::logger::LoggerConfig;
+use crate::metrics::MetricsConfig;
 
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +40,7 @@ pub enum Action {
     DescribeBalloonStats,
     DescribeHinting,
     DescribeMemory,
+    DescribeMetrics,
     GetMmds,
 
     StartInstance,
@@ -55,8 +58,8 @@ pub enum Action {
     SetVsock(Vsock),
     SetEntropy(Entropy),
     SetSerial(Value),
-    SetLogger(Value),
-    SetMetrics(Value),
+    SetLogger(LoggerConfig),
+    SetMetrics(MetricsConfig),
     SetMmdsConfig(Value),
     PutMmds(Value),
     PatchMmds(Value),
@@ -92,9 +95,8 @@ impl Action {
         use Action::*;
         match self {
             DescribeInstance | DescribeVersion | DescribeConfig | DescribeMachine
-            | DescribeBalloon | GetMmds | PutMmds(_) | PatchMmds(_) | Unsupported(_) => {
-                When::Always
-            }
+            | DescribeBalloon | DescribeMetrics | GetMmds | PutMmds(_) | PatchMmds(_)
+            | Unsupported(_) => When::Always,
             StartInstance | SetBootSource(_) | SetMachine(_) | UpdateMachine(_)
             | SetCpuConfig(_) | SetDrive(_) | SetNet(_) | SetVsock(_) | SetEntropy(_)
             | SetSerial(_) | SetLogger(_) | SetMetrics(_) | SetMmdsConfig(_) | SetBalloon(_)

@@ -81,6 +81,8 @@ pub static ROUTES: &[Route] = &[
     patch("/machine-config", patch_machine),
     // varve's own: how memory was restored, and what has happened to it since.
     get("/memory", |_| Ok(Action::DescribeMemory)),
+    // varve's own: all counts since the process started.
+    get("/metrics", |_| Ok(Action::DescribeMetrics)),
     put("/metrics", |r| Ok(Action::SetMetrics(r.body()?))),
     get("/mmds", |_| Ok(Action::GetMmds)),
     put("/mmds", |r| Ok(Action::PutMmds(r.body()?))),

@@ -12,6 +12,8 @@ use super::network_interface::NetworkInterface;
 use super::resources::Resources;
 use super::vsock::Vsock;
 use crate::config::ConfigError;
+use crate::logger::LoggerConfig;
+use crate::metrics::MetricsConfig;
 
 /// The configuration file's schema.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,9 +25,9 @@ pub struct FullConfig {
     pub drives: Vec<Drive>,
     pub boot_source: Option<BootSource>,
     pub cpu_config: Option<Value>,
-    pub logger: Option<Value>,
+    pub logger: Option<LoggerConfig>,
     pub machine_config: Option<MachineConfig>,
-    pub metrics: Option<Value>,
+    pub metrics: Option<MetricsConfig>,
     pub mmds_config: Option<Value>,
     #[serde(default)]
     pub network_interfaces: Vec<NetworkInterface>,
@@ -41,8 +43,6 @@ impl FullConfig {
     /// Refuses what this build cannot do, by name.
     pub fn check(&self) -> Result<(), ConfigError> {
         let here = [
-            ("logger", self.logger.is_some()),
-            ("metrics", self.metrics.is_some()),
             ("mmds-config", self.mmds_config.is_some()),
             ("cpu-config", self.cpu_config.is_some()),
             ("serial", self.serial.is_some()),

@@ -28,18 +28,20 @@ pub use full::FullConfig;
 pub use resources::Resources;
 
 use super::ConfigError;
+use crate::observe::Observe;
 
-/// Adds to `resources` what a configuration file says.
-pub fn read(path: &Path, resources: &mut Resources) -> Result<(), ConfigError> {
+/// Adds to `resources` what a configuration file says of the machine; returns what it says of log and
+/// metrics.
+pub fn read(path: &Path, resources: &mut Resources) -> Result<Observe, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.into(), source })?;
     parse(&text, path, resources)
 }
 
-/// Adds to `resources` what the text of a configuration file says; `path` is for messages.
-pub fn parse(text: &str, path: &Path, resources: &mut Resources) -> Result<(), ConfigError> {
+/// As [`read`], with the file's text; `path` is for messages.
+pub fn parse(text: &str, path: &Path, resources: &mut Resources) -> Result<Observe, ConfigError> {
     let bad = |source| ConfigError::Parse { path: path.into(), source };
-    let full: FullConfig = serde_json::from_str(text).map_err(bad)?;
+    let mut full: FullConfig = serde_json::from_str(text).map_err(bad)?;
     if full.boot_source.is_none() {
         return Err(bad(serde_json::Error::custom("missing field `boot-source`")));
     }
@@ -48,9 +50,11 @@ pub fn parse(text: &str, path: &Path, resources: &mut Resources) -> Result<(), C
     super::unique("drive id", full.drives.iter().map(|d| d.drive_id.as_str()))?;
     let nets = full.network_interfaces.iter().map(|n| n.iface_id.as_str());
     super::unique("network interface id", nets)?;
+    let observe = Observe { logger: full.logger.take(), metrics: full.metrics.take() };
     resources
         .set_all(full)
-        .map_err(|e| ConfigError::Resource { path: path.into(), source: Box::new(e) })
+        .map_err(|e| ConfigError::Resource { path: path.into(), source: Box::new(e) })?;
+    Ok(observe)
 }
 
 #[cfg(test)]
@@ -61,7 +65,7 @@ mod tests {
 
     fn parsed(text: &str) -> Result<VmConfig, ConfigError> {
         let mut resources = Resources::default();
-        parse(text, Path::new("vm.json"), &mut resources)?;
+        let _ = parse(text, Path::new("vm.json"), &mut resources)?;
         Ok(resources.to_config().unwrap())
     }
 
@@ -99,6 +103,25 @@ mod tests {
     }
 
     #[test]
+    fn log_and_metrics_are_the_process_s() {
+        let mut resources = Resources::default();
+        let text = r#"{"boot-source": {"kernel_image_path": "k"},
+            "logger": {"log_path": "l", "level": "Debug", "show_level": true},
+            "metrics": {"metrics_path": "m", "emit_id": true, "properties": {"a": "b"}}}"#;
+        let Observe { logger, metrics } =
+            parse(text, Path::new("vm.json"), &mut resources).unwrap();
+        let logger = logger.unwrap();
+        assert_eq!(
+            (logger.log_path.unwrap().as_path(), logger.show_level),
+            (Path::new("l"), Some(true))
+        );
+        assert_eq!(logger.level.unwrap().0, log::LevelFilter::Debug);
+        let metrics = metrics.unwrap();
+        assert_eq!((metrics.metrics_path.as_path(), metrics.emit_id), (Path::new("m"), true));
+        assert_eq!(metrics.properties.unwrap()["a"], "b");
+    }
+
+    #[test]
     fn the_shortest_file() {
         let config = parsed(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
         assert_eq!((config.vcpus, config.memory), (1, 128 << 20));
@@ -115,7 +138,9 @@ mod tests {
         assert!(base(r#""drive": []"#).contains("unknown field `drive`"));
         let typo = r#""machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "memsize": 1}"#;
         assert!(base(typo).contains("unknown field `memsize`"));
-        assert!(base(r#""metrics": {"metrics_path": "x"}"#).starts_with("metrics: not supported"));
+        assert!(base(r#""metrics": {"path": "x"}"#).contains("unknown field `path`"));
+        assert!(base(r#""logger": {"level": "loud"}"#).contains("\"loud\" is not a level"));
+        assert!(base(r#""cpu-config": {}"#).starts_with("cpu-config: not supported"));
         let limited = r#""drives": [{"drive_id": "a", "is_root_device": false,
                          "path_on_host": "p", "rate_limiter": {}}]"#;
         assert!(base(limited).contains(": Drive config error: drives[\"a\"].rate_limiter"));
