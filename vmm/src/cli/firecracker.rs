@@ -125,7 +125,8 @@ pub fn main(args: FirecrackerArgs, start: Instant) -> Result<ExitCode, Box<dyn E
     match args.observe.observe() {
         Ok(observe) => run(&args, observe, start),
         Err(e) => {
-            eprintln!("varve: error: '--level': {e}");
+            let level = args.observe.level.as_deref().unwrap_or_default();
+            eprintln!("varve: error: '--level {level}': {e}");
             Ok(ExitCode::from(WRONG_SETTING))
         }
     }
