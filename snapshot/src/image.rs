@@ -176,6 +176,23 @@ impl<B: Backing> ImageReader<B> {
         self.chunks.len() as u64
     }
 
+    /// Where its bytes are.
+    pub fn backing(&self) -> &B {
+        &self.backing
+    }
+
+    /// The byte of the image's file at which the chunk that holds a page is stored.
+    pub fn stored_at(&self, page: u64) -> u64 {
+        let chunk = self.chunk_of(page);
+        match &self.chunks {
+            ChunkTable::Plain(_) => chunk * u64::from(self.entry.chunk_pages) * PAGE_SIZE,
+            ChunkTable::Packed(chunks) => {
+                let chunk = usize::try_from(chunk).ok().and_then(|at| chunks.get(at));
+                chunk.map_or(0, |chunk| chunk.offset)
+            }
+        }
+    }
+
     /// The chunk that holds a page: what is read, at least, to get it.
     pub fn chunk_of(&self, page: u64) -> u64 {
         page / u64::from(self.entry.chunk_pages)

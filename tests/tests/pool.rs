@@ -7,12 +7,17 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+use varve_agent::protocol::Action;
 use varve_memory_tiers::{ImageInfo, PageSource, Tier};
 use varve_pool::client::Transport;
 use varve_pool::{Key, Keys, Place, PoolSource, Wanted, publish};
-use varve_snapshot::{ChunkTable, Compression, Image, ImageEntry};
+use varve_snapshot::{ChunkTable, Compression, Image, ImageEntry, ManifestReader};
 use varve_tests::images::varve;
+use varve_tests::snapshots::tier;
+use varve_tests::{Restoring, Vm};
 
 /// The lab's soft-RoCE device is at this address.
 const ADDRESS: &str = "10.78.0.1";
@@ -38,6 +43,21 @@ impl Node {
         let address = line.trim().rsplit(' ').next().unwrap().to_owned();
         assert!(address.starts_with(ADDRESS), "{line}");
         Node { process, address }
+    }
+}
+
+impl Node {
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
     }
 }
 
@@ -126,11 +146,97 @@ fn reads_are_the_devices_own() {
     assert!(counter("rcvd_pkts") - before > 2 * PAGES, "RDMA is what auto takes where it is");
 
     // The node dies: nothing wrong comes, and the error says where it was to come from.
-    node.process.kill().unwrap();
-    node.process.wait().unwrap();
-    let late = by_rdma.trying_for(std::time::Duration::from_millis(100));
+    node.kill();
+    let late = by_rdma.trying_for(Duration::from_millis(100));
     let error = late.read(5, &mut [0; 4096]).unwrap_err().to_string();
     assert!(error.contains(&node.address), "{error}");
+}
+
+/// A tiered snapshot whose cold pages are on two nodes, and not here any more.
+fn published(dir: &Path, keys: &Path, nodes: &[Node]) {
+    let mut vm = Vm::builder().option("--memory", "96M").controlled().start();
+    for (name, seed) in [("hot", 1), ("cold", 2)] {
+        vm.memory(name, Action::Allocate, 4, 0);
+        vm.memory_by(1, name, Action::Fill, seed);
+    }
+    vm.snapshot("", dir);
+    drop(vm);
+    let trace = dir.join("trace");
+    let mut vm = Restoring::from(dir).arg("--record").arg(&trace).options("--json").start();
+    vm.memory_by(1, "hot", Action::Verify, 0);
+    vm.end_with_report();
+    tier(dir, &[&trace], "");
+    let to: Vec<_> = nodes.iter().map(|n| n.address.as_str()).collect();
+    let (to, copies) = (to.join(","), nodes.len().to_string());
+    let end = varve_tests::command::run([
+        "pool".as_ref(),
+        "publish".as_ref(),
+        dir.as_os_str(),
+        "--to".as_ref(),
+        to.as_ref(),
+        "--copies".as_ref(),
+        copies.as_ref(),
+        "--keys".as_ref(),
+        keys.as_os_str(),
+    ]);
+    assert_eq!(end.code, Some(0), "{end:?}");
+    let cold = ManifestReader::open(dir).unwrap();
+    let cold = cold.images().iter().find(|i| i.name == "cold").unwrap().path(cold.folder());
+    fs::remove_file(cold).unwrap();
+}
+
+fn restored(dir: &Path, keys: &Path, options: &str) -> Vm {
+    let restoring = Restoring::from(dir).options("--json --strategy tiered --pool-keys").arg(keys);
+    restoring.options(options).start()
+}
+
+/// Bytes of cold pages that came from afar.
+fn fetched(report: &serde_json::Value) -> u64 {
+    let sources = report["counters"]["sources"].as_array().unwrap();
+    let cold = sources.iter().find(|s| s["image"] == "cold").unwrap();
+    assert_eq!(cold["tier"], "remote");
+    cold["bytes_read"].as_u64().unwrap()
+}
+
+#[test]
+fn a_guest_runs_on_memory_of_other_hosts() {
+    let dir = tempfile::Builder::new().prefix("varve-pool").tempdir().unwrap();
+    let (keys, snapshot) = (key_file(dir.path()), dir.path().join("snapshot"));
+    let mut nodes = [Node::start(&keys), Node::start(&keys)];
+    published(&snapshot, &keys, &nodes);
+    for transport in ["tcp", "rdma"] {
+        let before = counter("rcvd_pkts");
+        let mut vm = restored(&snapshot, &keys, &format!("--pool-transport {transport}"));
+        vm.memory_by(1, "hot", Action::Verify, 0);
+        vm.memory_by(1, "cold", Action::Rewrite, 5);
+        vm.memory_by(1, "cold", Action::Verify, 0);
+        assert!(fetched(&vm.end_with_report()) >= 4 << 20);
+        assert_eq!(counter("rcvd_pkts") > before, transport == "rdma");
+    }
+
+    // One node dies under a running guest, which goes on; the other is stopped, and wakes up.
+    let mut vm = restored(&snapshot, &keys, "");
+    vm.memory_by(1, "hot", Action::Verify, 0);
+    nodes[0].kill();
+    nodes[1].signal(Signal::STOP);
+    let stopped = std::thread::spawn({
+        let pid = nodes[1].pid();
+        move || {
+            std::thread::sleep(Duration::from_secs(3));
+            kill_process(pid, Signal::CONT).unwrap();
+        }
+    });
+    vm.memory_by(1, "cold", Action::Verify, 0);
+    stopped.join().unwrap();
+    assert!(fetched(&vm.end_with_report()) >= 4 << 20);
+
+    // None is left: the machine ends, and says which page it was, and why.
+    nodes[1].kill();
+    let restoring = Restoring::from(&snapshot).options("--strategy tiered --pool-keys").arg(&keys);
+    let end = restoring.arg("--invoke").arg("hello 1").end();
+    assert_eq!(end.code, Some(5), "{end:?}");
+    assert!(end.stderr.contains("cannot be had from remote image cold"), "{}", end.stderr);
+    assert!(end.stderr.contains(&nodes[1].address), "{}", end.stderr);
 }
 
 #[test]

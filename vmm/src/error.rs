@@ -117,6 +117,9 @@ pub enum VmmError {
     /// Memory could not be restored.
     #[error("restoring memory")]
     Tier(#[from] varve_memory_tiers::TierError),
+    /// The pool, or what the snapshot says of it.
+    #[error(transparent)]
+    Pool(#[from] varve_pool::PoolError),
     /// The snapshot's guest uses processor features that this host lacks.
     #[error("this host cannot run the snapshot's guest: {0}")]
     OtherProcessor(String),

@@ -39,7 +39,7 @@ impl Default for Patience {
 
 /// How bytes of objects come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// By RDMA where both sides have a port at the addresses of the connection, else by TCP.
     #[default]
@@ -48,19 +48,6 @@ pub enum Transport {
     Tcp,
     /// By RDMA, or not at all.
     Rdma,
-}
-
-impl std::str::FromStr for Transport {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Transport, String> {
-        match text {
-            "auto" => Ok(Transport::Auto),
-            "tcp" => Ok(Transport::Tcp),
-            "rdma" => Ok(Transport::Rdma),
-            _ => Err("one of auto, tcp and rdma".into()),
-        }
-    }
 }
 
 /// Whether the node answered of late.

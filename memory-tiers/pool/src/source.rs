@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use varve_memory_tiers::{Elsewhere, ImageInfo, PageSource, SourceError, Tier};
 use varve_snapshot::{Backing, Image, ImageEntry, ImageReader};
 
@@ -119,6 +120,13 @@ impl PoolSource {
     pub fn trying_for(self, try_for: Duration) -> PoolSource {
         PoolSource { try_for, ..self }
     }
+
+    /// The copies, those whose node for a page failed of late at the end.
+    fn in_order(&self, page: u64) -> Vec<&ImageReader<Copy>> {
+        let mut copies: Vec<_> = self.copies.iter().collect();
+        copies.sort_by_cached_key(|copy| copy.backing().rests(copy.stored_at(page)));
+        copies
+    }
 }
 
 impl PageSource for PoolSource {
@@ -131,12 +139,14 @@ impl PageSource for PoolSource {
         let mut pause = FIRST_PAUSE;
         let mut problems = Vec::new();
         loop {
+            let first_time = problems.is_empty();
             problems.clear();
-            for copy in &self.copies {
+            for copy in self.in_order(first) {
                 match copy.read_pages(first, buffer) {
                     Ok(()) => return Ok(()),
                     Err(e) => {
-                        log::warn!("image {}: {}", self.info.name, chain(&e));
+                        let level = if first_time { Level::Warn } else { Level::Debug };
+                        log::log!(level, "image {}: {}", self.info.name, chain(&e));
                         problems.push(chain(&e));
                     }
                 }
@@ -155,12 +165,16 @@ impl PageSource for PoolSource {
 }
 
 impl Copy {
-    /// The nodes that have a shard, those that answer first; this copy is the `which`th of them.
+    /// The node that has this copy of a shard.
     fn node(&self, shard: usize) -> Option<&NodeClient> {
         let nodes = &self.place.shards.get(shard)?.nodes;
-        let mut nodes: Vec<&NodeClient> = nodes.iter().filter_map(|&n| self.nodes.get(n)).collect();
-        nodes.sort_by_key(|n| n.is_resting());
-        nodes.get(self.which).copied()
+        nodes.get(self.which).and_then(|&node| self.nodes.get(node))
+    }
+
+    /// Whether the node that has this copy of a byte failed of late.
+    fn rests(&self, offset: u64) -> bool {
+        let shard = usize::try_from(offset / self.place.shard_bytes).ok();
+        shard.and_then(|shard| self.node(shard)).is_some_and(NodeClient::is_resting)
     }
 }
 

@@ -37,7 +37,10 @@ Examples:
     varve restore snapshots/json --strategy tiered --invoke 'json 7' --invoke 'json 8' --json
 
   A second copy of the machine beside the first one:
-    varve restore snapshots/json --vsock /tmp/b.sock --drive rootfs=copy.ext4";
+    varve restore snapshots/json --vsock /tmp/b.sock --drive rootfs=copy.ext4
+
+  Cold pages from the memory of other hosts (varve pool --help):
+    varve restore snapshots/json --pool-keys pool.keys --invoke 'json 7'";
 
 /// Options of `varve restore`.
 #[derive(Debug, Args)]
@@ -60,7 +63,7 @@ pub struct RestoreArgs {
     /// Record every page that is touched, in which order and whether it was written, to this trace
     /// file; each --invoke is an invocation of it
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "strategy", "read_only", "cold", "wait", "threads", "prefault", "huge_pages",
+        "strategy", "read_only", "cold", "wait", "threads", "prefault", "huge_pages", "pool_keys",
     ])]
     record: Option<PathBuf>,
 

@@ -1,9 +1,13 @@
 //! How guest memory is to come back, as users choose it: the options of `varve restore` and the
 //! `restore` object of `PUT /snapshot/load`, which have the same names, words and defaults.
 
+use std::path::{Path, PathBuf};
+
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Deserializer};
-use varve_memory_tiers::{ColdPages, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
+use varve_memory_tiers::{ColdPages, Elsewhere, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
+use varve_pool::client::Transport;
+use varve_pool::{Keys, Places, Pool, PoolError};
 
 use crate::words::word;
 
@@ -42,6 +46,16 @@ pub struct Choices {
     /// Do not fill second-level page tables ahead of the guest
     #[arg(long = "no-prefault", action = ArgAction::SetFalse)]
     pub prefault: bool,
+
+    /// Fetch images that were published to a pool from there, with the keys in this file; without
+    /// it the snapshot's own files serve
+    #[arg(long, value_name = "FILE")]
+    pub pool_keys: Option<PathBuf>,
+
+    /// How pages come from the pool: by RDMA where both sides have it (auto), tcp, or rdma only
+    #[arg(long, value_name = "auto|tcp|rdma", value_parser = word::<Transport>,
+          default_value = "auto")]
+    pub pool_transport: Transport,
 }
 
 impl Default for Choices {
@@ -53,6 +67,8 @@ impl Default for Choices {
             wait: Wait::default(),
             threads: 1,
             prefault: true,
+            pool_keys: None,
+            pool_transport: Transport::default(),
         }
     }
 }
@@ -69,6 +85,16 @@ impl Choices {
             huge_pages,
             ..Policy::new(self.strategy.unwrap_or(otherwise))
         }
+    }
+
+    /// Where images of the tiered snapshot in `dir` are that are not to come from its own files.
+    pub fn elsewhere(&self, dir: &Path) -> Result<Box<dyn Elsewhere>, PoolError> {
+        Ok(match &self.pool_keys {
+            Some(keys) => {
+                Box::new(Pool::new(Places::read(dir)?, Keys::read(keys)?, self.pool_transport))
+            }
+            None => Box::new(()),
+        })
     }
 }
 
@@ -107,10 +133,11 @@ mod tests {
         let policy = none.policy(Strategy::Lazy, HugePages::Off);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Lazy, true));
         let all = both(
-            "--strategy tiered --read-only copied --cold paged --wait all --threads 3 --no-prefault",
+            "--strategy tiered --read-only copied --cold paged --wait all --threads 3 --no-prefault \
+             --pool-keys k --pool-transport tcp",
             serde_json::json!({
                 "strategy": "tiered", "read_only": "copied", "cold": "paged", "wait": "all",
-                "threads": 3, "prefault": false,
+                "threads": 3, "prefault": false, "pool_keys": "k", "pool_transport": "tcp",
             }),
         );
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use varve_memory_tiers::{
-    GuestRam, Handler, Hooks, Plan, Policy, Recorder, RecorderHooks, Restore, ScanBy, Scanner,
-    Sources, Stage2, Strategy, TierError, flat, open, open_flat,
+    Elsewhere, GuestRam, Handler, Hooks, Plan, Policy, Recorder, RecorderHooks, Restore, ScanBy,
+    Scanner, Sources, Stage2, Strategy, TierError, flat, open, open_flat,
 };
 use varve_snapshot::{ManifestReader, PageRange, RegionMap};
 
@@ -39,9 +39,13 @@ pub enum Restored {
 }
 
 impl MemoryRestore {
-    /// Plans the restore of the tiered snapshot in `dir`.
-    pub fn tiered(manifest: &ManifestReader, policy: &Policy) -> Result<MemoryRestore, VmmError> {
-        let (plan, sources) = open(manifest, policy, &())?;
+    /// Plans the restore of a tiered snapshot, some of whose images may be elsewhere.
+    pub fn tiered(
+        manifest: &ManifestReader,
+        policy: &Policy,
+        elsewhere: &dyn Elsewhere,
+    ) -> Result<MemoryRestore, VmmError> {
+        let (plan, sources) = open(manifest, policy, elsewhere)?;
         Ok(MemoryRestore::Planned(Box::new(plan), sources))
     }
 
