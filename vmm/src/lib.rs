@@ -7,6 +7,7 @@
 //!                             ├─ boot, arch/          tables, registers, kernel; saved registers
 //!                             └─ device_set           devices by name, their saved states
 //!  snapshot/: a machine's state and memory to files and back
+//!  metrics/, logger/: what is counted and said, and where that goes (observe)
 //! ```
 //!
 //! This crate alone knows KVM, devices and guest memory at the same time.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::time::{ClockId, clock_gettime};
-use varve_devices::boot_timer::INIT_REACHED;
+use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
 use varve_snapshot::StateFile;
 
 use super::observe::ObserveArgs;
@@ -208,7 +208,11 @@ fn print_format((major, minor): (u16, u16)) {
 
 /// One line as Firecracker logs it. The CPU time is the process's, from its beginning.
 fn report_boot_time(mark: u8, time: Duration) {
-    if mark == INIT_REACHED {
-        log::info!("Guest-boot-time = {:>6} us {} ms", time.as_micros(), time.as_millis());
+    match mark {
+        INIT_REACHED => {
+            log::info!("Guest-boot-time = {:>6} us {} ms", time.as_micros(), time.as_millis());
+        }
+        AGENT_READY => log::info!("the guest's agent is ready after {time:.3?}"),
+        _ => {}
     }
 }

@@ -334,3 +334,32 @@ fn a_handle_is_of_its_own_type() {
     assert!(DeviceHandle::<crate::virtio::rng::Rng>::new(rig.transport.clone()).is_none());
     handle(&rig).with(|_, _| ());
 }
+
+#[test]
+fn what_happens_is_counted() {
+    let file = image(8);
+    let mut rig = rig(&file, false);
+    let metrics = handle(&rig).with(|drive, _| drive.metrics());
+    let data = BUFFERS + 0x1000;
+    // Good, behind the end, unknown, and too short to have a status.
+    for (kind, sector) in [(VIRTIO_BLK_T_IN, 2), (VIRTIO_BLK_T_IN, 8), (77, 0)] {
+        let h = header(&rig, kind, sector);
+        rig.push(0, &[h, (data, 1024, true), (STATUS, 1, true)]);
+        rig.notify(0);
+    }
+    rig.push(0, &[(BUFFERS, 16, false)]);
+    rig.notify(0);
+    for (kind, len) in [(VIRTIO_BLK_T_OUT, 512), (VIRTIO_BLK_T_FLUSH, 0)] {
+        let h = header(&rig, kind, 7);
+        rig.push(0, &[h, (data, len.max(1), false), (STATUS, 1, true)][..]);
+        rig.notify(0);
+    }
+    rig.notify(0);
+    let m = &*metrics;
+    assert_eq!([&m.read_count, &m.read_bytes].map(|n| n.get()), [1, 1024]);
+    assert_eq!([&m.write_count, &m.write_bytes, &m.flush_count].map(|n| n.get()), [1, 512, 1]);
+    assert_eq!(m.invalid_reqs_count.get(), 3);
+    assert_eq!([&m.execute_fails, &m.event_fails, &m.cfg_fails].map(|n| n.get()), [0; 3]);
+    assert_eq!(m.queue_event_count.get(), 7);
+    assert_eq!(m.no_avail_buffer.get(), 1);
+}
