@@ -9,9 +9,10 @@ use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
 use varve_agent::protocol::How;
-use varve_tests::Vm;
+use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 use varve_tests::images::image;
 use varve_tests::vm::CMDLINE;
+use varve_tests::{Restoring, Vm};
 
 const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
@@ -101,6 +102,9 @@ fn a_machine_by_requests_alone() {
     File::create(&data).unwrap().set_len(1 << 20).unwrap();
     put(&vm, "/boot-source", json!({"kernel_image_path": data}));
     put(&vm, "/vsock", json!({"guest_cid": 3, "uds_path": vm.uds(), "vsock_id": "v"}));
+    let bits = |low: &str| format!("0b{}{low}", "x".repeat(64 - low.len()));
+    let msr = |addr: &str| json!([{"addr": addr, "bitmap": bits("1")}]);
+    put(&vm, "/cpu-config", json!({"msr_modifiers": msr("0x9999")}));
     let message = vm.refused("PUT", "/actions", &start());
     assert!(
         message.starts_with("Start microvm error: ") && message.contains("data.img"),
@@ -112,6 +116,17 @@ fn a_machine_by_requests_alone() {
     let source = json!({"kernel_image_path": image("vmlinux"),
                         "initrd_path": image("initramfs-tools.cpio"), "boot_args": CMDLINE});
     put(&vm, "/boot-source", source.clone());
+    let message = vm.refused("PUT", "/actions", &start());
+    let guest = "Start microvm error: Failed to create guest config: Template changes an MSR entry";
+    assert_eq!(message, format!("{guest} not supported by KVM: Register Address: 0x9999"));
+    // Fast string operations stay on; the guest shall not see SSE3.
+    let template = json!({
+        "kvm_capabilities": ["0"],
+        "cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+                             "modifiers": [{"register": "ecx", "bitmap": "0b0"}]}],
+        "msr_modifiers": msr("0x1a0"),
+    });
+    put(&vm, "/cpu-config", template);
     let drive = |id: &str, root, read_only, path: &std::path::Path| {
         json!({"drive_id": id, "is_root_device": root, "is_read_only": read_only,
                "path_on_host": path, "cache_type": "Writeback", "io_engine": "Sync",
@@ -150,6 +165,9 @@ fn a_machine_by_requests_alone() {
         info.block.iter().map(|d| (d.name.as_str(), d.serial.as_deref().unwrap())).collect();
     assert_eq!(drives, [("vda", "root"), ("vdb", "data")]);
     assert_eq!(vm.control("GET", "/", &Value::Null)["state"], "Running");
+    let flags = vm.sh("grep -m1 ^flags /proc/cpuinfo");
+    let has = |flag: &str| flags.split_whitespace().any(|f| f == flag);
+    assert!(has("sse2") && !has("pni"), "{flags}");
     assert_eq!(vm.control("GET", "/vm/config", &Value::Null), described, "as it was described");
 
     for (target, body) in [
@@ -177,7 +195,7 @@ fn a_machine_by_requests_alone() {
 
     let dir = vm.dir().join("snapshot");
     fs::create_dir(&dir).unwrap();
-    let (state, memory) = (dir.join("vm.state"), dir.join("vm.mem"));
+    let (state, memory) = (dir.join(STATE_FILE), dir.join(MEMORY_FILE));
     let create = json!({"snapshot_path": state, "mem_file_path": memory});
     let running = vm.refused("PUT", "/snapshot/create", &create);
     assert_eq!(running, "Create snapshot error: the microVM must be paused first.");
@@ -189,8 +207,19 @@ fn a_machine_by_requests_alone() {
     let describe = varve_tests::command::run(["--describe-snapshot", state.to_str().unwrap()]);
     assert_eq!((describe.code, describe.console.as_str()), (Some(0), "v1.0.0\n"));
     assert_eq!(memory.metadata().unwrap().len(), 256 << 20);
+    let as_it_is = vm.control("GET", "/vm/config", &Value::Null);
     vm.control("PATCH", "/vm", &json!({"state": "Resumed"}));
     assert_eq!(vm.info().cpus, 2, "it goes on");
+
+    // A machine that was restored tells the same of itself, but for the socket of its own.
+    let mut copy = Restoring::from(&dir).start();
+    assert_eq!(copy.info().cpus, 2);
+    let mut restored = copy.control("GET", "/vm/config", &Value::Null);
+    assert_eq!(restored["vsock"]["uds_path"], json!(copy.uds()));
+    restored["vsock"] = as_it_is["vsock"].clone();
+    assert_eq!(restored, as_it_is);
+    assert_eq!(copy.refused("PUT", "/boot-source", &json!({"kernel_image_path": "k"})), AFTER);
+    drop(copy);
 
     drop(slow);
     vm.power(How::Reboot);

@@ -1,15 +1,20 @@
 //! Making a machine ready for the first instruction of a kernel.
 
+use kvm_bindings::Msrs;
 use kvm_ioctls::VcpuFd;
 use varve_memory_tiers::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::arch::acpi::{MmioSlot, Platform};
+use crate::arch::cpu_template::TemplateError;
 use crate::arch::cpuid::{self, Topology};
 use crate::arch::kernel::Entry;
 use crate::arch::protocol::BootInfo;
-use crate::arch::{acpi, cmdline, kernel, layout, mptable, msr, protocol, registers};
+use crate::arch::{
+    acpi, cmdline, cpu_template, kernel, layout, mptable, msr, protocol, registers, vcpu_state,
+};
 use crate::config::VmConfig;
+use crate::config::firecracker::cpu_config::CpuConfig;
 use crate::error::VmmError;
 use crate::kvm::{KvmError, KvmVm};
 use crate::machine::VMGENID_GSI;
@@ -61,16 +66,36 @@ pub fn load(
 const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 
 fn create_vcpus(config: &VmConfig, vm: &KvmVm, entry: Entry) -> Result<Vec<VcpuFd>, VmmError> {
-    let supported = vm.supported_cpuid()?;
+    let mut supported = vm.supported_cpuid()?;
+    if let Some(template) = &config.cpu {
+        supported = cpu_template::apply_cpuid(template, &supported)?;
+    }
     let topology = Topology { vcpus: config.vcpus, smt: config.smt };
     let mut fds = Vec::with_capacity(config.vcpus.into());
     for id in 0..config.vcpus {
         let fd = vm.create_vcpu(id)?;
         let entries = cpuid::for_vcpu(&supported, id, topology);
         set_up(&fd, &entries, entry).map_err(|(what, e)| KvmError::Call(what, e))?;
+        if let Some(template) = &config.cpu {
+            set_template_msrs(&fd, template)?;
+        }
         fds.push(fd);
     }
     Ok(fds)
+}
+
+/// The template's changes come last: they count on top of what a vCPU boots with.
+fn set_template_msrs(fd: &VcpuFd, template: &CpuConfig) -> Result<(), VmmError> {
+    let mut msrs = vcpu_state::read_msrs(fd, &cpu_template::msr_indices(template))?;
+    cpu_template::apply_msrs(template, &mut msrs)?;
+    for msr in msrs {
+        let one = Msrs::from_entries(&[msr]).expect("one entry fits");
+        let written = fd.set_msrs(&one).map_err(|e| KvmError::Call("KVM_SET_MSRS", e))?;
+        if written == 0 {
+            return Err(TemplateError::Msr(msr.index).into());
+        }
+    }
+    Ok(())
 }
 
 type Failed = (&'static str, kvm_ioctls::Error);

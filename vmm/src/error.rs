@@ -11,7 +11,7 @@ use varve_memory_tiers::RamError;
 
 pub use varve_snapshot::chain;
 
-use crate::arch::{acpi, cmdline, kernel, protocol};
+use crate::arch::{acpi, cmdline, cpu_template, kernel, protocol};
 use crate::config::ConfigError;
 use crate::kvm::KvmError;
 use crate::vcpu::VcpuError;
@@ -31,6 +31,9 @@ pub enum VmmError {
     /// A vCPU does not start or answer.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A CPU template that this host cannot honour.
+    #[error("Failed to create guest config")]
+    CpuTemplate(#[from] cpu_template::TemplateError),
     /// No kernel.
     #[error(transparent)]
     Kernel(#[from] kernel::KernelError),

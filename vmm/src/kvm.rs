@@ -175,6 +175,11 @@ impl KvmVm {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))
     }
 
+    /// Whether this host's KVM has a capability.
+    pub fn has_capability(&self, number: u32) -> bool {
+        self.fd.check_extension_raw(number.into()) > 0
+    }
+
     /// The MSRs that this host saves and restores.
     pub fn msr_indices(&self) -> Result<Vec<u32>, KvmError> {
         let list = self.kvm.get_msr_index_list().map_err(call("KVM_GET_MSR_INDEX_LIST"))?;

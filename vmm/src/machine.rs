@@ -31,9 +31,10 @@ use varve_snapshot::{HostIdentity, PageRange};
 use vm_memory::GuestAddress;
 
 use crate::arch::acpi::MmioSlot;
+use crate::arch::cpu_template::TemplateError;
 use crate::arch::vcpu_state::{self, VcpuStateV1};
 use crate::arch::vm_state::VmStateV1;
-use crate::arch::{cpu_compat, cpuid, layout};
+use crate::arch::{cpu_compat, cpu_template, cpuid, layout};
 use crate::boot;
 use crate::config::VmConfig;
 use crate::console;
@@ -115,6 +116,8 @@ pub struct Machine {
     transports: Vec<Arc<Transport>>,
     balloon: Option<BalloonHandle>,
     tracks_writes: bool,
+    /// Model-specific registers that a CPU template changed.
+    template_msrs: Vec<u32>,
     given_back: Mutex<Vec<PageRange>>,
     metrics: Arc<metrics::Vcpu>,
     vm: KvmVm,
@@ -136,6 +139,10 @@ impl Machine {
         );
         let watch = Watching { writes: config.track_dirty_pages, accesses: recorded };
         let vm = KvmVm::new(ram.clone(), config.vcpus, watch)?;
+        let needed = config.cpu.iter().flat_map(cpu_template::needed_capabilities);
+        if let Some(number) = needed.into_iter().find(|number| !vm.has_capability(*number)) {
+            return Err(TemplateError::Capability(number).into());
+        }
         let (devices, saved, restore) = match from {
             Start::Boot => (DeviceSet::new(), None, None),
             Start::Saved(saved) => {
@@ -162,7 +169,8 @@ impl Machine {
             None => boot::load(config, &builder.vm, &builder.ram, &builder.slots)?,
             Some((vm, vcpus)) => restore_vcpus(&builder.vm, vm, vcpus)?,
         };
-        let machine = builder.finish(fds, restore)?;
+        let mut machine = builder.finish(fds, restore)?;
+        machine.template_msrs = config.cpu.iter().flat_map(cpu_template::msr_indices).collect();
         if saved.is_some() {
             machine.transports.iter().for_each(|t| t.kick());
             vmgenid.notify()?;
@@ -172,7 +180,10 @@ impl Machine {
 
     /// The state of everything but memory. Only while the machine is paused.
     pub fn save(&self) -> Result<SavedMachine, VmmError> {
-        let indices: Arc<[u32]> = self.vm.msr_indices()?.into();
+        let mut indices = self.vm.msr_indices()?;
+        let more = self.template_msrs.iter().filter(|index| !indices.contains(index));
+        indices.extend(more.copied().collect::<Vec<_>>());
+        let indices: Arc<[u32]> = indices.into();
         let mut vcpus = Vec::with_capacity(self.vcpus.len());
         for vcpu in &self.vcpus {
             let indices = indices.clone();
@@ -469,6 +480,7 @@ impl<'h> Builder<'h> {
             transports: self.transports,
             balloon: self.balloon,
             tracks_writes: self.tracks_writes,
+            template_msrs: Vec::new(),
             given_back: Mutex::default(),
             metrics: self.host.metrics.vcpu.clone(),
             vm: self.vm,

@@ -50,23 +50,25 @@ pub struct Response {
     pub status: u16,
     /// JSON, or nothing.
     pub body: Option<String>,
+    /// The request used something that Firecracker will do without some day.
+    pub deprecated: bool,
 }
 
 impl Response {
     /// 204: done, nothing to say.
     pub fn no_content() -> Response {
-        Response { status: 204, body: None }
+        Response { status: 204, body: None, deprecated: false }
     }
 
     /// 200 with a JSON body.
     pub fn ok(body: &serde_json::Value) -> Response {
-        Response { status: 200, body: Some(body.to_string()) }
+        Response { status: 200, body: Some(body.to_string()), deprecated: false }
     }
 
     /// An error, worded as Firecracker words it: `{"fault_message": …}`.
     pub fn fault(status: u16, message: impl std::fmt::Display) -> Response {
         let body = json!({ "fault_message": message.to_string() });
-        Response { status, body: Some(body.to_string()) }
+        Response { status, body: Some(body.to_string()), deprecated: false }
     }
 
     /// The bytes on the wire.
@@ -83,6 +85,9 @@ impl Response {
         let mut head = format!("HTTP/1.1 {} {reason}\r\nServer: varve\r\n", self.status);
         if !keep_alive {
             head.push_str("Connection: close\r\n");
+        }
+        if self.deprecated {
+            head.push_str("Deprecation: true\r\n");
         }
         match &self.body {
             Some(body) => {

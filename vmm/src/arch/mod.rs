@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod cmdline;
 pub mod cpu_compat;
+pub mod cpu_template;
 pub mod cpuid;
 mod elf;
 pub mod kernel;

@@ -125,7 +125,8 @@ fn set_tsc_frequency(fd: &VcpuFd, saved: u32) -> Result<(), KvmError> {
     })
 }
 
-fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmError> {
+/// The values of those of the MSRs in `indices` that `fd` has.
+pub fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmError> {
     let mut found = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {

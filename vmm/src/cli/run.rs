@@ -270,6 +270,7 @@ impl RunArgs {
             memory: self.memory.unwrap_or(256 << 20),
             huge_pages: HugePages::Off,
             track_dirty_pages: self.track_dirty_pages,
+            cpu: None,
             boot: BootConfig {
                 kernel,
                 initrd: self.initrd.clone(),

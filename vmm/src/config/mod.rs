@@ -35,6 +35,9 @@ pub struct VmConfig {
     pub huge_pages: HugePages,
     /// Keep track of the pages that were written, for incremental snapshots.
     pub track_dirty_pages: bool,
+    /// Changes of what the guest sees of its processor.
+    #[serde(default)]
+    pub cpu: Option<firecracker::cpu_config::CpuConfig>,
     /// What to boot.
     pub boot: BootConfig,
     /// Drives, in the order of `/dev/vda`, `/dev/vdb`, …
@@ -256,6 +259,7 @@ mod tests {
             memory: 128 << 20,
             huge_pages: HugePages::Off,
             track_dirty_pages: false,
+            cpu: None,
             boot: BootConfig {
                 kernel: "vmlinux".into(),
                 initrd: None,

@@ -4,6 +4,7 @@
 use super::{Monitor, Outcome, Response};
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::boot_source::BootSource;
+use crate::config::firecracker::cpu_config::CpuConfig;
 use crate::config::firecracker::drive::Drive;
 use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::MachineConfigUpdate;
@@ -29,6 +30,13 @@ pub fn boot_source(monitor: &mut Monitor, source: BootSource) -> Outcome {
 
 pub fn machine(monitor: &mut Monitor, update: MachineConfigUpdate) -> Outcome {
     configure(monitor, |resources| resources.update_machine(update))
+}
+
+pub fn cpu(monitor: &mut Monitor, cpu: CpuConfig) -> Outcome {
+    configure(monitor, |resources| {
+        resources.set_cpu_config(cpu);
+        Ok(())
+    })
 }
 
 pub fn drive(monitor: &mut Monitor, drive: Drive) -> Outcome {

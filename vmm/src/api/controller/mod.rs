@@ -21,21 +21,37 @@ type Outcome = Result<Response, ApiError>;
 
 /// Answers one request.
 pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
+    log::info!("The API server received {}.", describe(request));
     let start = Instant::now();
     let metrics = monitor.metrics().clone();
     let endpoint = counted::endpoint(&metrics, request.method, &request.path);
     endpoint.iter().for_each(counted::Endpoint::came);
+    let mut deprecated = false;
     let outcome = request::parse(request).map_err(ApiError::from).and_then(|action| {
+        deprecated = action.is_deprecated();
         let latency = counted::latency(&metrics.latencies, &action);
         let response = carry_out(monitor, action)?;
         latency.into_iter().for_each(|latency| metrics::took(latency, start));
         Ok(response)
     });
-    outcome.unwrap_or_else(|e| {
+    let response = outcome.unwrap_or_else(|e| {
         endpoint.iter().for_each(counted::Endpoint::was_refused);
         log::info!("{} {} is refused: {}", request.method.name(), request.path, chain(&e));
         Response::fault(e.status(), chain(&e))
-    })
+    });
+    Response { deprecated, ..response }
+}
+
+/// The request as it is logged: metadata of the guest may be secret, so its contents are left out.
+fn describe(request: &Request) -> String {
+    let Request { method, path, body } = request;
+    let name = method.name();
+    match body.is_empty() || path.starts_with("/mmds") {
+        true => format!("a {name} request on {path:?}"),
+        false => {
+            format!("a {name} request on {path:?} with body {:?}", String::from_utf8_lossy(body))
+        }
+    }
 }
 
 fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
@@ -58,6 +74,7 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::SetBootSource(source) => configure::boot_source(monitor, source),
         Action::SetMachine(machine) => configure::machine(monitor, machine.into()),
         Action::UpdateMachine(update) => configure::machine(monitor, update),
+        Action::SetCpuConfig(cpu) => configure::cpu(monitor, cpu),
         Action::SetDrive(drive) => configure::drive(monitor, drive),
         Action::SetNet(net) => configure::net(monitor, net),
         Action::SetVsock(vsock) => configure::vsock(monitor, vsock),
@@ -80,7 +97,6 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::DescribeMetrics => observe::totals(monitor),
 
         Action::SendCtrlAltDel => unsupported("SendCtrlAltDel"),
-        Action::SetCpuConfig(_) => unsupported("/cpu-config"),
         Action::UpdateDrive(_) => unsupported("PATCH /drives"),
         Action::UpdateNet(_) => unsupported("PATCH /network-interfaces"),
         Action::SetSerial(_) => unsupported("/serial"),

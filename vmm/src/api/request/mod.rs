@@ -20,6 +20,7 @@ use crate::config::firecracker::balloon::{
     Balloon, BalloonStatsUpdate, BalloonUpdate, HintingStart,
 };
 use crate::config::firecracker::boot_source::BootSource;
+use crate::config::firecracker::cpu_config::CpuConfig;
 use crate::config::firecracker::drive::Drive;
 use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::{MachineConfig, MachineConfigUpdate};
@@ -50,7 +51,7 @@ pub enum Action {
     SetBootSource(BootSource),
     SetMachine(MachineConfig),
     UpdateMachine(MachineConfigUpdate),
-    SetCpuConfig(Value),
+    SetCpuConfig(CpuConfig),
     SetDrive(Drive),
     UpdateDrive(Value),
     SetNet(NetworkInterface),
@@ -90,6 +91,16 @@ pub enum When {
 }
 
 impl Action {
+    /// Whether it uses something that Firecracker will do without some day.
+    pub fn is_deprecated(&self) -> bool {
+        match self {
+            Action::SetVsock(vsock) => vsock.vsock_id.is_some(),
+            Action::SetMachine(machine) => machine.cpu_template.is_some(),
+            Action::UpdateMachine(update) => update.cpu_template.is_some(),
+            _ => false,
+        }
+    }
+
     /// When it is possible.
     pub fn when(&self) -> When {
         use Action::*;

@@ -1,5 +1,7 @@
 //! All pieces of a machine in one: the configuration file, and the answer of `GET /vm/config`.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -24,7 +26,8 @@ pub struct FullConfig {
     #[serde(default)]
     pub drives: Vec<Drive>,
     pub boot_source: Option<BootSource>,
-    pub cpu_config: Option<Value>,
+    /// In a file: where the template is.
+    pub cpu_config: Option<PathBuf>,
     pub logger: Option<LoggerConfig>,
     pub machine_config: Option<MachineConfig>,
     pub metrics: Option<MetricsConfig>,
@@ -44,7 +47,6 @@ impl FullConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         let here = [
             ("mmds-config", self.mmds_config.is_some()),
-            ("cpu-config", self.cpu_config.is_some()),
             ("serial", self.serial.is_some()),
             ("pmem", !self.pmem.is_empty()),
             ("memory-hotplug", self.memory_hotplug.is_some()),

@@ -129,7 +129,7 @@ impl MachineConfig {
     /// The configuration with `update` applied, if that can be.
     pub fn updated(
         &self,
-        update: MachineConfigUpdate,
+        update: &MachineConfigUpdate,
     ) -> Result<MachineConfig, MachineConfigError> {
         let template = update.cpu_template.or(self.cpu_template);
         let config = MachineConfig {

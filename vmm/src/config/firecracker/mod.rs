@@ -10,6 +10,7 @@
 
 pub mod balloon;
 pub mod boot_source;
+pub mod cpu_config;
 pub mod drive;
 pub mod entropy;
 mod error;
@@ -21,7 +22,7 @@ pub mod vsock;
 
 use std::path::Path;
 
-use serde::de::Error;
+use serde::de::{DeserializeOwned, Error};
 
 pub use error::ResourceError;
 pub use full::FullConfig;
@@ -38,6 +39,12 @@ pub fn read(path: &Path, resources: &mut Resources) -> Result<Observe, ConfigErr
     parse(&text, path, resources)
 }
 
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text =
+        std::fs::read(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: path.into(), source })
+}
+
 /// As [`read`], with the file's text; `path` is for messages.
 pub fn parse(text: &str, path: &Path, resources: &mut Resources) -> Result<Observe, ConfigError> {
     let bad = |source| ConfigError::Parse { path: path.into(), source };
@@ -51,6 +58,9 @@ pub fn parse(text: &str, path: &Path, resources: &mut Resources) -> Result<Obser
     let nets = full.network_interfaces.iter().map(|n| n.iface_id.as_str());
     super::unique("network interface id", nets)?;
     let observe = Observe { logger: full.logger.take(), metrics: full.metrics.take() };
+    if let Some(path) = &full.cpu_config {
+        resources.set_cpu_config(read_json(path)?);
+    }
     resources
         .set_all(full)
         .map_err(|e| ConfigError::Resource { path: path.into(), source: Box::new(e) })?;

@@ -79,6 +79,17 @@ pub enum NetworkError {
     /// Another interface has the address.
     #[error("The MAC address is already in use: {0}")]
     MacInUse(MacAddr),
+    /// Another interface has the tap.
+    #[error(
+        "Could not create the network device: tap {tap:?} is interface {other:?}'s already: give \
+         each one a tap of its own"
+    )]
+    TapInUse {
+        /// The tap.
+        tap: String,
+        /// The interface that has it.
+        other: String,
+    },
     /// A field cannot be what it is.
     #[error(transparent)]
     Field(#[from] ConfigError),

@@ -8,11 +8,12 @@ use varve_devices::limiter::LimiterConfig;
 
 use super::balloon::Balloon;
 use super::boot_source::BootSource;
+use super::cpu_config::CpuConfig;
 use super::drive::{Drive, DriveError};
 use super::entropy::Entropy;
 use super::error::ResourceError;
 use super::full::FullConfig;
-use super::machine_config::{MachineConfig, MachineConfigError, MachineConfigUpdate};
+use super::machine_config::{CpuTemplate, MachineConfig, MachineConfigError, MachineConfigUpdate};
 use super::network_interface::{NetworkError, NetworkInterface};
 use super::vsock::Vsock;
 use crate::config::{Console, VmConfig};
@@ -24,6 +25,8 @@ pub struct Resources {
     pub boot_source: Option<BootSource>,
     /// vCPUs and memory.
     pub machine: MachineConfig,
+    /// Changes of what the guest sees of its processor.
+    pub cpu: Option<CpuConfig>,
     /// Drives, the root device first.
     pub drives: Vec<Drive>,
     /// Network interfaces.
@@ -49,14 +52,22 @@ impl Resources {
 
     /// Changes vCPUs and memory; all of it or nothing.
     pub fn update_machine(&mut self, update: MachineConfigUpdate) -> Result<(), ResourceError> {
-        let machine = self.machine.updated(update)?;
+        let machine = self.machine.updated(&update)?;
         if let Some(balloon) = &self.balloon
             && balloon.check(machine.mem_size_mib).is_err()
         {
             return Err(MachineConfigError::SmallerThanBalloon.into());
         }
+        if update.cpu_template == Some(CpuTemplate::None) {
+            self.cpu = None;
+        }
         self.machine = machine;
         Ok(())
+    }
+
+    /// Sets what changes the guest's view of its processor.
+    pub fn set_cpu_config(&mut self, cpu: CpuConfig) {
+        self.cpu = Some(cpu);
     }
 
     /// Adds a drive, or replaces the one of its name. The root device comes first.
@@ -84,10 +95,14 @@ impl Resources {
     /// Adds a network interface, or replaces the one of its name.
     pub fn set_net(&mut self, net: NetworkInterface) -> Result<(), ResourceError> {
         net.check()?;
-        if let Some(mac) = net.guest_mac
-            && self.nets.iter().any(|n| n.iface_id != net.iface_id && n.guest_mac == Some(mac))
-        {
-            return Err(NetworkError::MacInUse(mac).into());
+        for other in self.nets.iter().filter(|n| n.iface_id != net.iface_id) {
+            if let Some(mac) = net.guest_mac.filter(|_| net.guest_mac == other.guest_mac) {
+                return Err(NetworkError::MacInUse(mac).into());
+            }
+            if net.host_dev_name == other.host_dev_name {
+                let (tap, other) = (net.host_dev_name, other.iface_id.clone());
+                return Err(NetworkError::TapInUse { tap, other }.into());
+            }
         }
         match self.nets.iter_mut().find(|n| n.iface_id == net.iface_id) {
             Some(place) => *place = net,
@@ -149,6 +164,7 @@ impl Resources {
             memory: self.machine.mem_size_mib << 20,
             huge_pages: self.machine.huge_pages.into(),
             track_dirty_pages: self.machine.track_dirty_pages,
+            cpu: self.cpu.clone(),
             boot,
             drives: self.drives.iter().map(Drive::to_config).collect(),
             nets: self.nets.iter().map(NetworkInterface::to_config).collect(),
@@ -168,6 +184,7 @@ impl From<&VmConfig> for Resources {
         Resources {
             boot_source: Some(BootSource::from(&config.boot)),
             machine: MachineConfig::from(config),
+            cpu: config.cpu.clone(),
             drives: config.drives.iter().map(|drive| Drive::of(drive, root)).collect(),
             nets: config.nets.iter().map(NetworkInterface::from).collect(),
             vsock: config.vsock.as_ref().map(Vsock::from),
@@ -266,6 +283,9 @@ mod tests {
         let message = "Network config error: The MAC address is already in use: 06:00:00:00:00:01";
         assert_eq!(error, message);
         resources.set_net(net("b", "06:00:00:00:00:02")).unwrap();
+        let same = NetworkInterface { iface_id: "c".into(), ..net("a", "06:00:00:00:00:03") };
+        let error = resources.set_net(same).unwrap_err().to_string();
+        assert!(error.contains("tap \"tap-a\" is interface \"a\"'s already"), "{error}");
         assert_eq!(resources.nets.len(), 2);
     }
 
