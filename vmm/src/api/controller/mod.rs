@@ -29,6 +29,9 @@ pub fn handle(monitor: &mut Monitor, request: &Request) -> Response {
     let mut deprecated = false;
     let outcome = request::parse(request).map_err(ApiError::from).and_then(|action| {
         deprecated = action.is_deprecated();
+        if deprecated {
+            metrics.deprecated_api.deprecated_http_api_calls.inc();
+        }
         let latency = counted::latency(&metrics.latencies, &action);
         let response = carry_out(monitor, action)?;
         latency.into_iter().for_each(|latency| metrics::took(latency, start));
