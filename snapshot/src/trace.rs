@@ -126,8 +126,9 @@ impl Trace {
     /// All runs of `traces` as one: runs add up, of the orders the lowest counts. Counts, flags and
     /// order do not depend on the order of `traces`; the numbers of invocations do, as their labels
     /// are put one after another. `None` if there are no traces.
-    pub fn merge(traces: &[Trace]) -> Option<Trace> {
-        let first = traces.first()?;
+    pub fn merge<'a>(traces: impl IntoIterator<Item = &'a Trace>) -> Option<Trace> {
+        let mut traces = traces.into_iter().peekable();
+        let first = traces.peek()?;
         let mut merged = Trace { runs: 0, ..Trace::empty(first.mechanism) };
         let mut pages: BTreeMap<u64, PageAccess> = BTreeMap::new();
         for trace in traces {

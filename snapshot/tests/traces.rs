@@ -61,7 +61,7 @@ proptest! {
 fn traces_of_different_mechanisms_are_mixed() {
     let traces = [Trace::empty(Mechanism::UffdWp), Trace::empty(Mechanism::Mincore)];
     assert_eq!(Trace::merge(&traces).unwrap().mechanism, Mechanism::Mixed);
-    assert_eq!(Trace::merge(&[]), None);
+    assert_eq!(Trace::merge([]), None);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("trace");
     traces[1].write(&LocalFiles, &path).unwrap();

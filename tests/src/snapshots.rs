@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::{Ended, Vm, VmBuilder, command};
 
 /// A machine to be restored.
 pub struct Restoring {
-    snapshot: PathBuf,
+    /// The words of the command up to its options.
+    verb: Vec<OsString>,
     args: Vec<OsString>,
     dir: tempfile::TempDir,
 }
@@ -23,11 +24,22 @@ impl Restoring {
     /// A restore of the snapshot in a folder. The machine's sockets are in a folder of its own, so
     /// that several of them run beside each other.
     pub fn from(snapshot: &Path) -> Restoring {
-        let dir = tempfile::Builder::new().prefix("varve-test").tempdir().unwrap();
-        Restoring { snapshot: snapshot.into(), args: Vec::new(), dir }
+        Restoring::with(["restore".into(), snapshot.into()].into())
     }
 
-    /// Options of `varve restore`, separated by blanks.
+    /// A restore that is recorded to a trace file.
+    pub fn recording(snapshot: &Path, trace: &Path) -> Restoring {
+        let record = ["snapshot".into(), "record".into(), snapshot.into()];
+        let trace = ["--trace".into(), trace.into()];
+        Restoring::with(record.into_iter().chain(trace).collect())
+    }
+
+    fn with(verb: Vec<OsString>) -> Restoring {
+        let dir = tempfile::Builder::new().prefix("varve-test").tempdir().unwrap();
+        Restoring { verb, args: Vec::new(), dir }
+    }
+
+    /// Options, separated by blanks.
     pub fn options(mut self, options: &str) -> Self {
         self.args.extend(options.split_whitespace().map(OsString::from));
         self
@@ -42,7 +54,7 @@ impl Restoring {
     /// The whole command.
     pub fn command(&self) -> Command {
         let mut command = Command::new(varve());
-        command.arg("restore").arg(&self.snapshot);
+        command.args(&self.verb);
         command.arg("--vsock").arg(self.dir.path().join("v.sock"));
         command.arg("--api-sock").arg(self.dir.path().join("api.sock"));
         command.args(&self.args);
@@ -100,7 +112,16 @@ impl Vm {
 
     /// Snapshots the machine and tells how that went.
     pub fn try_snapshot(&self, options: &str, dir: &Path) -> Ended {
-        let mut args: Vec<OsString> = vec!["snapshot".into(), "create".into()];
+        self.save("create", options, dir)
+    }
+
+    /// Saves what the machine wrote since its last snapshot, and tells how that went.
+    pub fn diff(&self, dir: &Path) -> Ended {
+        self.save("diff", "", dir)
+    }
+
+    fn save(&self, verb: &str, options: &str, dir: &Path) -> Ended {
+        let mut args: Vec<OsString> = vec!["snapshot".into(), verb.into()];
         args.extend(options.split_whitespace().map(OsString::from));
         args.extend(["--api-sock".into(), self.api().into(), dir.into()]);
         command::run(args)

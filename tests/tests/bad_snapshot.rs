@@ -44,11 +44,14 @@ impl Victim {
 
     /// The one line that a restore fails with; it leaves nothing behind.
     fn error(&self, options: &str) -> String {
+        self.error_of(&Restoring::from(&self.dir).options(options), options)
+    }
+
+    fn error_of(&self, restoring: &Restoring, what: &str) -> String {
         let before = names(&self.dir);
-        let restoring = Restoring::from(&self.dir).options(options);
-        let message = error_of(restoring.end(), options);
-        assert_eq!(names(restoring.dir()), [""; 0], "left behind: {options}: {message}");
-        assert_eq!(names(&self.dir), before, "{options}: {message}");
+        let message = error_of(restoring.end(), what);
+        assert_eq!(names(restoring.dir()), [""; 0], "left behind: {what}: {message}");
+        assert_eq!(names(&self.dir), before, "{what}: {message}");
         message
     }
 
@@ -116,16 +119,21 @@ fn memory_file(victim: &Victim) {
     let Victim { memory, .. } = victim;
     let name = memory.file_name().unwrap().to_str().unwrap();
     let aside = memory.with_extension("aside");
-    for options in ["--strategy lazy", "--strategy eager", "--record /dev/null"] {
+    for strategy in ["lazy", "eager", "recorded"] {
+        let restoring = match strategy {
+            "recorded" => Restoring::recording(&victim.dir, Path::new("/dev/null")),
+            _ => Restoring::from(&victim.dir).options("--strategy").arg(strategy),
+        };
+        let error = || victim.error_of(&restoring, strategy);
         fs::rename(memory, &aside).unwrap();
-        says(&victim.error(options), &[name, "No such file"]);
+        says(&error(), &[name, "No such file"]);
         fs::rename(&aside, memory).unwrap();
         let file = OpenOptions::new().write(true).open(memory).unwrap();
         let length = file.metadata().unwrap().len();
         // What is cut off is zero in this guest, or is lost; it must not matter which.
         let tail = fs::read(memory).unwrap().split_off(length as usize - 4096);
         file.set_len(length - 4096).unwrap();
-        says(&victim.error(options), &[name, &(length - 4096).to_string(), &length.to_string()]);
+        says(&error(), &[name, &(length - 4096).to_string(), &length.to_string()]);
         file.write_all_at(&tail, length - 4096).unwrap();
     }
 }
@@ -357,7 +365,7 @@ fn a_full_disk_leaves_the_old_snapshot() {
     let tier = ["snapshot".as_ref(), "tier".as_ref(), at.as_os_str()];
     says(&error_of(command::run(tier), "tier"), &["No space left on device"]);
     assert_eq!(names(&at), before);
-    let mut record = Restoring::from(&at).arg("--record").arg(&trace).options("--json").start();
+    let mut record = Restoring::recording(&at, &trace).options("--json").start();
     record.wait_for_api();
     record.signal("TERM");
     let end = record.wait();

@@ -71,7 +71,7 @@ fn restored(dir: &Path, strategy: &str) -> Vec<String> {
 fn every_strategy_answers(dir: &Path, expected: &[String]) {
     let trace = dir.join("trace");
     // All calls as one: telling them apart takes longer than the calls.
-    let mut vm = Restoring::from(dir).arg("--record").arg(&trace).options("--json").start();
+    let mut vm = Restoring::recording(dir, &trace).options("--json").start();
     assert_eq!(small_answers(&mut vm, INPUTS[0]), expected[..SMALL.len()], "recording");
     println!("recorded: {}", vm.end_with_report()["recorded"]);
     tier(dir, &[&trace], "");

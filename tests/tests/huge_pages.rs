@@ -47,7 +47,7 @@ fn memory_comes_back_in_huge_pages() {
     }
     vm.snapshot("", &flat);
     drop(vm);
-    let mut vm = Restoring::from(&flat).arg("--record").arg(&trace).options("--json").start();
+    let mut vm = Restoring::recording(&flat, &trace).options("--json").start();
     works(&mut vm, 6);
     vm.end_with_report();
     tier(&flat, &[&trace], "");

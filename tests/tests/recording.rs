@@ -65,13 +65,13 @@ fn written_pages_are_those_that_became_private() {
     vm.snapshot("", &snapshot);
     drop(vm);
 
-    let start = || Restoring::from(&snapshot).options("--json");
-    let mut vm = start().arg("--record").arg(&trace).start();
+    let record = |trace: &Path| Restoring::recording(&snapshot, trace).options("--json");
+    let mut vm = record(&trace).start();
     invoke(&mut vm);
     let report = vm.end_with_report();
     let number = |value: &Value| value.as_u64().unwrap();
     let (touched, written) = (number(&report["recorded"][0]), number(&report["recorded"][1]));
-    let mut vm = start().options("--strategy lazy").start();
+    let mut vm = Restoring::from(&snapshot).options("--json --strategy lazy").start();
     invoke(&mut vm);
     let census = vm.end_with_report()["census"].clone();
     let private = ["zero", "ro", "rw", "cold"].map(|class| number(&census[class]["private"]));
@@ -81,7 +81,7 @@ fn written_pages_are_those_that_became_private() {
 
     // The cheap way sees what is there now and then, and what the kernel brought in along with it.
     let cheap = dir.path().join("cheap");
-    let mut vm = start().options("--record-by pagemap --record").arg(&cheap).start();
+    let mut vm = record(&cheap).options("--by pagemap").start();
     invoke(&mut vm);
     vm.end_with_report();
     let cheap = Trace::read(&cheap).unwrap();
@@ -130,8 +130,7 @@ fn written_pages_are_those_that_became_private() {
 fn by_mincore(snapshot: &Path, trace: &Path, exact: &Trace) {
     let memory = StateFile::read(&snapshot.join(STATE_FILE)).unwrap().memory_file.unwrap();
     drop_cache(&snapshot.join(memory));
-    let recording = Restoring::from(snapshot).options("--json --record-by mincore --record");
-    let mut vm = recording.arg(trace).start();
+    let mut vm = Restoring::recording(snapshot, trace).options("--json --by mincore").start();
     invoke(&mut vm);
     vm.end_with_report();
     let trace = Trace::read(trace).unwrap();
@@ -155,23 +154,16 @@ fn each_call_is_an_invocation_of_the_trace() {
     drop(vm);
 
     let calls = ["count 1", "count 2", "count 2"];
-    let run = |options: &[&str], trace: Option<&Path>| {
-        let mut restoring = Restoring::from(&snapshot).options("--json");
-        for option in options.iter().flat_map(|option| option.split(' ')) {
-            restoring = restoring.arg(option);
-        }
-        if let Some(trace) = trace {
-            restoring = restoring.arg("--record").arg(trace);
-        }
+    let run = |mut restoring: Restoring| {
         for call in calls {
             restoring = restoring.arg("--invoke").arg(call);
         }
-        let end = restoring.end();
+        let end = restoring.options("--json").end();
         assert_eq!(end.code, Some(0), "{end:?}");
         serde_json::from_str::<Value>(&end.console).unwrap()
     };
-    let report = run(&[], Some(&trace));
-    let again = run(&["--strategy lazy"], None);
+    let report = run(Restoring::recording(&snapshot, &trace));
+    let again = run(Restoring::from(&snapshot).options("--strategy lazy"));
     let sums = |report: &Value| -> Vec<String> {
         let calls = report["invocations"].as_array().unwrap();
         calls.iter().map(|call| call["checksum"].as_str().unwrap().into()).collect()
@@ -197,6 +189,21 @@ fn each_call_is_an_invocation_of_the_trace() {
     // 2 MB of data were written in each.
     let written = recorded.pages().iter().filter(|page| page.runs_written > 0).count();
     assert!(written > 400, "{written} pages written");
+    // Another way to record, the calls twice, added to what is there.
+    let more = dir.path().join("more");
+    std::fs::copy(&trace, &more).unwrap();
+    run(Restoring::recording(&snapshot, &more).options("--by pagemap --append --repeat 2"));
+    let merged = Trace::read(&more).unwrap();
+    // What only looks sees one run.
+    assert_eq!((merged.mechanism, merged.runs, merged.labels.len()), (Mechanism::Mixed, 4, 4 + 7));
+    assert!(merged.pages().iter().any(|page| page.runs == 4));
+    std::fs::write(&more, "VARVE-TR").unwrap();
+    let end = Restoring::recording(&snapshot, &more).options("--append --invoke hello").end();
+    assert_eq!(end.code, Some(2), "{end:?}");
+    let end = Restoring::recording(&snapshot, &more).options("--append").end();
+    assert_eq!(end.code, Some(1), "{end:?}");
+    assert!(end.stderr.contains("more"), "{end:?}");
+
     let tiered = |hot_if: &str| {
         let out = dir.path().join(hot_if);
         let trace = ["--trace".as_ref(), trace.as_os_str()];
@@ -208,16 +215,9 @@ fn each_call_is_an_invocation_of_the_trace() {
     };
     for hot_if in ["all", "2", "2-of-3"] {
         let dir = tiered(hot_if);
-        let way = format!(
-            "--strategy tiered --json --wait {}",
-            if hot_if == "2" { "all" } else { "nothing" }
-        );
-        let mut restoring = Restoring::from(&dir).options(&way);
-        for call in calls {
-            restoring = restoring.arg("--invoke").arg(call);
-        }
-        let end = restoring.end();
-        assert_eq!(end.code, Some(0), "{end:?}");
-        assert_eq!(sums(&serde_json::from_str(&end.console).unwrap()), first, "{hot_if}");
+        let way =
+            format!("--strategy tiered --wait {}", if hot_if == "2" { "all" } else { "nothing" });
+        let report = run(Restoring::from(&dir).options(&way));
+        assert_eq!(sums(&report), first, "{hot_if}");
     }
 }

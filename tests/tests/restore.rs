@@ -60,7 +60,7 @@ fn filled(dir: &Path, cpus: usize, memory: &str) {
 
 /// Restores and records what an invocation may do.
 fn record(dir: &Path, trace: &Path) -> Value {
-    let recording = Restoring::from(dir).arg("--record").arg(trace).options("--json");
+    let recording = Restoring::recording(dir, trace).options("--json");
     let mut vm = recording.start();
     invoke(&mut vm);
     vm.end_with_report()

@@ -50,7 +50,7 @@ fn a_guest_whose_memory_is_there_takes_no_faults() {
     }
     vm.snapshot("", &flat);
     drop(vm);
-    let mut vm = Restoring::from(&flat).arg("--record").arg(&trace).options("--json").start();
+    let mut vm = Restoring::recording(&flat, &trace).options("--json").start();
     for _ in 0..2 {
         invoke(&mut vm);
     }

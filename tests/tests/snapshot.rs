@@ -244,7 +244,7 @@ fn a_diff_holds_what_was_written_and_merges() {
     vm.snapshot("", &at("base"));
     for round in 1..=2 {
         vm.memory_by(2, "changed", Action::Rewrite, 100 + round);
-        vm.snapshot("--diff", &at("diff"));
+        assert_eq!(vm.diff(&at("diff")).code, Some(0));
         let stored = stored_bytes(&memory_file(&at("diff")));
         // What was rewritten, and what the guest needs to do so; not what stayed.
         assert!((4 * MIB..10 * MIB).contains(&stored), "a diff of {stored} bytes");
@@ -266,7 +266,7 @@ fn a_diff_holds_what_was_written_and_merges() {
     // A diff of a machine that was restored, into its base, in place.
     let mut vm = Restoring::from(&at("merged2")).options("--strategy eager").start();
     vm.memory_by(1, "kept", Action::Rewrite, 7);
-    vm.snapshot("--diff", &at("diff"));
+    assert_eq!(vm.diff(&at("diff")).code, Some(0));
     drop(vm);
     snapshot(["merge".into(), at("merged2"), at("diff")]);
     let mut vm = Restoring::from(&at("merged2")).start();
@@ -279,7 +279,7 @@ fn a_diff_needs_tracking() {
     let dir = folder();
     let mut vm = Vm::builder().option("--memory", "96M").controlled().start();
     vm.info();
-    let end = vm.try_snapshot("--diff", &dir.path().join("diff"));
+    let end = vm.diff(&dir.path().join("diff"));
     assert_eq!(end.code, Some(1), "{end:?}");
     assert_eq!(
         end.stderr,

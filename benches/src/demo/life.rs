@@ -172,9 +172,10 @@ fn record(
         let progress = begin("record", &format!("{function} {seed}"));
         let trace = folder.join(format!("trace-{seed}"));
         let call = format!("{function} {seed}");
-        let (run, took): (Restored, f64) =
-            json(words!["restore", snapshot, "--record", &trace, "--invoke", &call, "--json"])?;
-        let (touched, written) = run.recorded.context("varve restore --record recorded nothing")?;
+        let (run, took): (Restored, f64) = json(words![
+            "snapshot", "record", snapshot, "--trace", &trace, "--invoke", &call, "--json"
+        ])?;
+        let (touched, written) = run.recorded.context("varve snapshot record recorded nothing")?;
         drop(progress);
         let outcome = format!("{touched} pages touched, {written} of them written");
         steps.done(format!("record, input {seed}"), took, outcome);

@@ -23,6 +23,7 @@ mod out;
 mod pool;
 mod restore;
 mod run;
+mod session;
 mod snapshot;
 
 use std::process::ExitCode;
@@ -87,7 +88,7 @@ pub fn main(start: Instant) -> ExitCode {
     let result = match cli.command {
         Some(Command::Run(args)) => run::main(*args, start),
         Some(Command::Restore(args)) => restore::main(*args, start),
-        Some(Command::Snapshot(command)) => snapshot::main(command),
+        Some(Command::Snapshot(command)) => snapshot::main(command, start),
         Some(Command::Metrics(args)) => metrics::main(args),
         Some(Command::Pool(command)) => pool::main(command),
         None => firecracker::main(cli.firecracker, start),

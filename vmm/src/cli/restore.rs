@@ -3,28 +3,14 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
-use serde::Serialize;
-use varve_memory_tiers::{Census, Counters, HugePages};
+use varve_memory_tiers::HugePages;
 
-use super::agent::Invocation;
-use super::invoker::{Invoked, Invoker};
-use super::observe::ObserveArgs;
-use super::run::parse_console;
-use crate::api::MAX_BODY;
-use crate::cli::out::outln;
-use crate::config::Console;
-use crate::end::End;
-use crate::error::{VmmError, chain};
-use crate::faults::VcpuFaults;
-use crate::instance::InstanceId;
-use crate::monitor::Monitor;
+use super::session::{self, SessionArgs};
 use crate::snapshot::choices::Choices;
-use crate::snapshot::recording::{Record, RecordBy};
-use crate::snapshot::restore::{Overrides, Source, Wanted, restore};
+use crate::snapshot::restore::{Source, Wanted};
 use crate::words::word;
 
 /// Shown below the options.
@@ -56,39 +42,6 @@ pub struct RestoreArgs {
           default_value = "off")]
     huge_pages: HugePages,
 
-    /// Call a function of the guest's agent: 'FUNCTION SEED [JSON]' (repeat for more); then end
-    #[arg(long = "invoke", value_name = "CALL", value_parser = Invocation::parse)]
-    calls: Vec<Invocation>,
-
-    /// Record every page that is touched, in which order and whether it was written, to this trace
-    /// file; each --invoke is an invocation of it
-    #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "strategy", "read_only", "cold", "wait", "threads", "prefault", "huge_pages", "pool_keys",
-    ])]
-    record: Option<PathBuf>,
-
-    /// How to record: by faults (exact, in order), or by looking at what is in memory from time to
-    /// time, by mincore or pagemap (cheaper)
-    #[arg(long, value_name = "faults|mincore|pagemap", value_parser = word::<RecordBy>,
-          default_value = "faults", requires = "record")]
-    record_by: RecordBy,
-
-    /// Print times, answers and counters as JSON at the end
-    #[arg(long)]
-    json: bool,
-
-    /// Another unix socket for the machine's vsock
-    #[arg(long, value_name = "PATH")]
-    vsock: Option<PathBuf>,
-
-    /// Another image for the drive ID (repeat for more)
-    #[arg(long = "drive", value_name = "ID=FILE", value_parser = parse_pair)]
-    drives: Vec<(String, String)>,
-
-    /// Another tap device for the network interface ID (repeat for more)
-    #[arg(long = "net", value_name = "ID=TAP", value_parser = parse_pair)]
-    nets: Vec<(String, String)>,
-
     /// Keep track of written pages, so that diff snapshots can be made, even if the snapshot's machine
     /// did not
     #[arg(long)]
@@ -98,156 +51,20 @@ pub struct RestoreArgs {
     #[arg(long)]
     clock_realtime: bool,
 
-    /// Serial console: stdio, file=PATH (output only) or off [default: stdio; off with --invoke or
-    /// --json]
-    #[arg(long, value_name = "WHERE", value_parser = parse_console)]
-    console: Option<Console>,
-
-    /// Unix socket for control requests (pause, resume, snapshot), with Firecracker's paths
-    #[arg(long, value_name = "PATH")]
-    api_sock: Option<PathBuf>,
-
-    /// Do not let the guest run until a control request says so
-    #[arg(long, requires = "api_sock", conflicts_with = "calls")]
-    paused: bool,
-
     #[command(flatten)]
-    observe: ObserveArgs,
-}
-
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-struct Report {
-    /// The method that was used, never `auto`; or `record`.
-    strategy: &'static str,
-    /// Milliseconds from the process's start until the vCPUs ran.
-    resumed_ms: f64,
-    /// Milliseconds from the process's start to the first answer.
-    first_answer_ms: Option<f64>,
-    invocations: Vec<Invoked>,
-    /// Pages that a recording saw touched, and among them written.
-    recorded: Option<(u64, u64)>,
-    counters: Option<Counters>,
-    census: Option<Census>,
-    vcpu_faults: VcpuFaults,
-    end: String,
+    session: SessionArgs,
 }
 
 /// Restores the guest and waits for its end.
 pub fn main(args: RestoreArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(|_, _| {}))?;
-    args.observe.observe()?.begin(&monitor)?;
-    if let Some(path) = &args.api_sock {
-        monitor.listen(path, MAX_BODY)?;
-    }
-    let quiet = args.json || !args.calls.is_empty();
-    let overrides = Overrides {
-        vsock: args.vsock.clone(),
-        drives: args.drives.iter().map(|(id, path)| (id.clone(), path.into())).collect(),
-        nets: args.nets.clone(),
-        console: args.console.clone().unwrap_or(if quiet { Console::Off } else { Console::Stdio }),
-    };
-    let record = |path: &PathBuf| Record { trace_path: path.clone(), by: args.record_by };
     let wanted = Wanted {
         source: Source::Folder(args.snapshot),
         choices: args.choices,
         huge_pages: args.huge_pages,
-        record: args.record.as_ref().map(record),
-        overrides,
+        record: None,
+        overrides: args.session.overrides(),
         track_dirty_pages: args.track_dirty_pages.then_some(true),
         clock_realtime: args.clock_realtime,
     };
-    restore(&mut monitor, wanted)?;
-    if !args.paused {
-        monitor.resume()?;
-    }
-    let resumed = start.elapsed();
-    let invoker = start_calls(&mut monitor, args.calls.clone(), start)?;
-
-    let mut invoked = Vec::new();
-    let mut failed = None;
-    let end = monitor.run(|monitor| {
-        if let Some(outcome) = invoker.as_ref().and_then(|i| i.take()) {
-            match outcome {
-                Ok(answers) => invoked = answers,
-                Err(error) => failed = Some(error),
-            }
-            monitor.end().announce(End::Done);
-        }
-        Ok(())
-    })?;
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    monitor.pause()?;
-    let recording = monitor.machine()?.restored().and_then(|r| r.recording());
-    let recorded = recording.map(|recording| recording.save()).transpose()?;
-    let report = report(&monitor, resumed, invoked, recorded, &end)?;
-    drop(monitor);
-    if args.json {
-        outln!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        for call in &report.invocations {
-            let Invoked { function, seed, checksum, took_ms, answered_at_ms, .. } = call;
-            outln!(
-                "{function} {seed}: {checksum} in {took_ms:.1} ms, {answered_at_ms:.1} ms after \
-                 the process started"
-            );
-        }
-        eprintln!("varve: {end}");
-    }
-    Ok(ExitCode::from(end.exit_code()))
-}
-
-fn start_calls(
-    monitor: &mut Monitor,
-    calls: Vec<Invocation>,
-    start: Instant,
-) -> Result<Option<Arc<Invoker>>, Box<dyn Error>> {
-    if calls.is_empty() {
-        return Ok(None);
-    }
-    let vsock = monitor.config()?.vsock.as_ref();
-    let uds = vsock.ok_or("--invoke: the snapshot's machine has no vsock")?.uds_path.clone();
-    let recording = monitor.machine()?.restored().and_then(|r| r.recording()).cloned();
-    let mark = move |call: &Invocation| match &recording {
-        Some(recording) => {
-            let label = format!("{} {}", call.function, call.seed);
-            recording.mark(&label).map_err(|e| chain(&e))
-        }
-        None => Ok(()),
-    };
-    let invoker = Invoker::start(uds, calls, start, mark)?;
-    monitor.subscribe(invoker.clone());
-    Ok(Some(invoker))
-}
-
-/// Figures are taken with the guest standing still.
-fn report(
-    monitor: &Monitor,
-    resumed: Duration,
-    invocations: Vec<Invoked>,
-    recorded: Option<(u64, u64)>,
-    end: &End,
-) -> Result<Report, Box<dyn Error>> {
-    let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
-    let planned = restored.planned();
-    Ok(Report {
-        strategy: restored.method(),
-        resumed_ms: resumed.as_secs_f64() * 1e3,
-        first_answer_ms: invocations.first().map(|i| i.answered_at_ms),
-        invocations,
-        recorded,
-        counters: planned.map(|r| r.counters()),
-        census: planned.and_then(|r| r.census().ok()),
-        vcpu_faults: monitor.machine()?.vcpu_faults()?,
-        end: end.to_string(),
-    })
-}
-
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((id, value)) if !id.is_empty() && !value.is_empty() => Ok((id.into(), value.into())),
-        _ => Err("write ID=VALUE".into()),
-    }
+    session::run(&args.session, wanted, start)
 }

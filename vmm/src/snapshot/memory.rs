@@ -95,13 +95,13 @@ impl MemoryRestore {
                 let is_monitor = Box::new(|thread| !vcpu::is_vcpu_thread(thread));
                 let hooks = RecorderHooks { on_fatal, is_monitor };
                 let recorder = Recorder::start(ram, layout, sources, hooks)?;
-                Restored::Recorded(Arc::new(Recording::by_faults(recorder, record)))
+                Restored::Recorded(Arc::new(Recording::by_faults(recorder, record)?))
             }
             MemoryRestore::Scanned(plan, sources, by, record) => {
                 let hooks = Hooks { stage2: None, on_fatal };
                 let restore = Restore::start(ram.clone(), *plan, sources, hooks)?;
                 let scanner = Scanner::start(ram, by, SCAN_PERIOD)?;
-                Restored::Recorded(Arc::new(Recording::by_looks(scanner, restore, record)))
+                Restored::Recorded(Arc::new(Recording::by_looks(scanner, restore, record)?))
             }
             MemoryRestore::Handled(socket) => {
                 Restored::Handled(Handler::start(&ram, &socket, on_fatal)?)

@@ -44,6 +44,9 @@ pub struct Record {
     /// How.
     #[serde(default)]
     pub by: RecordBy,
+    /// Add to the trace that is there, if one is; else it is replaced.
+    #[serde(default)]
+    pub append: bool,
 }
 
 /// Time between two looks.
@@ -52,6 +55,8 @@ pub(super) const SCAN_PERIOD: Duration = Duration::from_millis(50);
 /// A restore under recording.
 pub struct Recording {
     record: Record,
+    /// What the trace is added to.
+    earlier: Option<Trace>,
     eye: Eye,
     /// What was seen, once the recording has ended.
     trace: Mutex<Option<Trace>>,
@@ -66,14 +71,25 @@ enum Eye {
 
 impl Recording {
     /// Recording by faults.
-    pub fn by_faults(recorder: Recorder, record: Record) -> Recording {
-        Recording { record, eye: Eye::Faults(recorder), trace: Mutex::default() }
+    pub fn by_faults(recorder: Recorder, record: Record) -> Result<Recording, VmmError> {
+        Recording::new(Eye::Faults(recorder), record)
     }
 
     /// Recording by looking at memory that `restore` brings.
-    pub fn by_looks(scanner: Scanner, restore: Restore, record: Record) -> Recording {
-        let eye = Eye::Looks(restore, Mutex::new(Some(scanner)));
-        Recording { record, eye, trace: Mutex::default() }
+    pub fn by_looks(
+        scanner: Scanner,
+        restore: Restore,
+        record: Record,
+    ) -> Result<Recording, VmmError> {
+        Recording::new(Eye::Looks(restore, Mutex::new(Some(scanner))), record)
+    }
+
+    /// A trace that cannot be added to is better found now than at the end.
+    fn new(eye: Eye, record: Record) -> Result<Recording, VmmError> {
+        let earlier = (record.append && record.trace_path.exists())
+            .then(|| Trace::read(&record.trace_path))
+            .transpose()?;
+        Ok(Recording { record, earlier, eye, trace: Mutex::default() })
     }
 
     /// What was asked for.
@@ -123,7 +139,8 @@ impl Recording {
     /// written.
     pub fn save(&self) -> Result<(u64, u64), VmmError> {
         self.sealed(|trace| {
-            trace.write(&LocalFiles, &self.record.trace_path)?;
+            let all = self.earlier.as_ref().and_then(|e| Trace::merge([e, trace]));
+            all.as_ref().unwrap_or(trace).write(&LocalFiles, &self.record.trace_path)?;
             if trace.pages().is_empty() {
                 log::warn!(
                     "the recording saw no page: mincore cannot tell pages that were in the page \

@@ -1,4 +1,4 @@
-//! `varve snapshot create`: a snapshot of a running machine.
+//! `varve snapshot create` and `diff`: a snapshot of a running machine, all of it or what changed.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -11,17 +11,12 @@ use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 use super::trim::trim;
 use crate::api::client;
 
-/// Options of `varve snapshot create`.
+/// Options of both.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
     /// Control socket of the machine (its --api-sock)
     #[arg(long, value_name = "PATH")]
     api_sock: PathBuf,
-
-    /// Only the pages written since the last snapshot (of a machine with --track-dirty-pages); merge
-    /// it into its base before it is restored
-    #[arg(long)]
-    diff: bool,
 
     /// First get the guest's free pages back, so that they are zero in the snapshot (needs a balloon
     /// with hinting for large free blocks, with statistics for single pages: --balloon
@@ -37,8 +32,8 @@ pub struct CreateArgs {
     dir: PathBuf,
 }
 
-/// Carries the command out.
-pub fn main(args: &CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
+/// Carries the command out; `extent` is the API's word for how much of memory is wanted.
+pub fn main(args: &CreateArgs, extent: &str) -> Result<ExitCode, Box<dyn Error>> {
     // The machine has its own idea of relative paths.
     let dir = std::path::absolute(&args.dir)?;
     let call = |method, target, body: Value| client::request(&args.api_sock, method, target, &body);
@@ -47,7 +42,7 @@ pub fn main(args: &CreateArgs) -> Result<ExitCode, Box<dyn Error>> {
     }
     call("PATCH", "/vm", json!({ "state": "Paused" }))?;
     let body = json!({
-        "snapshot_type": if args.diff { "Diff" } else { "Full" },
+        "snapshot_type": extent,
         "snapshot_path": dir.join(STATE_FILE),
         "mem_file_path": dir.join(MEMORY_FILE),
     });

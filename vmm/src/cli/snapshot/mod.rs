@@ -3,11 +3,13 @@
 mod create;
 mod inspect;
 mod merge;
+mod record;
 mod tier;
 mod trim;
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Subcommand;
 
@@ -16,6 +18,12 @@ use clap::Subcommand;
 pub enum SnapshotCommand {
     /// Snapshot a running machine: state and memory, in a folder
     Create(create::CreateArgs),
+    /// The same of only the pages written since the last snapshot, to be merged into it (of a machine
+    /// with --track-dirty-pages)
+    Diff(create::CreateArgs),
+    /// Restore a machine and record which pages are touched
+    #[command(after_help = record::EXAMPLES)]
+    Record(Box<record::RecordArgs>),
     /// Show what a snapshot says: metadata, classes, images, the memory map
     Inspect(inspect::InspectArgs),
     /// Check everything in a snapshot, and name what is wrong
@@ -26,10 +34,12 @@ pub enum SnapshotCommand {
     Merge(merge::MergeArgs),
 }
 
-/// Carries the command out.
-pub fn main(command: SnapshotCommand) -> Result<ExitCode, Box<dyn Error>> {
+/// Carries the command out; `start` is when the process began.
+pub fn main(command: SnapshotCommand, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
     match command {
-        SnapshotCommand::Create(args) => create::main(&args),
+        SnapshotCommand::Create(args) => create::main(&args, "Full"),
+        SnapshotCommand::Diff(args) => create::main(&args, "Diff"),
+        SnapshotCommand::Record(args) => record::main(*args, start),
         SnapshotCommand::Inspect(args) => inspect::main(&args),
         SnapshotCommand::Verify(args) => inspect::verify(&args),
         SnapshotCommand::Tier(args) => tier::main(&args),

@@ -1,0 +1,71 @@
+//! `varve snapshot record`: which pages a function touches, by a machine that is restored for that.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Args;
+use varve_memory_tiers::HugePages;
+
+use crate::cli::session::{self, SessionArgs};
+use crate::snapshot::choices::Choices;
+use crate::snapshot::recording::{Record, RecordBy};
+use crate::snapshot::restore::{Source, Wanted};
+use crate::words::word;
+
+/// Shown below the options.
+pub const EXAMPLES: &str = "\
+Examples:
+  Record three inputs, each as a run of its own:
+    varve snapshot record snapshots/json --trace json.trace --invoke 'json 11' --invoke 'json 12' \
+--invoke 'json 13'
+
+  One more, into the same trace:
+    varve snapshot record snapshots/json --trace json.trace --append --invoke 'json 14'";
+
+/// Options of `varve snapshot record`.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// Folder of the snapshot, with its raw memory file
+    snapshot: PathBuf,
+
+    /// Trace file: every page that is touched, in which order, whether it was written, and in which
+    /// --invoke
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+
+    /// How to record: by faults (exact, in order), or by looking at what is in memory from time to
+    /// time, by mincore or pagemap (cheaper)
+    #[arg(long, value_name = "faults|mincore|pagemap", value_parser = word::<RecordBy>,
+          default_value = "faults")]
+    by: RecordBy,
+
+    /// Add to the trace file, if there is one, rather than to replace it
+    #[arg(long)]
+    append: bool,
+
+    /// Make all calls so many times
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "calls",
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    repeat: u16,
+
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+/// Restores the guest, records until its end, and writes the trace.
+pub fn main(mut args: RecordArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
+    let calls = std::iter::repeat_n(args.session.calls, args.repeat.into());
+    args.session.calls = calls.flatten().collect();
+    let wanted = Wanted {
+        source: Source::Folder(args.snapshot),
+        choices: Choices::default(),
+        huge_pages: HugePages::Off,
+        record: Some(Record { trace_path: args.trace, by: args.by, append: args.append }),
+        overrides: args.session.overrides(),
+        track_dirty_pages: None,
+        clock_realtime: false,
+    };
+    session::run(&args.session, wanted, start)
+}
