@@ -13,6 +13,7 @@ use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
 use varve_devices::bus::{Bus, BusDevice};
 use varve_devices::i8042::{I8042, I8042_BASE, I8042_LEN};
 use varve_devices::interrupt::IrqLine;
+use varve_devices::mmds::{Mmds, Station};
 use varve_devices::power::{POWER_BASE, POWER_LEN, PowerRegisters};
 use varve_devices::pvpanic::{PVPANIC_PORT, PvPanic};
 use varve_devices::serial::{COM_LEN, COM1_BASE, COM1_IRQ, SerialPort};
@@ -65,6 +66,8 @@ pub struct Host {
     pub start: Instant,
     /// What the process counts.
     pub metrics: Arc<Metrics>,
+    /// What network interfaces with a metadata service serve.
+    pub mmds: Arc<Mmds>,
     /// Called from any thread when a page of guest memory cannot be had.
     pub fatal: Fatal,
 }
@@ -396,9 +399,14 @@ impl<'h> Builder<'h> {
         }
         for net in &config.nets {
             let id = net.id.clone();
-            let device =
+            let mut device =
                 Net::new(net.clone()).map_err(|source| VmmError::Net { id: id.clone(), source })?;
             self.host.metrics.devices().net.insert(id.clone(), device.metrics());
+            if let Some(mmds) = config.mmds.as_ref().filter(|mmds| mmds.serves(&id)) {
+                let station = Station::new(self.host.mmds.clone(), mmds, net.mtu)
+                    .map_err(|e| VmmError::System("timer of the metadata service", e))?;
+                device = device.with_detour(Box::new(station));
+            }
             self.attach(format!("net:{id}"), Box::new(device))?;
         }
         if let Some(vsock) = &config.vsock {

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
+use varve_devices::mmds::Mmds;
 use varve_memory_tiers::GuestRam;
 
-use crate::api::{Server, controller};
+use crate::api::{MAX_BODY, Server, controller};
 use crate::arch::layout;
 use crate::config::firecracker::Resources;
 use crate::config::{Console, VmConfig};
@@ -70,6 +71,7 @@ impl Monitor {
         let signals = Signals::install(end.clone(), metrics.clone());
         let signals = signals.map_err(system("signal handlers"))?;
         events.add_subscriber(Arc::new(signals));
+        let mmds = Mmds::new(MAX_BODY, metrics.mmds.clone()).map_err(system("random numbers"))?;
         Ok(Monitor {
             machine: None,
             config: None,
@@ -83,6 +85,7 @@ impl Monitor {
                 end,
                 boot_timer,
                 start,
+                mmds: Arc::new(mmds),
                 fatal: page_lost(&metrics),
                 metrics,
             },
@@ -222,6 +225,11 @@ impl Monitor {
             balloon.stats_polling_interval_s = live.stats_interval();
         }
         Cow::Owned(resources)
+    }
+
+    /// The metadata service's document.
+    pub fn mmds(&self) -> &Mmds {
+        &self.host.mmds
     }
 
     /// Name of the machine.

@@ -49,7 +49,7 @@ pub fn config(version: &str) -> MmdsConfig {
 
 /// A service with the document `{"latest": {"id": "i-7", "long": "xxx…"}}`.
 pub fn mmds(long: usize) -> Arc<Mmds> {
-    let mmds = Mmds::new(1 << 20).unwrap();
+    let mmds = Mmds::new(1 << 20, Arc::default()).unwrap();
     mmds.put(serde_json::json!({"latest": {"id": "i-7", "long": "x".repeat(long)}})).unwrap();
     Arc::new(mmds)
 }

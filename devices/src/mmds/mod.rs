@@ -13,7 +13,7 @@
 //! A snapshot keeps none of this: the document is the machine's own, and a copy of a machine gets
 //! another one.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -35,6 +35,7 @@ pub use station::Station;
 pub use store::StoreError;
 pub use token::TokenError;
 
+use crate::metrics::MmdsMetrics;
 use store::Store;
 use token::Tokens;
 
@@ -43,16 +44,18 @@ use token::Tokens;
 pub struct Mmds {
     store: Mutex<Store>,
     tokens: Tokens,
+    metrics: Arc<MmdsMetrics>,
     start: Instant,
 }
 
 impl Mmds {
-    /// A service without a document, which may be as long as `limit` bytes as JSON. Fails if the
-    /// host has no random numbers.
-    pub fn new(limit: usize) -> std::io::Result<Mmds> {
+    /// A service without a document, which may be as long as `limit` bytes as JSON. It counts in
+    /// `metrics`. Fails if the host has no random numbers.
+    pub fn new(limit: usize, metrics: Arc<MmdsMetrics>) -> std::io::Result<Mmds> {
         Ok(Mmds {
             store: Mutex::new(Store::new(limit)),
             tokens: Tokens::new()?,
+            metrics,
             start: Instant::now(),
         })
     }
@@ -60,6 +63,11 @@ impl Mmds {
     fn store(&self) -> MutexGuard<'_, Store> {
         // A change is one assignment, so a panic of another holder leaves nothing half done.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on a document may be as long as `limit` bytes. One that is there stays.
+    pub fn set_limit(&self, limit: usize) {
+        self.store().set_limit(limit);
     }
 
     /// Replaces the document.

@@ -45,17 +45,11 @@ impl Service {
     }
 
     fn get(&self, request: &Request) -> Response {
-        if self.version == Version::V2 {
-            let Some((_, token)) = request.header(&TOKEN) else {
-                return Response::text(
-                    401,
-                    "No MMDS token provided. Use `X-metadata-token` or `X-aws-ec2-metadata-token` \
-                     header to specify the session token.",
-                );
-            };
-            if !self.mmds.tokens.accepts(token, self.mmds.now()) {
-                return Response::text(401, "MMDS token not valid.");
-            }
+        // The first version counts what the second would refuse.
+        if let Err(refusal) = self.check_token(request)
+            && self.version == Version::V2
+        {
+            return refusal;
         }
         let json = request.accepts_json() && !self.imds_compat;
         let format = if json { Format::Json } else { Format::Imds };
@@ -64,6 +58,22 @@ impl Service {
             Err(StoreError::NotFound) => not_found(request),
             Err(e) => Response::text(501, e),
         }
+    }
+
+    fn check_token(&self, request: &Request) -> Result<(), Response> {
+        let Some((_, token)) = request.header(&TOKEN) else {
+            self.mmds.metrics.rx_no_token.inc();
+            return Err(Response::text(
+                401,
+                "No MMDS token provided. Use `X-metadata-token` or `X-aws-ec2-metadata-token` \
+                 header to specify the session token.",
+            ));
+        };
+        if !self.mmds.tokens.accepts(token, self.mmds.now()) {
+            self.mmds.metrics.rx_invalid_token.inc();
+            return Err(Response::text(401, "MMDS token not valid."));
+        }
+        Ok(())
     }
 
     /// Gives a token, whatever the version, so that a guest can change over to the second.
@@ -118,7 +128,7 @@ mod tests {
         let config = json!({
             "version": version, "network_interfaces": ["eth0"], "imds_compat": imds_compat,
         });
-        let mmds = Arc::new(Mmds::new(51_200).unwrap());
+        let mmds = Arc::new(Mmds::new(51_200, Arc::default()).unwrap());
         mmds.put(json!({"latest": {"id": "i-7"}, "age": 43})).unwrap();
         Service::new(mmds, &serde_json::from_value(config).unwrap())
     }

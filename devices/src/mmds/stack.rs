@@ -10,12 +10,13 @@ use std::time::Duration;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpProtocol, Ipv4Packet};
 
 use super::cable::Cable;
 use super::connection::Connection;
 use super::service::Service;
 use super::{Mmds, MmdsConfig};
+use crate::metrics::MmdsMetrics;
 
 /// The station's address on the cable, as Firecracker's.
 pub const MAC: [u8; 6] = [0x06, 0x01, 0x23, 0x45, 0x67, 0x01];
@@ -45,6 +46,7 @@ pub const HEAD: usize = ARP_TARGET + 4;
 pub struct Stack {
     address: Ipv4Addr,
     service: Service,
+    metrics: Arc<MmdsMetrics>,
     cable: Cable,
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -68,6 +70,7 @@ impl Stack {
         interface.update_ip_addrs(|addresses| addresses.push(cidr).unwrap_or_default());
         Stack {
             address,
+            metrics: mmds.metrics.clone(),
             service: Service::new(mmds, config),
             cable,
             interface,
@@ -89,6 +92,7 @@ impl Stack {
 
     /// Takes a frame of the guest.
     pub fn receive(&mut self, frame: &[u8], now: Duration) {
+        self.count(frame);
         let mut frame = frame.to_vec();
         // A guest that has no route to the station sends to its gateway: it means the station.
         if let Some(destination) = frame.get_mut(..6) {
@@ -100,10 +104,25 @@ impl Stack {
         self.cable.discard();
     }
 
+    fn count(&self, frame: &[u8]) {
+        self.metrics.rx_accepted.inc();
+        if frame.get(12..ETHERNET) != Some(&IPV4) {
+            return;
+        }
+        match Ipv4Packet::new_checked(&frame[ETHERNET..]).map(|packet| packet.next_header()) {
+            Ok(IpProtocol::Tcp) => self.metrics.rx_count.inc(),
+            Ok(_) => self.metrics.rx_accepted_unusual.inc(),
+            Err(_) => self.metrics.rx_accepted_err.inc(),
+        }
+    }
+
     /// The next frame for the guest.
     pub fn next(&mut self, now: Duration) -> Option<Vec<u8>> {
         let was_full = self.cable.full();
         let frame = self.cable.take()?;
+        self.metrics.tx_count.inc();
+        self.metrics.tx_frames.inc();
+        self.metrics.tx_bytes.add(frame.len() as u64);
         if was_full {
             self.poll(now);
         }
@@ -133,6 +152,7 @@ impl Stack {
         {
             self.listener = None;
             self.connections.push(Connection::new(handle, now));
+            self.metrics.connections_created.inc();
         }
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut(connection.handle);
@@ -146,6 +166,7 @@ impl Stack {
             let state = self.sockets.get::<Socket>(handle).state();
             let over = matches!(state, State::Closed | State::TimeWait | State::Listen);
             if over {
+                self.metrics.connections_destroyed.inc();
                 self.sockets.remove(handle);
             }
             !over
@@ -155,6 +176,7 @@ impl Stack {
     /// Forgets frames and connections: the guest's driver starts over.
     pub fn reset(&mut self) {
         self.cable.clear();
+        self.metrics.connections_destroyed.add(self.connections.len() as u64);
         let handles = self.connections.drain(..).map(|connection| connection.handle);
         for handle in handles.chain(self.listener.take()) {
             self.sockets.remove(handle);
@@ -172,6 +194,7 @@ impl Stack {
             let Some(handle) = longest.map(|c| c.handle) else { return };
             self.sockets.remove(handle);
             self.connections.retain(|connection| connection.handle != handle);
+            self.metrics.connections_destroyed.inc();
         }
         let buffer = |len| SocketBuffer::new(vec![0; len]);
         let mut socket = Socket::new(buffer(RECEIVE_BUFFER), buffer(SEND_BUFFER));

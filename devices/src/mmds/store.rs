@@ -39,6 +39,10 @@ impl Store {
         Store { document: None, limit }
     }
 
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     pub fn put(&mut self, document: Value) -> Result<(), StoreError> {
         if document.to_string().len() > self.limit {
             return Err(StoreError::TooLong);

@@ -1,5 +1,7 @@
 //! Why a request is not carried out: status code and message.
 
+use varve_devices::mmds::StoreError;
+
 use super::request::RequestError;
 use crate::config::firecracker::ResourceError;
 use crate::error::{VmmError, chain};
@@ -33,6 +35,9 @@ pub enum ApiError {
     /// The balloon does not change.
     #[error("Balloon update error: {0}")]
     BalloonUpdate(String),
+    /// The metadata service's document does not change.
+    #[error(transparent)]
+    Mmds(#[from] StoreError),
     /// No snapshot, because the machine runs.
     #[error("Create snapshot error: the microVM must be paused first.")]
     NotPaused,
@@ -59,6 +64,9 @@ pub enum ApiError {
 impl ApiError {
     /// Status code of the answer.
     pub fn status(&self) -> u16 {
-        400
+        match self {
+            ApiError::Mmds(StoreError::TooLong) => 413,
+            _ => 400,
+        }
     }
 }

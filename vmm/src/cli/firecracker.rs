@@ -1,7 +1,7 @@
 //! The command line of the `firecracker` binary, which varve takes when it is given no command.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use rustix::time::{ClockId, clock_gettime};
 use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
+use varve_devices::mmds::StoreError;
 use varve_snapshot::StateFile;
 
 use super::observe::ObserveArgs;
@@ -145,6 +146,11 @@ fn run(
         monitor.listen(&args.api_sock, args.http_api_max_payload_size)?;
     }
     args.report_start(&monitor.metrics().api_server);
+    let limit = args.mmds_size_limit.unwrap_or(args.http_api_max_payload_size);
+    monitor.mmds().set_limit(limit);
+    if let Some(path) = &args.metadata {
+        put_metadata(&monitor, path)?;
+    }
     match &args.config_file {
         None => monitor.set_defaults(resources),
         Some(path) => {
@@ -160,13 +166,23 @@ fn run(
     Ok(ExitCode::from(end.exit_code()))
 }
 
+/// Gives the metadata service what the file at `path` says.
+fn put_metadata(monitor: &Monitor, path: &Path) -> Result<(), ConfigError> {
+    let bad =
+        |e: &dyn std::fmt::Display| ConfigError::field("--metadata", format!("{path:?}: {e}"));
+    let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
+    let document = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+    monitor.mmds().put(document).map_err(|e| match e {
+        StoreError::TooLong => bad(&"more than --mmds-size-limit allows"),
+        e => bad(&e),
+    })
+}
+
 impl FirecrackerArgs {
     /// The first flag that means something this build cannot do.
     fn unsupported(&self) -> Option<&'static str> {
         let given = [
             ("--enable-pci", self.enable_pci),
-            ("--metadata", self.metadata.is_some()),
-            ("--mmds-size-limit", self.mmds_size_limit.is_some()),
             ("--seccomp-filter", self.seccomp_filter.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)

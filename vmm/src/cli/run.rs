@@ -280,6 +280,7 @@ impl RunArgs {
             },
             drives,
             nets,
+            mmds: None,
             vsock: self.vsock.as_deref().map(parse_vsock).transpose().map_err(field("--vsock"))?,
             balloon: self
                 .balloon

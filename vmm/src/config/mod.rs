@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use varve_devices::limiter::LimiterConfig;
+use varve_devices::mmds::MmdsConfig;
 use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
 use varve_devices::virtio::net::NetConfig;
@@ -44,6 +45,9 @@ pub struct VmConfig {
     pub drives: Vec<BlockConfig>,
     /// Network interfaces.
     pub nets: Vec<NetConfig>,
+    /// Metadata service, on some of them.
+    #[serde(default)]
+    pub mmds: Option<MmdsConfig>,
     /// Host-guest sockets.
     pub vsock: Option<VsockConfig>,
     /// Memory balloon.
@@ -196,7 +200,12 @@ impl VmConfig {
         unique("drive id", self.drives.iter().map(|d| d.id.as_str()))?;
         self.validate_drive_paths()?;
         unique("network interface id", self.nets.iter().map(|n| n.id.as_str()))?;
-        unique("tap", self.nets.iter().map(|n| n.tap.as_str()))
+        unique("tap", self.nets.iter().map(|n| n.tap.as_str()))?;
+        if let Some(mmds) = &self.mmds {
+            mmds.validate(self.nets.iter().map(|n| n.id.as_str()))
+                .map_err(|e| ConfigError::field("mmds-config", e.to_string()))?;
+        }
+        Ok(())
     }
 
     /// Two file systems on one image destroy it, unless both only read.
@@ -269,6 +278,7 @@ mod tests {
             },
             drives: vec![],
             nets: vec![],
+            mmds: None,
             vsock: None,
             balloon: None,
             entropy: false,

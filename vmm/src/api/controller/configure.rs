@@ -1,6 +1,8 @@
 //! Configuration before the start: each piece is checked, with what it names on the host, before it
 //! replaces what was there.
 
+use varve_devices::mmds::MmdsConfig;
+
 use super::{Monitor, Outcome, Response};
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::boot_source::BootSource;
@@ -53,6 +55,10 @@ pub fn net(monitor: &mut Monitor, net: NetworkInterface) -> Outcome {
         net.probe()?;
         resources.set_net(net)
     })
+}
+
+pub fn mmds(monitor: &mut Monitor, mmds: MmdsConfig) -> Outcome {
+    configure(monitor, |resources| resources.set_mmds(mmds))
 }
 
 pub fn vsock(monitor: &mut Monitor, vsock: Vsock) -> Outcome {

@@ -5,6 +5,7 @@ mod configure;
 mod counted;
 mod describe;
 mod instance;
+mod mmds;
 mod observe;
 
 use std::time::Instant;
@@ -80,6 +81,7 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::SetCpuConfig(cpu) => configure::cpu(monitor, cpu),
         Action::SetDrive(drive) => configure::drive(monitor, drive),
         Action::SetNet(net) => configure::net(monitor, net),
+        Action::SetMmdsConfig(config) => configure::mmds(monitor, config),
         Action::SetVsock(vsock) => configure::vsock(monitor, vsock),
         Action::SetEntropy(entropy) => configure::entropy(monitor, entropy),
         Action::SetBalloon(balloon) => configure::balloon(monitor, balloon),
@@ -88,6 +90,10 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::UpdateBalloonStats(update) => balloon::interval(monitor, update),
         Action::StartHinting(start) => balloon::start_hinting(monitor, start),
         Action::StopHinting => balloon::stop_hinting(monitor),
+
+        Action::GetMmds => mmds::get(monitor),
+        Action::PutMmds(document) => mmds::put(monitor, document),
+        Action::PatchMmds(patch) => mmds::patch(monitor, &patch),
 
         Action::StartInstance => instance::start(monitor),
         Action::SetVmState(state) => instance::set_state(monitor, state),
@@ -103,8 +109,6 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::UpdateDrive(_) => unsupported("PATCH /drives"),
         Action::UpdateNet(_) => unsupported("PATCH /network-interfaces"),
         Action::SetSerial(_) => unsupported("/serial"),
-        Action::GetMmds | Action::PutMmds(_) | Action::PatchMmds(_) => unsupported("/mmds"),
-        Action::SetMmdsConfig(_) => unsupported("/mmds/config"),
         Action::Unsupported(what) => unsupported(what),
     }
 }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use varve_devices::mmds::{MmdsConfig, Version};
 
 pub use error::RequestError;
 pub use routes::{ROUTES, Route, parse};
@@ -61,7 +62,7 @@ pub enum Action {
     SetSerial(Value),
     SetLogger(LoggerConfig),
     SetMetrics(MetricsConfig),
-    SetMmdsConfig(Value),
+    SetMmdsConfig(MmdsConfig),
     PutMmds(Value),
     PatchMmds(Value),
 
@@ -97,6 +98,7 @@ impl Action {
             Action::SetVsock(vsock) => vsock.vsock_id.is_some(),
             Action::SetMachine(machine) => machine.cpu_template.is_some(),
             Action::UpdateMachine(update) => update.cpu_template.is_some(),
+            Action::SetMmdsConfig(mmds) => mmds.version == Version::V1,
             _ => false,
         }
     }

@@ -1,5 +1,7 @@
 //! Why a resource is refused, in Firecracker's words where it has some.
 
+use varve_devices::mmds::MmdsConfigError;
+
 use super::balloon::BalloonError;
 use super::boot_source::BootSourceError;
 use super::drive::DriveError;
@@ -22,6 +24,8 @@ pub enum ResourceError {
     Entropy(#[from] EntropyError),
     #[error("Machine config error: {0}")]
     Machine(#[from] MachineConfigError),
+    #[error("MMDS config error: {0}")]
+    Mmds(#[from] MmdsConfigError),
     #[error("Network config error: {0}")]
     Network(#[from] NetworkError),
     #[error("Vsock config error: {0}")]

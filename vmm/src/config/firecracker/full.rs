@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use varve_devices::mmds::MmdsConfig;
 
 use super::balloon::Balloon;
 use super::boot_source::BootSource;
@@ -31,7 +32,7 @@ pub struct FullConfig {
     pub logger: Option<LoggerConfig>,
     pub machine_config: Option<MachineConfig>,
     pub metrics: Option<MetricsConfig>,
-    pub mmds_config: Option<Value>,
+    pub mmds_config: Option<MmdsConfig>,
     #[serde(default)]
     pub network_interfaces: Vec<NetworkInterface>,
     pub vsock: Option<Vsock>,
@@ -46,7 +47,6 @@ impl FullConfig {
     /// Refuses what this build cannot do, by name.
     pub fn check(&self) -> Result<(), ConfigError> {
         let here = [
-            ("mmds-config", self.mmds_config.is_some()),
             ("serial", self.serial.is_some()),
             ("pmem", !self.pmem.is_empty()),
             ("memory-hotplug", self.memory_hotplug.is_some()),
@@ -68,6 +68,7 @@ impl From<Resources> for FullConfig {
             boot_source: resources.boot_source,
             machine_config: Some(resources.machine),
             network_interfaces: resources.nets,
+            mmds_config: resources.mmds,
             vsock: resources.vsock,
             entropy: resources.entropy,
             ..FullConfig::default()

@@ -132,6 +132,32 @@ mod tests {
     }
 
     #[test]
+    fn a_metadata_service_on_interfaces_that_are_there() {
+        let with = |mmds: &str| {
+            let nets = r#""network-interfaces": [{"iface_id": "eth0", "host_dev_name": "t"}]"#;
+            let boot = r#""boot-source": {"kernel_image_path": "k"}"#;
+            parsed(&format!("{{{boot}, {nets}, \"mmds-config\": {mmds}}}"))
+        };
+        let text = r#"{"version":"V2","network_interfaces":["eth0"],"ipv4_address":"169.254.170.2","imds_compat":true}"#;
+        let mut config = with(text).unwrap();
+        config.validate().unwrap();
+        assert_eq!(serde_json::to_string(&config.mmds).unwrap(), text);
+        // A snapshot keeps it, and older ones have none.
+        let mut saved = serde_json::to_value(&config).unwrap();
+        assert_eq!(serde_json::from_value::<VmConfig>(saved.clone()).unwrap().mmds, config.mmds);
+        saved.as_object_mut().unwrap().remove("mmds");
+        assert_eq!(serde_json::from_value::<VmConfig>(saved).unwrap().mmds, None);
+
+        config.nets.clear();
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.starts_with("mmds-config: The list of network interface IDs"), "{error}");
+        let error = with(r#"{"network_interfaces": ["eth1"]}"#).unwrap_err().to_string();
+        assert!(error.contains("MMDS config error: The list of network interface IDs"), "{error}");
+        let error = with(r#"{"network_interfaces": ["eth0"], "ipv4": "x"}"#).unwrap_err();
+        assert!(error.to_string().contains("unknown field `ipv4`"), "{error}");
+    }
+
+    #[test]
     fn the_shortest_file() {
         let config = parsed(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
         assert_eq!((config.vcpus, config.memory), (1, 128 << 20));

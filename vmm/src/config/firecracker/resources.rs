@@ -5,6 +5,7 @@
 //! [`VmConfig`]; and what a running machine is, is told in the same pieces.
 
 use varve_devices::limiter::LimiterConfig;
+use varve_devices::mmds::MmdsConfig;
 
 use super::balloon::Balloon;
 use super::boot_source::BootSource;
@@ -31,6 +32,8 @@ pub struct Resources {
     pub drives: Vec<Drive>,
     /// Network interfaces.
     pub nets: Vec<NetworkInterface>,
+    /// Metadata service, on some of them.
+    pub mmds: Option<MmdsConfig>,
     /// Sockets between host and guest.
     pub vsock: Option<Vsock>,
     /// Memory balloon.
@@ -111,6 +114,13 @@ impl Resources {
         Ok(())
     }
 
+    /// Sets the metadata service, which is reached by interfaces that are there.
+    pub fn set_mmds(&mut self, mmds: MmdsConfig) -> Result<(), ResourceError> {
+        mmds.validate(self.nets.iter().map(|net| net.iface_id.as_str()))?;
+        self.mmds = Some(mmds);
+        Ok(())
+    }
+
     /// Sets the vsock device.
     pub fn set_vsock(&mut self, vsock: Vsock) -> Result<(), ResourceError> {
         self.vsock = Some(vsock);
@@ -141,6 +151,9 @@ impl Resources {
         }
         full.drives.into_iter().try_for_each(|drive| self.set_drive(drive))?;
         full.network_interfaces.into_iter().try_for_each(|net| self.set_net(net))?;
+        if let Some(mmds) = full.mmds_config {
+            self.set_mmds(mmds)?;
+        }
         if let Some(vsock) = full.vsock {
             self.set_vsock(vsock)?;
         }
@@ -168,6 +181,7 @@ impl Resources {
             boot,
             drives: self.drives.iter().map(Drive::to_config).collect(),
             nets: self.nets.iter().map(NetworkInterface::to_config).collect(),
+            mmds: self.mmds.clone(),
             vsock: self.vsock.as_ref().map(Vsock::to_config),
             balloon: self.balloon.as_ref().map(Balloon::to_config),
             entropy: self.entropy.is_some(),
@@ -187,6 +201,7 @@ impl From<&VmConfig> for Resources {
             cpu: config.cpu.clone(),
             drives: config.drives.iter().map(|drive| Drive::of(drive, root)).collect(),
             nets: config.nets.iter().map(NetworkInterface::from).collect(),
+            mmds: config.mmds.clone(),
             vsock: config.vsock.as_ref().map(Vsock::from),
             balloon: config.balloon.as_ref().map(Balloon::from),
             entropy: config.entropy.then(Entropy::default),
