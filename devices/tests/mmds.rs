@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use varve_devices::metrics::MmdsMetrics;
+use varve_devices::mmds::Mmds;
 
 #[path = "../fuzz/fuzz_targets/guest.rs"]
 mod guest;
@@ -173,6 +176,35 @@ fn connections_do_not_outlive_the_driver() {
     guest.say(line, GET);
     assert!(guest.lines[line].reset);
     assert!(guest.ask(1025, GET).ends_with("i-7"));
+}
+
+#[test]
+fn what_happens_is_counted() {
+    let metrics = Arc::<MmdsMetrics>::default();
+    let mmds = Arc::new(Mmds::new(100, metrics.clone()).unwrap());
+    let mut guest = Guest::new(mmds, "V1", None);
+    guest.send(&arp(1, GUEST));
+    guest.send(&ipv4(17, b"12345678"));
+    let mut cut = ipv4(6, b"");
+    cut[16] = 0xff;
+    guest.send(&cut);
+    guest.take_all();
+    guest.ask(1024, GET);
+    guest.ask(1025, &GET.replace("\r\n\r\n", "\r\nX-metadata-token: 0\r\n\r\n"));
+    let counts = [
+        (&metrics.rx_accepted_err, 1),
+        (&metrics.rx_accepted_unusual, 1),
+        (&metrics.rx_no_token, 1),
+        (&metrics.rx_invalid_token, 1),
+        (&metrics.connections_created, 2),
+        (&metrics.connections_destroyed, 2),
+        (&metrics.tx_frames, guest.frames as u64),
+        (&metrics.rx_accepted, metrics.rx_count.get() + 3),
+    ];
+    for (place, (count, expected)) in counts.into_iter().enumerate() {
+        assert_eq!(count.get(), expected, "count {place}");
+    }
+    assert!(metrics.tx_bytes.get() > 54 * metrics.tx_count.get());
 }
 
 proptest! {
