@@ -217,6 +217,14 @@ mod tests {
         assert_eq!(parse(wait, 10), Parsed::Partial { expects_continue: true });
     }
 
+    #[test]
+    fn what_is_deprecated_is_said() {
+        let text = |response: Response| String::from_utf8(response.encode(true)).unwrap();
+        let deprecated = Response { deprecated: true, ..Response::no_content() };
+        assert!(text(deprecated).contains("\r\nDeprecation: true\r\n"));
+        assert!(!text(Response::no_content()).contains("Deprecation"));
+    }
+
     proptest! {
         #[test]
         fn never_panics(input in proptest::collection::vec(any::<u8>(), 0..200)) {

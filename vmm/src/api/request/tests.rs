@@ -67,6 +67,10 @@ fn bodies() {
     let unknown = refused(Method::Put, "/actions", r#"{"action_type": "Dance"}"#);
     let prefix = "An error occurred when deserializing the json body of a request: ";
     assert!(unknown.starts_with(&format!("{prefix}unknown variant `Dance`")), "{unknown}");
+    let named = r#"{"guest_cid": 3, "uds_path": "v", "vsock_id": "v"}"#;
+    assert!(ask(Method::Put, "/vsock", named).unwrap().is_deprecated());
+    let plain = r#"{"guest_cid": 3, "uds_path": "v"}"#;
+    assert!(!ask(Method::Put, "/vsock", plain).unwrap().is_deprecated());
     let field = refused(Method::Put, "/vsock", r#"{"guest_cid": 3, "uds_path": "v", "x": 1}"#);
     assert!(field.contains("unknown field `x`") && field.ends_with('.'), "{field}");
     assert_eq!(refused(Method::Patch, "/machine-config", "{}"), "Empty PATCH request.");

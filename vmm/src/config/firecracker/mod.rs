@@ -176,7 +176,9 @@ mod tests {
         assert!(base(typo).contains("unknown field `memsize`"));
         assert!(base(r#""metrics": {"path": "x"}"#).contains("unknown field `path`"));
         assert!(base(r#""logger": {"level": "loud"}"#).contains("\"loud\" is not a level"));
-        assert!(base(r#""cpu-config": {}"#).starts_with("cpu-config: not supported"));
+        assert!(base(r#""pmem": [{"id": "p"}]"#).starts_with("pmem: not supported"));
+        assert!(base(r#""cpu-config": {}"#).contains("invalid type: map, expected path string"));
+        assert!(base(r#""cpu-config": "/no/such.json""#).contains("\"/no/such.json\""));
         let limited = r#""drives": [{"drive_id": "a", "is_root_device": false,
                          "path_on_host": "p", "rate_limiter": {}}]"#;
         assert!(base(limited).contains(": Drive config error: drives[\"a\"].rate_limiter"));
