@@ -1,13 +1,65 @@
 //! What a test asks the guest, through its agent.
 
+use std::process::Command;
+
 use varve_agent::client::Error;
 use varve_agent::protocol::{
-    Action, Block, Direction, Exec, ExecReply, Info, Memory, MemoryReply, Request, Transfer,
+    Action, Block, Direction, Exec, ExecReply, Info, Invoke, InvokeReply, Memory, MemoryReply,
+    Request, Transfer,
 };
 
 use crate::Vm;
 
+/// A sample function in the words of the guest's shell, started by the agent as others are: it works
+/// on data of its seed and answers with their checksum.
+const FUNCTION: &str = r#"
+mkdir -p /opt/varve /scratch
+cat >/opt/varve/worker.py <<'END'
+#!/bin/sh
+echo '{"ready": true}'
+while read line; do
+    seed=$(echo "$line" | sed 's/.*"seed": *\([0-9]*\).*/\1/')
+    yes "data of $seed" | head -c 2000000 >/scratch/data
+    echo '{"ok": true, "checksum": "'$(sha256sum /scratch/data | cut -c1-64)'"}'
+done
+END
+cat >/bin/python3 <<'END'
+#!/bin/sh
+exec sh "$1"
+END
+chmod +x /bin/python3
+"#;
+
+/// What the sample function answers, as the host computes it.
+pub fn checksum_of(seed: u64) -> String {
+    let script = format!("yes 'data of {seed}' | head -c 2000000 | sha256sum | cut -c1-64");
+    let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
 impl Vm {
+    /// Puts the sample function into a guest whose file system can be written.
+    pub fn install_function(&mut self) {
+        self.sh(FUNCTION);
+    }
+
+    /// Calls the sample function.
+    ///
+    /// # Panics
+    ///
+    /// If the answer is not [`checksum_of`] the seed.
+    pub fn call_function(&mut self, seed: u64) {
+        let call = Invoke { function: "count".into(), seed, ..Invoke::default() };
+        let request = Request::Invoke(call);
+        let reply: InvokeReply = match self.agent().call(&request) {
+            // A guest that has not yet taken note that it was restored accepts a connection, and then
+            // resets it with all others.
+            Err(Error::Closed) => self.agent().call(&request).unwrap(),
+            reply => reply.unwrap(),
+        };
+        assert_eq!(reply.checksum, checksum_of(seed), "{reply:?}");
+    }
+
     /// The machine as its guest sees it.
     pub fn info(&mut self) -> Info {
         self.agent().call(&Request::Info).unwrap()

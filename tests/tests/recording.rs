@@ -12,26 +12,6 @@ use varve_tests::network::skipped;
 use varve_tests::{Restoring, Vm, command};
 
 const PAGES_PER_MIB: u64 = 256;
-/// A sample function in the words of the guest's shell, started by the agent as others are: it works
-/// on data of its seed and answers with their checksum.
-const FUNCTION: &str = r#"
-mkdir -p /opt/varve /scratch
-cat >/opt/varve/worker.py <<'END'
-#!/bin/sh
-echo '{"ready": true}'
-while read line; do
-    seed=$(echo "$line" | sed 's/.*"seed": *\([0-9]*\).*/\1/')
-    yes "data of $seed" | head -c 2000000 >/scratch/data
-    echo '{"ok": true, "checksum": "'$(sha256sum /scratch/data | cut -c1-64)'"}'
-done
-END
-cat >/bin/python3 <<'END'
-#!/bin/sh
-exec sh "$1"
-END
-chmod +x /bin/python3
-"#;
-
 fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("varve-snapshot").tempdir().unwrap()
 }
@@ -149,7 +129,7 @@ fn each_call_is_an_invocation_of_the_trace() {
     let dir = folder();
     let (snapshot, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
     let mut vm = machine();
-    vm.sh(FUNCTION);
+    vm.install_function();
     vm.snapshot("", &snapshot);
     drop(vm);
 

@@ -18,6 +18,8 @@ pub enum End {
     Signal(&'static str),
     /// What the machine was restored for is done.
     Done,
+    /// A snapshot could not be loaded on request.
+    NotLoaded(String),
     /// A vCPU could not go on: KVM met something that it cannot emulate.
     Crash(String),
     /// KVM itself failed.
@@ -28,13 +30,14 @@ pub enum End {
 
 impl End {
     /// Exit code of the process: 0 for a guest that ended as guests end and for a signal that asked
-    /// for it, 3 for a guest that crashed, 4 for KVM, 5 for memory that is lost.
+    /// for it, 1 for a snapshot that could not be loaded, 3 for a guest that crashed, 4 for KVM, 5 for memory that is lost.
     pub fn exit_code(&self) -> u8 {
         match self {
             End::Guest(StopReason::Reset | StopReason::PowerOff)
             | End::TripleFault
             | End::Signal(_)
             | End::Done => 0,
+            End::NotLoaded(_) => 1,
             End::Guest(StopReason::Panic) | End::Crash(_) => 3,
             End::Kvm(_) => 4,
             End::Memory(_) => 5,
@@ -48,6 +51,7 @@ impl fmt::Display for End {
             End::Guest(reason) => write!(f, "{reason}"),
             End::TripleFault => write!(f, "guest reset (triple fault)"),
             End::Done => write!(f, "done"),
+            End::NotLoaded(why) => f.write_str(why),
             End::Signal(name) => write!(f, "stopped by {name}"),
             End::Crash(what) => write!(f, "guest crashed: {what}"),
             End::Kvm(what) => write!(f, "KVM failed: {what}"),

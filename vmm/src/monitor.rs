@@ -199,6 +199,13 @@ impl Monitor {
         Ok(())
     }
 
+    /// Ends a recording, if there is one, and writes its trace unless that was done before; tells pages
+    /// that it saw touched, and among them written.
+    pub fn save_trace(&self) -> Result<Option<(u64, u64)>, VmmError> {
+        let restored = self.machine.as_ref().and_then(Machine::restored);
+        restored.and_then(Restored::recording).map(|recording| recording.save()).transpose()
+    }
+
     /// The machine as it is described so far, to be changed.
     pub fn configure(&mut self) -> &mut Resources {
         self.configured = true;

@@ -50,6 +50,21 @@ pub enum ApiError {
          boot-specific resources."
     )]
     LoadAfterConfiguration,
+    /// The machine is not restored.
+    #[error("Load snapshot error: Failed to restore from snapshot: {}", chain(.0))]
+    LoadSnapshot(VmmError),
+    /// The machine that was restored does not run.
+    #[error("Load snapshot error: Failed to resume microVM: {}", chain(.0))]
+    ResumeLoaded(VmmError),
+    /// Nothing to mark or to save.
+    #[error("Trace error: this machine is not recorded; load a snapshot with `record` for that")]
+    NotRecorded,
+    /// Nothing to mark any more.
+    #[error("Trace error: the recording has ended")]
+    RecordingEnded,
+    /// The trace is not written.
+    #[error("Trace error: {}", chain(.0))]
+    Trace(VmmError),
     /// The log stays where it is.
     #[error("{}", chain(.0))]
     Logger(#[from] LoggerError),

@@ -161,6 +161,7 @@ fn run(
         }
     }
     let end = monitor.run(|_| Ok(()))?;
+    monitor.save_trace()?;
     drop(monitor);
     eprintln!("varve: {end}");
     Ok(ExitCode::from(end.exit_code()))

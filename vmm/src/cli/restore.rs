@@ -37,10 +37,10 @@ pub struct RestoreArgs {
     #[command(flatten)]
     choices: Choices,
 
-    /// Pages of guest memory: 4 KiB (off), transparent huge pages, or from the 2 MiB pool
-    #[arg(long, value_name = "off|transparent|2M", value_parser = word::<HugePages>,
-          default_value = "off")]
-    huge_pages: HugePages,
+    /// Pages of guest memory: 4 KiB (off), transparent huge pages, or from the 2 MiB pool [default: as
+    /// the snapshot's machine]
+    #[arg(long, value_name = "off|transparent|2M", value_parser = word::<HugePages>)]
+    huge_pages: Option<HugePages>,
 
     /// Keep track of written pages, so that diff snapshots can be made, even if the snapshot's machine
     /// did not

@@ -127,8 +127,7 @@ pub fn run(args: &SessionArgs, wanted: Wanted, start: Instant) -> Result<ExitCod
         return Err(error.into());
     }
     monitor.pause()?;
-    let recording = monitor.machine()?.restored().and_then(|r| r.recording());
-    let recorded = recording.map(|recording| recording.save()).transpose()?;
+    let recorded = monitor.save_trace()?;
     let report = report(&monitor, resumed, invoked, recorded, &end)?;
     drop(monitor);
     if args.json {

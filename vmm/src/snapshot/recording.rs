@@ -1,6 +1,7 @@
 //! A machine whose accesses to memory are recorded: what says so, marks between invocations, and the
 //! trace at the end.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -58,8 +59,15 @@ pub struct Recording {
     /// What the trace is added to.
     earlier: Option<Trace>,
     eye: Eye,
-    /// What was seen, once the recording has ended.
-    trace: Mutex<Option<Trace>>,
+    progress: Mutex<Progress>,
+}
+
+enum Progress {
+    GoesOn,
+    /// Not written yet.
+    Ended(Trace),
+    /// With so many pages, and among them so many written.
+    Saved(u64, u64),
 }
 
 /// Who sees accesses. The first goes on to bring pages in when the recording has ended.
@@ -89,7 +97,7 @@ impl Recording {
         let earlier = (record.append && record.trace_path.exists())
             .then(|| Trace::read(&record.trace_path))
             .transpose()?;
-        Ok(Recording { record, earlier, eye, trace: Mutex::default() })
+        Ok(Recording { record, earlier, eye, progress: Mutex::new(Progress::GoesOn) })
     }
 
     /// What was asked for.
@@ -107,63 +115,75 @@ impl Recording {
 
     /// An invocation begins. Without effect once the recording has ended.
     pub fn mark(&self, label: &str) -> Result<(), TierError> {
-        let trace = lock(&self.trace);
-        match &self.eye {
-            _ if trace.is_some() => Ok(()),
-            Eye::Faults(recorder) => recorder.mark(label),
-            Eye::Looks(_, scanner) => lock(scanner).as_ref().map_or(Ok(()), |s| s.mark(label)),
+        match (&*lock(&self.progress), &self.eye) {
+            (Progress::GoesOn, Eye::Faults(recorder)) => recorder.mark(label),
+            (Progress::GoesOn, Eye::Looks(_, scanner)) => {
+                lock(scanner).as_ref().map_or(Ok(()), |scanner| scanner.mark(label))
+            }
+            _ => Ok(()),
         }
     }
 
     /// Whether accesses are still recorded.
     pub fn goes_on(&self) -> bool {
-        lock(&self.trace).is_none()
+        matches!(&*lock(&self.progress), Progress::GoesOn)
     }
 
     /// Pages seen up to now: touched, and among them written. Looking tells at its end only.
     pub fn seen(&self) -> Option<(u64, u64)> {
-        match (&*lock(&self.trace), &self.eye) {
-            (Some(trace), _) => Some(count(trace)),
-            (None, Eye::Faults(recorder)) => Some(recorder.seen()),
-            (None, Eye::Looks(..)) => None,
+        match (&*lock(&self.progress), &self.eye) {
+            (Progress::GoesOn, Eye::Faults(recorder)) => Some(recorder.seen()),
+            (Progress::GoesOn, Eye::Looks(..)) => None,
+            (Progress::Ended(trace), _) => Some(count(trace)),
+            (&Progress::Saved(pages, written), _) => Some((pages, written)),
         }
     }
 
     /// Ends the recording, if that was not done before. To be called before anything but the guest
     /// and its devices looks at guest memory.
     pub fn seal(&self) -> Result<(), TierError> {
-        self.sealed(|_| ())
-    }
-
-    /// Ends the recording and writes the trace; tells pages that it saw touched, and among them
-    /// written.
-    pub fn save(&self) -> Result<(u64, u64), VmmError> {
-        self.sealed(|trace| {
-            let all = self.earlier.as_ref().and_then(|e| Trace::merge([e, trace]));
-            all.as_ref().unwrap_or(trace).write(&LocalFiles, &self.record.trace_path)?;
-            if trace.pages().is_empty() {
-                log::warn!(
-                    "the recording saw no page: mincore cannot tell pages that were in the page \
-                     cache before; record by faults or by pagemap"
-                );
-            }
-            Ok(count(trace))
-        })?
-    }
-
-    fn sealed<T>(&self, then: impl FnOnce(&Trace) -> T) -> Result<T, TierError> {
-        let mut trace = lock(&self.trace);
-        if let Some(trace) = &*trace {
-            return Ok(then(trace));
+        let mut progress = lock(&self.progress);
+        if matches!(*progress, Progress::GoesOn) {
+            *progress = Progress::Ended(self.end()?);
         }
-        let seen = match &self.eye {
-            Eye::Faults(recorder) => recorder.seal()?,
+        Ok(())
+    }
+
+    /// Ends the recording and writes the trace, unless that was done before; tells pages that it saw
+    /// touched, and among them written.
+    pub fn save(&self) -> Result<(u64, u64), VmmError> {
+        let mut progress = lock(&self.progress);
+        let trace = match &*progress {
+            &Progress::Saved(pages, written) => return Ok((pages, written)),
+            Progress::Ended(trace) => Cow::Borrowed(trace),
+            Progress::GoesOn => Cow::Owned(self.end()?),
+        };
+        let (pages, written) = count(&trace);
+        let all = self.earlier.as_ref().and_then(|earlier| Trace::merge([earlier, &*trace]));
+        let all = all.as_ref().unwrap_or(&trace);
+        if let Err(error) = all.write(&LocalFiles, &self.record.trace_path) {
+            // It may be tried again.
+            *progress = Progress::Ended(trace.into_owned());
+            return Err(error.into());
+        }
+        if pages == 0 {
+            log::warn!(
+                "the recording saw no page: mincore cannot tell pages that were in the page cache \
+                 before; record by faults or by pagemap"
+            );
+        }
+        *progress = Progress::Saved(pages, written);
+        Ok((pages, written))
+    }
+
+    fn end(&self) -> Result<Trace, TierError> {
+        match &self.eye {
+            Eye::Faults(recorder) => recorder.seal(),
             Eye::Looks(_, scanner) => {
                 let failed = || TierError::Plan("the recording failed when it was ended".into());
-                lock(scanner).take().ok_or_else(failed)?.seal()?
+                lock(scanner).take().ok_or_else(failed)?.seal()
             }
-        };
-        Ok(then(trace.insert(seen)))
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::metrics;
 use crate::monitor::Monitor;
 
 /// What belongs to this host and not to the snapshot.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// Another unix socket for the vsock device.
     pub vsock: Option<PathBuf>,
@@ -52,7 +52,7 @@ impl Overrides {
 }
 
 /// Where a machine is restored from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The snapshot in a folder, whatever is in there: a tiered one if it has a manifest.
     Folder(PathBuf),
@@ -80,14 +80,14 @@ pub enum Source {
 }
 
 /// What is wanted of a restore: the command line and the API both end up here.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// From where.
     pub source: Source,
     /// How memory comes back.
     pub choices: Choices,
-    /// What memory is made of.
-    pub huge_pages: HugePages,
+    /// What memory is made of; as the snapshot's machine's if not said.
+    pub huge_pages: Option<HugePages>,
     /// Record all accesses; the choices do not count then.
     pub record: Option<Record>,
     /// What belongs to this host.
@@ -102,13 +102,14 @@ pub struct Wanted {
 pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     let start = Instant::now();
     log::info!("restoring {:?}", wanted.source);
-    let Wanted { source, choices, huge_pages, record, overrides, .. } = wanted;
+    let Wanted { source, choices, record, overrides, .. } = wanted;
     let (file, memory) = open(source)?;
     let ranges = file.memory.clone();
     let (mut config, mut machine) = state::load(file)?;
     overrides.apply(&mut config)?;
     config.track_dirty_pages = wanted.track_dirty_pages.unwrap_or(config.track_dirty_pages);
     machine.vm.set_clock_mode(wanted.clock_realtime)?;
+    let huge_pages = wanted.huge_pages.unwrap_or(config.huge_pages);
     let (otherwise, pages) = match (&memory, &record) {
         // Each page is to be seen by itself.
         (_, Some(_)) => (Strategy::Lazy, HugePages::Off),
@@ -138,9 +139,8 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     let saved = Saved { machine, memory, stage2: policy.stage2 };
     monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))?;
     metrics::took(&monitor.metrics().latencies.vmm_load_snapshot, start);
-    let planned = monitor.machine()?.restored().and_then(|r| r.planned());
-    let strategy = planned.map_or("recording", |r| r.plan().strategy.name());
-    log::info!("restored in {:.3?}, memory by {strategy}", start.elapsed());
+    let method = monitor.machine()?.restored().map_or("nothing", |r| r.method());
+    log::info!("restored in {:.3?}, memory by {method}", start.elapsed());
     Ok(())
 }
 

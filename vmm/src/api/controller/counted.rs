@@ -83,7 +83,7 @@ mod tests {
 
     /// Paths that Firecracker does not count.
     const UNCOUNTED: &[&str] =
-        &["balloon", "entropy", "memory", "metrics", "snapshot", "vm", "version", "pmem"];
+        &["balloon", "entropy", "memory", "metrics", "snapshot", "trace", "vm", "version", "pmem"];
 
     #[test]
     fn each_route_has_counters_of_its_own() {

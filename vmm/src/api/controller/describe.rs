@@ -36,16 +36,30 @@ pub fn machine(monitor: &Monitor) -> Outcome {
     Ok(Response::ok(&json!(monitor.resources().machine)))
 }
 
-/// How memory was restored, and what has happened to it since.
+/// What memory is made of, how it was restored, and what has happened to it since: varve's own.
 pub fn memory(monitor: &Monitor) -> Outcome {
-    let Some(restore) = monitor.machine()?.restored().and_then(|r| r.planned()) else {
-        return Ok(Response::ok(&json!({ "strategy": null })));
-    };
+    let machine = monitor.machine()?;
+    let (ram, restored) = (machine.ram(), machine.restored());
+    let planned = restored.and_then(|r| r.planned());
+    let recording = restored.and_then(|r| r.recording()).map(|recording| {
+        let (pages, written) = recording.seen().unzip();
+        json!({
+            "by": recording.record().by,
+            "trace_path": recording.record().trace_path,
+            "goes_on": recording.goes_on(),
+            "pages": pages,
+            "written": written,
+        })
+    });
     Ok(Response::ok(&json!({
-        "strategy": restore.plan().strategy,
-        "plan": restore.plan().summary(),
-        "counters": restore.counters(),
-        "census": restore.census().ok(),
-        "vcpu_faults": monitor.machine()?.vcpu_faults()?,
+        "strategy": restored.map(|r| r.method()),
+        "bytes": ram.size(),
+        "huge_pages": ram.huge_pages(),
+        "mappings": ram.mappings().ok(),
+        "plan": planned.map(|restore| restore.plan().summary()),
+        "counters": planned.map(|restore| restore.counters()),
+        "census": planned.and_then(|restore| restore.census().ok()),
+        "recording": recording,
+        "vcpu_faults": machine.vcpu_faults()?,
     })))
 }

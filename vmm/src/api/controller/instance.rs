@@ -33,10 +33,3 @@ pub fn create_snapshot(monitor: &mut Monitor, create: CreateSnapshot) -> Outcome
         .map_err(ApiError::CreateSnapshot)?;
     Ok(Response::no_content())
 }
-
-pub fn load_snapshot(monitor: &mut Monitor) -> Outcome {
-    if monitor.is_configured() {
-        return Err(ApiError::LoadAfterConfiguration);
-    }
-    super::unsupported("/snapshot/load")
-}

@@ -5,6 +5,7 @@ mod configure;
 mod counted;
 mod describe;
 mod instance;
+mod load;
 mod mmds;
 mod observe;
 
@@ -98,7 +99,8 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::StartInstance => instance::start(monitor),
         Action::SetVmState(state) => instance::set_state(monitor, state),
         Action::CreateSnapshot(create) => instance::create_snapshot(monitor, create),
-        Action::LoadSnapshot(_) => instance::load_snapshot(monitor),
+        Action::LoadSnapshot(load) => load::load(monitor, *load),
+        Action::Trace(request) => load::trace(monitor, request),
 
         Action::SetLogger(config) => observe::logger(monitor, config),
         Action::SetMetrics(config) => observe::metrics(monitor, config),

@@ -38,5 +38,12 @@ pub enum RequestError {
     },
     /// The body does not say what it should.
     #[error("An error occurred when deserializing the json body of a request: {0}.")]
-    Body(#[from] serde_json::Error),
+    Body(String),
+}
+
+/// The cause is in the text already, and ends there with a full stop: it is not told as a source, too.
+impl From<serde_json::Error> for RequestError {
+    fn from(error: serde_json::Error) -> RequestError {
+        RequestError::Body(error.to_string())
+    }
 }

@@ -4,9 +4,11 @@
 //! names the operation; what varve adds of its own is marked so.
 
 mod error;
+mod load;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::path::PathBuf;
 
@@ -15,7 +17,9 @@ use serde_json::Value;
 use varve_devices::mmds::{MmdsConfig, Version};
 
 pub use error::RequestError;
+pub use load::LoadSnapshot;
 pub use routes::{ROUTES, Route, parse};
+pub use trace::TraceRequest;
 
 use crate::config::firecracker::balloon::{
     Balloon, BalloonStatsUpdate, BalloonUpdate, HintingStart,
@@ -74,7 +78,8 @@ pub enum Action {
 
     SetVmState(VmState),
     CreateSnapshot(CreateSnapshot),
-    LoadSnapshot(Value),
+    LoadSnapshot(Box<LoadSnapshot>),
+    Trace(TraceRequest),
 
     /// What Firecracker has and varve has not, by its path.
     Unsupported(&'static str),
@@ -126,7 +131,8 @@ impl Action {
             | DescribeHinting
             | DescribeMemory
             | SetVmState(_)
-            | CreateSnapshot(_) => When::AfterStart,
+            | CreateSnapshot(_)
+            | Trace(_) => When::AfterStart,
         }
     }
 }

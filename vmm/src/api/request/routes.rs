@@ -94,7 +94,9 @@ pub static ROUTES: &[Route] = &[
     patch("/pmem/{id}", |_| Ok(Action::Unsupported("/pmem"))),
     put("/serial", |r| Ok(Action::SetSerial(r.body()?))),
     put("/snapshot/create", |r| Ok(Action::CreateSnapshot(r.body()?))),
-    put("/snapshot/load", |r| Ok(Action::LoadSnapshot(r.body()?))),
+    put("/snapshot/load", |r| Ok(Action::LoadSnapshot(Box::new(r.body()?)))),
+    // varve's own: marks in a recording, and its end.
+    put("/trace", |r| Ok(Action::Trace(r.body()?))),
     get("/version", |_| Ok(Action::DescribeVersion)),
     patch("/vm", |r| Ok(Action::SetVmState(r.body::<Vm>()?.state))),
     get("/vm/config", |_| Ok(Action::DescribeConfig)),

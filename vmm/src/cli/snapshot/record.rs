@@ -61,7 +61,7 @@ pub fn main(mut args: RecordArgs, start: Instant) -> Result<ExitCode, Box<dyn Er
     let wanted = Wanted {
         source: Source::Folder(args.snapshot),
         choices: Choices::default(),
-        huge_pages: HugePages::Off,
+        huge_pages: Some(HugePages::Off),
         record: Some(Record { trace_path: args.trace, by: args.by, append: args.append }),
         overrides: args.session.overrides(),
         track_dirty_pages: None,
