@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod observe;
 mod reclaim;
+pub mod saved;
 mod signals;
 mod sink;
 pub mod snapshot;

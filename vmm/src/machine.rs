@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventSubscriber, SubscriberId, SubscriberOps};
-use kvm_bindings::CpuId;
 use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
 use varve_devices::bus::{Bus, BusDevice};
 use varve_devices::i8042::{I8042, I8042_BASE, I8042_LEN};
@@ -27,25 +26,24 @@ use varve_devices::virtio::rng::Rng;
 use varve_devices::virtio::vsock::Vsock;
 use varve_devices::virtio::{DeviceHandle, VirtioDevice};
 use varve_devices::vmgenid::VmGenId;
-use varve_memory_tiers::{GuestRam, Stage2, take_dirty};
+use varve_memory_tiers::{GuestRam, take_dirty};
 use varve_snapshot::{HostIdentity, PageRange};
 use vm_memory::GuestAddress;
 
 use crate::arch::acpi::MmioSlot;
 use crate::arch::cpu_template::TemplateError;
-use crate::arch::vcpu_state::{self, VcpuStateV1};
-use crate::arch::vm_state::VmStateV1;
-use crate::arch::{cpu_compat, cpu_template, cpuid, layout};
+use crate::arch::{cpu_template, cpuid, layout, vcpu_state};
 use crate::boot;
 use crate::config::VmConfig;
 use crate::console;
-use crate::device_set::{DeviceBlobs, DeviceSet};
+use crate::device_set::DeviceSet;
 use crate::end::EndSignal;
 use crate::error::VmmError;
 use crate::faults::VcpuFaults;
-use crate::kvm::{KvmError, KvmVm, Watching};
+use crate::kvm::{KvmVm, Watching};
 use crate::metrics::{self, Metrics};
 use crate::reclaim::RamReclaim;
+use crate::saved::{self, Saved, SavedMachine};
 use crate::snapshot::memory::{Fatal, MemoryRestore, Restored};
 use crate::vcpu::{VcpuHandle, World};
 
@@ -85,27 +83,6 @@ pub enum Start {
     Boot,
     /// A machine that was saved, and how its memory comes back.
     Saved(Box<Saved>),
-}
-
-/// A saved machine.
-pub struct Saved {
-    /// All but memory.
-    pub machine: SavedMachine,
-    /// Memory.
-    pub memory: MemoryRestore,
-    /// Fill second-level page tables too.
-    pub stage2: bool,
-}
-
-/// The state of a machine, but for its memory.
-#[derive(Debug)]
-pub struct SavedMachine {
-    /// Interrupt controllers, timer, clock.
-    pub vm: VmStateV1,
-    /// vCPUs, by APIC id.
-    pub vcpus: Vec<VcpuStateV1>,
-    /// Devices, by name.
-    pub devices: DeviceBlobs,
 }
 
 /// A machine, with its vCPUs paused until [`Machine::resume`].
@@ -151,8 +128,8 @@ impl Machine {
             Start::Saved(saved) => {
                 let Saved { machine, memory, stage2 } = *saved;
                 let SavedMachine { vm: state, vcpus, devices } = machine;
-                check_processor(&vm, &vcpus)?;
-                let stage2 = if stage2 { prefault(&vm, &vcpus)? } else { None };
+                saved::check_processor(&vm, &vcpus)?;
+                let stage2 = if stage2 { saved::prefault(&vm, &vcpus)? } else { None };
                 let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
                 if let Some(planned) = restore.planned() {
                     host.metrics.watch_restore(Box::new(planned.watch_counters()));
@@ -170,7 +147,7 @@ impl Machine {
         vmgenid.renew(builder.ram.memory())?;
         let fds = match &saved {
             None => boot::load(config, &builder.vm, &builder.ram, &builder.slots)?,
-            Some((vm, vcpus)) => restore_vcpus(&builder.vm, vm, vcpus)?,
+            Some((vm, vcpus)) => saved::restore_vcpus(&builder.vm, vm, vcpus)?,
         };
         let mut machine = builder.finish(fds, restore)?;
         machine.template_msrs = config.cpu.iter().flat_map(cpu_template::msr_indices).collect();
@@ -289,35 +266,6 @@ impl Machine {
     pub fn balloon(&self) -> Option<&BalloonHandle> {
         self.balloon.as_ref()
     }
-}
-
-/// Every feature that the guest was told of must be here.
-fn check_processor(vm: &KvmVm, vcpus: &[VcpuStateV1]) -> Result<(), VmmError> {
-    let Some(first) = vcpus.first() else { return Ok(()) };
-    let missing = cpu_compat::missing(first.cpuid(), vm.supported_cpuid()?.as_slice());
-    if missing.is_empty() { Ok(()) } else { Err(VmmError::OtherProcessor(missing.join("; "))) }
-}
-
-fn prefault(vm: &KvmVm, vcpus: &[VcpuStateV1]) -> Result<Option<Box<dyn Stage2>>, VmmError> {
-    let Some(first) = vcpus.first() else { return Ok(None) };
-    let cpuid = CpuId::from_entries(first.cpuid())
-        .map_err(|_| KvmError::State("more CPUID entries than KVM takes".into()))?;
-    Ok(vm.prefault(&cpuid).map(|p| Box::new(p) as Box<dyn Stage2>))
-}
-
-/// Creates the vCPUs of a saved machine and gives machine and vCPUs their state.
-fn restore_vcpus(
-    vm: &KvmVm,
-    state: &VmStateV1,
-    vcpus: &[VcpuStateV1],
-) -> Result<Vec<kvm_ioctls::VcpuFd>, VmmError> {
-    let fds =
-        (0u8..).zip(vcpus).map(|(id, _)| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-    vm.restore(state)?;
-    for (fd, state) in fds.iter().zip(vcpus) {
-        vcpu_state::restore(fd, state)?;
-    }
-    Ok(fds)
 }
 
 /// A machine that is being put together.

@@ -13,9 +13,10 @@ use super::recording::Record;
 use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
-use crate::machine::{Saved, Start};
+use crate::machine::Start;
 use crate::metrics;
 use crate::monitor::Monitor;
+use crate::saved::Saved;
 
 /// What belongs to this host and not to the snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
