@@ -22,7 +22,7 @@ test-fast: images lab
 	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
 
 test-vm: images lab
-	cargo build -p varve-vmm
+	cargo build -p varve-vmm -p varve-jailer
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(LAB) exec --" \
 		cargo test -p varve-tests -- --test-threads=1
 

@@ -12,6 +12,7 @@ use crate::plan::{Action, Op};
 use crate::source::PageSource;
 use crate::sys::mmap::Ahead;
 use crate::sys::uffd::{Install, Installed};
+use crate::threads;
 use crate::watch::Watched;
 
 /// Pages that are read at once.
@@ -22,15 +23,20 @@ pub(crate) fn carry_out(shared: &Shared, watched: Option<&Watched>) -> Result<()
     let mut ops: Vec<Op> = shared.plan.ops.iter().copied().filter(copies).collect();
     ops.sort_unstable_by_key(|op| op.from.map(|f| (f.image, f.page)));
     let pages: u64 = ops.iter().map(|op| op.pages.pages()).sum();
-    let threads = shared.plan.policy.threads.max(1) as u64;
-    if threads == 1 || pages < 4 * BATCH {
+    let workers = shared.plan.policy.threads.max(1) as u64;
+    if workers == 1 || pages < 4 * BATCH {
         return copy_all(shared, watched, &ops);
     }
     thread::scope(|scope| {
-        let parts = split(&ops, pages.div_ceil(threads));
+        let parts = split(&ops, pages.div_ceil(workers));
         let workers: Vec<_> = parts
             .into_iter()
-            .map(|part| scope.spawn(move || copy_all(shared, watched, &part)))
+            .map(|part| {
+                scope.spawn(move || {
+                    threads::begin();
+                    copy_all(shared, watched, &part)
+                })
+            })
             .collect();
         let lost = || TierError::Thread(std::io::Error::other("a copying thread panicked"));
         workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err(lost())))

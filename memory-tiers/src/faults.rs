@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -16,6 +16,7 @@ use crate::error::TierError;
 use crate::exec::Shared;
 use crate::plan::stored_at;
 use crate::sys::uffd::{Fault, Install, Installed};
+use crate::threads::spawn;
 use crate::watch::Watched;
 
 /// The threads. They end when this is dropped; the descriptor stays open with the memory.
@@ -46,14 +47,12 @@ impl FaultThreads {
                 let _end = EndTogether;
                 answerer.run(&stop);
             };
-            let thread = thread::Builder::new().name("faults".into()).spawn(run);
-            threads.push((thread.map_err(TierError::Thread)?, pending));
+            threads.push((spawn("faults", run)?, pending));
         }
         let pending: Vec<_> = threads.iter().map(|(_, pending)| pending.clone()).collect();
         let clock_stop = stop.clone();
         let run = move || watch_deadlines(&shared, &pending, &clock_stop);
-        let clock = thread::Builder::new().name("deadlines".into()).spawn(run);
-        threads.push((clock.map_err(TierError::Thread)?, Arc::default()));
+        threads.push((spawn("deadlines", run)?, Arc::default()));
         Ok(FaultThreads { threads, stop })
     }
 }
@@ -75,7 +74,7 @@ pub(crate) struct EndTogether;
 
 impl Drop for EndTogether {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if std::thread::panicking() {
             std::process::abort();
         }
     }

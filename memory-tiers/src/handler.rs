@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -80,8 +80,7 @@ impl Handler {
                 on_fatal(TierError::HandlerEnded(socket));
             }
         };
-        let watcher = thread::Builder::new().name("handler".into()).spawn(run);
-        Ok(Handler { watcher: Some(watcher.map_err(TierError::Thread)?), stop })
+        Ok(Handler { watcher: Some(crate::threads::spawn("handler", run)?), stop })
     }
 }
 
@@ -227,7 +226,7 @@ mod tests {
         drop(stream);
 
         let (asked, answered) = ((1 << 32) + 0x2000, content((1 << 32) + 0x2000, 0));
-        thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let reader = scope.spawn(|| read_page(&ram, asked));
             // Through the descriptor that was sent, a fault is seen; any copy of it can answer.
             poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).unwrap();

@@ -40,6 +40,7 @@ mod summary;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod verified;
 mod watch;
 
@@ -63,3 +64,4 @@ pub use strategy::{Strategy, UnknownStrategy};
 pub use summary::{Cost, SourceSummary, Summary};
 pub use sys::mmap::Ahead;
 pub use sys::uffd::UffdError;
+pub use threads::confine_threads;

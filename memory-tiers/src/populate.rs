@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use varve_snapshot::{PAGE_SIZE, PageRange};
@@ -11,6 +11,7 @@ use crate::error::{RamError, TierError};
 use crate::exec::Shared;
 use crate::plan::Step;
 use crate::sys::mmap::Ahead;
+use crate::threads::spawn;
 
 /// Pages that are populated by one call, so that threads share long runs and a cancelled restore
 /// ends soon.
@@ -41,7 +42,7 @@ pub(crate) fn start(shared: &Arc<Shared>, beside: bool) -> Result<Vec<JoinHandle
                     shared.tally.beside_time.add_time(started);
                 }
             };
-            thread::Builder::new().name("populate".into()).spawn(run).map_err(TierError::Thread)
+            spawn("populate", run)
         })
         .collect()
 }

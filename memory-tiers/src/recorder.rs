@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use varve_snapshot::{FlatOrder, PAGE_SIZE, PageRange, RegionMap, Trace};
@@ -18,6 +18,7 @@ use crate::plan::stored_at;
 use crate::record::{Page, Record};
 use crate::source::Sources;
 use crate::sys::uffd::{Fault, Install, Installed, Watch};
+use crate::threads::spawn;
 use crate::verified::Verified;
 use crate::watch::Watched;
 
@@ -81,8 +82,7 @@ impl Recorder {
             let _end = crate::faults::EndTogether;
             of_thread.run(&stop_of_thread);
         };
-        let thread = thread::Builder::new().name("recorder".into()).spawn(run);
-        Ok(Recorder { shared, thread: Some(thread.map_err(TierError::Thread)?), stop })
+        Ok(Recorder { shared, thread: Some(spawn("recorder", run)?), stop })
     }
 
     /// An invocation named `label` begins. What was accessed since the last mark is one invocation's;

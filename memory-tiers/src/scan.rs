@@ -3,7 +3,7 @@
 //! brought in along count as touched, and the order is that of the looks.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use varve_snapshot::{Access, Mechanism, PAGE_SIZE, PageAccess, Trace};
@@ -66,8 +66,7 @@ impl Scanner {
         let shared = Arc::new(Shared { ram, by, state: Mutex::new(state), ended: Condvar::new() });
         let of_thread = shared.clone();
         let run = move || of_thread.run(period);
-        let thread = thread::Builder::new().name("scanner".into()).spawn(run);
-        Ok(Scanner { shared, thread: Some(thread.map_err(TierError::Thread)?) })
+        Ok(Scanner { shared, thread: Some(crate::threads::spawn("scanner", run)?) })
     }
 
     /// An invocation named `label` begins. What is already there cannot be seen to be touched again:

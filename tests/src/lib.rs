@@ -10,6 +10,7 @@ pub mod command;
 pub mod disk;
 pub mod guest;
 pub mod images;
+pub mod jail;
 pub mod metrics_shape;
 pub mod network;
 pub mod process;

@@ -90,3 +90,10 @@ pub fn restore() {
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &mode);
     }
 }
+
+/// The same where no lock may be waited for: in a signal's handler.
+pub fn restore_if_free() {
+    if let Some(mode) = SAVED.try_lock().ok().and_then(|mut saved| saved.take()) {
+        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &mode);
+    }
+}

@@ -1,11 +1,12 @@
 //! Page faults that the kernel answers for vCPUs by itself: how many, counted by the kernel. What the
 //! monitor answers is counted by `varve-memory-tiers`.
 //!
-//! UNSAFETY: kvm-ioctls has no wrapper for KVM_GET_STATS_FD yet.
+//! UNSAFETY: kvm-ioctls has no wrapper for KVM_GET_STATS_FD yet, rustix none for getrusage(2).
 #![allow(unsafe_code)]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::AddAssign;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
@@ -35,7 +36,7 @@ pub struct VcpuFaults {
 impl VcpuFaults {
     /// Those of one vCPU; to be called on its own thread.
     pub fn of_this_thread(vcpu: &VcpuFd) -> io::Result<VcpuFaults> {
-        let (minor, major) = of_thread(&fs::read_to_string("/proc/thread-self/stat")?)?;
+        let (minor, major) = of_this_thread()?;
         Ok(VcpuFaults { minor, major, stage2: stage2(vcpu).ok() })
     }
 }
@@ -56,17 +57,16 @@ impl std::iter::Sum for VcpuFaults {
     }
 }
 
-/// Minor and major faults, from a thread's `stat` (proc_pid_stat(5), fields 10 and 12). The name in
-/// field 2 may hold anything but ends at the last parenthesis.
-fn of_thread(stat: &str) -> io::Result<(u64, u64)> {
-    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
-    let mut fields = fields.ok_or(io::ErrorKind::InvalidData)?;
-    let mut number = |skip| {
-        let field: Option<u64> = fields.nth(skip).and_then(|text| text.parse().ok());
-        field.ok_or(io::ErrorKind::InvalidData)
-    };
-    // Field 3 is the first one here.
-    Ok((number(7)?, number(1)?))
+/// Minor and major faults of this thread. Not from /proc, which a jail has not.
+fn of_this_thread() -> io::Result<(u64, u64)> {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call fills the structure that it is given.
+    if unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: plain numbers, all of which were zeroed before.
+    let usage = unsafe { usage.assume_init() };
+    Ok((usage.ru_minflt.unsigned_abs(), usage.ru_majflt.unsigned_abs()))
 }
 
 /// `pf_fixed` of a vCPU.
@@ -113,10 +113,7 @@ mod tests {
 
     #[test]
     fn faults_of_a_thread() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 123 9 45 8 0 0";
-        assert_eq!(of_thread(stat).unwrap(), (123, 45));
-        assert!(of_thread("7 (a) S 1").is_err() && of_thread("").is_err());
-        let own = || of_thread(&fs::read_to_string("/proc/thread-self/stat").unwrap()).unwrap().0;
+        let own = || of_this_thread().unwrap().0;
         let before = own();
         let touched = std::hint::black_box(vec![1u8; 8 << 20]);
         assert!(own() >= before + 4, "{before} {} {}", own(), touched.len());

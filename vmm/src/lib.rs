@@ -31,6 +31,7 @@ pub mod monitor;
 pub mod observe;
 mod reclaim;
 pub mod saved;
+pub mod seccomp;
 mod signals;
 mod sink;
 pub mod snapshot;

@@ -28,6 +28,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::end::{End, EndSignal};
 use crate::metrics;
+use crate::seccomp;
 
 /// Threads of vCPUs, by thread id.
 static THREADS: RwLock<Vec<u32>> = RwLock::new(Vec::new());
@@ -192,6 +193,7 @@ enum State {
 
 impl Vcpu {
     fn main(mut self) {
+        seccomp::confine_or_die(seccomp::Thread::Vcpu);
         let id = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         THREADS.write().unwrap_or_else(PoisonError::into_inner).push(id);
         let mut state = State::Paused;

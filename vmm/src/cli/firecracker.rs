@@ -14,6 +14,7 @@ use varve_snapshot::StateFile;
 
 use super::observe::ObserveArgs;
 use super::out::outln;
+use super::seccomp::SeccompArgs;
 use crate::api::MAX_BODY;
 use crate::config::firecracker::{self, Resources};
 use crate::config::{ConfigError, Console};
@@ -72,13 +73,8 @@ pub struct FirecrackerArgs {
     #[arg(long, value_name = "MICROSECONDS")]
     pub parent_cpu_time_us: Option<u64>,
 
-    /// File with seccomp filters of one's own
-    #[arg(long, value_name = "FILE", conflicts_with = "no_seccomp")]
-    pub seccomp_filter: Option<PathBuf>,
-
-    /// No seccomp filters
-    #[arg(long)]
-    pub no_seccomp: bool,
+    #[command(flatten)]
+    pub seccomp: SeccompArgs,
 
     /// Longest body of an API request, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
@@ -138,6 +134,7 @@ fn run(
     observe: Observe,
     start: Instant,
 ) -> Result<ExitCode, Box<dyn Error>> {
+    args.seccomp.enter()?;
     let mut monitor = Monitor::new(args.id.clone(), start, Arc::new(report_boot_time))?;
     observe.begin(&monitor)?;
     let mut resources = Resources { boot_timer: args.boot_timer, ..Resources::default() };
@@ -182,10 +179,7 @@ fn put_metadata(monitor: &Monitor, path: &Path) -> Result<(), ConfigError> {
 impl FirecrackerArgs {
     /// The first flag that means something this build cannot do.
     fn unsupported(&self) -> Option<&'static str> {
-        let given = [
-            ("--enable-pci", self.enable_pci),
-            ("--seccomp-filter", self.seccomp_filter.is_some()),
-        ];
+        let given = [("--enable-pci", self.enable_pci)];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::agent::{Agent, Invocation};
+use crate::seccomp;
 
 /// One call that was answered.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +53,7 @@ impl Invoker {
         let invoker = Arc::new(Invoker { done, outcome: Mutex::new(None) });
         let own = invoker.clone();
         std::thread::Builder::new().name("invoker".into()).spawn(move || {
+            seccomp::confine_or_die(seccomp::Thread::Client);
             let outcome = call_all(&uds, &calls, start, before).map_err(|e| e.to_string());
             *own.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
             let _ = own.done.write(1);

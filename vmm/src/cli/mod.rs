@@ -10,6 +10,7 @@
 //! | 3 | the guest crashed (kernel panic, or something that KVM cannot emulate) |
 //! | 4 | KVM failed |
 //! | 5 | a page of guest memory could not be had from its tier |
+//! | 148 | a thread made a system call that its seccomp filter forbids, as Firecracker's |
 //! | 152 | without a command: a setting that cannot be, as Firecracker's |
 //! | 153 | without a command: the command line is wrong, as Firecracker's |
 
@@ -23,6 +24,7 @@ mod out;
 mod pool;
 mod restore;
 mod run;
+mod seccomp;
 mod session;
 mod snapshot;
 
@@ -43,7 +45,7 @@ use firecracker::FirecrackerArgs;
 #[command(override_usage = "varve [OPTIONS] COMMAND\n       varve [FIRECRACKER'S OPTIONS]")]
 #[command(after_help = "Exit codes: 0 the guest ended by itself or by a signal to varve, 1 varve \
                         failed, 2 wrong usage, 3 the guest crashed, 4 KVM failed, 5 guest \
-                        memory is lost. Without a command: 152 a setting that cannot be, 153 \
+                        memory is lost, 148 a forbidden system call. Without a command: 152 a setting that cannot be, 153 \
                         wrong usage.")]
 struct Cli {
     #[command(subcommand)]
@@ -103,10 +105,12 @@ fn parse() -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
     let matches = command.try_get_matches_from_mut(std::env::args_os())?;
     if let Some(name) = matches.subcommand_name() {
-        // Firecracker's options belong to no command.
+        // Firecracker's options belong to no command, but a jailer puts its own in front of any.
+        let jailers = ["id", "start_time_us", "start_time_cpu_us", "parent_cpu_time_us"];
         let flags = FirecrackerArgs::augment_args(clap::Command::new("firecracker"));
         let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-        if let Some(flag) = flags.get_arguments().find(|flag| given(flag.get_id().as_str())) {
+        let wrong = |id: &str| given(id) && !jailers.contains(&id);
+        if let Some(flag) = flags.get_arguments().find(|flag| wrong(flag.get_id().as_str())) {
             let flag = flag.get_long().unwrap_or_default();
             let message = format!("'--{flag}' in front of '{name}' has no meaning");
             return Err(command.error(clap::error::ErrorKind::ArgumentConflict, message));

@@ -20,6 +20,7 @@ use super::agent::Invocation;
 use super::invoker::Invoker;
 use super::keyval::KeyValues;
 use super::observe::ObserveArgs;
+use super::seccomp::SeccompArgs;
 use crate::api::MAX_BODY;
 use crate::arch::kernel::BootProtocol;
 use crate::config::firecracker::network_interface::MacAddr;
@@ -141,6 +142,9 @@ pub struct RunArgs {
     boot_timer: bool,
 
     #[command(flatten)]
+    seccomp: SeccompArgs,
+
+    #[command(flatten)]
     observe: ObserveArgs,
 }
 
@@ -156,6 +160,7 @@ enum Protocol {
 
 /// Boots the guest and waits for its end.
 pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
+    args.seccomp.enter()?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(report_boot_time))?;
     args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {

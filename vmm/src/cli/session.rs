@@ -15,6 +15,7 @@ use super::agent::Invocation;
 use super::invoker::{Invoked, Invoker};
 use super::observe::ObserveArgs;
 use super::run::parse_console;
+use super::seccomp::SeccompArgs;
 use crate::api::MAX_BODY;
 use crate::cli::out::outln;
 use crate::config::Console;
@@ -62,6 +63,9 @@ pub struct SessionArgs {
     paused: bool,
 
     #[command(flatten)]
+    seccomp: SeccompArgs,
+
+    #[command(flatten)]
     observe: ObserveArgs,
 }
 
@@ -99,6 +103,7 @@ impl SessionArgs {
 
 /// Restores the guest, lets it answer the calls, waits for its end and reports.
 pub fn run(args: &SessionArgs, wanted: Wanted, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
+    args.seccomp.enter()?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(|_, _| {}))?;
     args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {

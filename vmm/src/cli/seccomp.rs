@@ -1,0 +1,31 @@
+//! The options that say which seccomp filters are used, in every way to run a machine.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::seccomp::{Choice, SeccompError, enter};
+
+/// `--no-seccomp` and `--seccomp-filter`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SeccompArgs {
+    /// File with seccomp filters of one's own, as seccompiler-bin of Firecracker up to 1.13 compiles
+    /// them
+    #[arg(long, value_name = "FILE", conflicts_with = "no_seccomp")]
+    pub seccomp_filter: Option<PathBuf>,
+
+    /// No seccomp filters
+    #[arg(long)]
+    pub no_seccomp: bool,
+}
+
+impl SeccompArgs {
+    /// Filters this process, to be called before anything from outside is read.
+    pub fn enter(&self) -> Result<(), SeccompError> {
+        enter(&match &self.seccomp_filter {
+            Some(path) => Choice::File(path.clone()),
+            None if self.no_seccomp => Choice::Off,
+            None => Choice::Own,
+        })
+    }
+}

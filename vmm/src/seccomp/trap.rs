@@ -1,0 +1,80 @@
+//! What happens at a call that a filter does not allow: the kernel sends SIGSYS instead, whose
+//! handler names the call and ends the process.
+//!
+//! UNSAFETY: a signal's handler is given pointers by the kernel.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int, c_void};
+use std::fmt::{self, Write};
+use std::io;
+use std::mem::offset_of;
+
+use vmm_sys_util::signal::register_signal_handler;
+
+/// Exit code of a process that made a forbidden call, as Firecracker's.
+pub const EXIT_CODE: u8 = 148;
+
+/// `siginfo_t` as the kernel fills it for SIGSYS (sigaction(2), `SYS_SECCOMP`).
+#[repr(C)]
+struct Info {
+    signal: c_int,
+    error: c_int,
+    code: c_int,
+    _pad: c_int,
+    address: *mut c_void,
+    call: c_int,
+    arch: u32,
+}
+const _: () =
+    assert!(offset_of!(Info, call) == 24 && size_of::<Info>() <= size_of::<libc::siginfo_t>());
+
+/// Takes SIGSYS over.
+pub fn install() -> io::Result<()> {
+    register_signal_handler(libc::SIGSYS, on_sigsys)
+        .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
+/// Everything in here must be safe in a handler: no allocation, no lock is waited for, and only calls
+/// that each list has.
+extern "C" fn on_sigsys(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a valid `siginfo_t`, which for SIGSYS has this form.
+    let number = unsafe { (*info.cast::<Info>()).call };
+    // SAFETY: the kernel passes the context of the interrupted thread.
+    let registers = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    // x86-64 passes the arguments of a call in rdi, rsi, rdx (and more).
+    let argument = |register: c_int| registers.get(register as usize).copied().unwrap_or_default();
+    let [a, b, c] = [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX].map(argument);
+    let name = syscall_numbers::x86_64::sys_call_name(number.into()).unwrap_or("unknown");
+    let mut name_of_thread = [0u8; 16];
+    // SAFETY: the kernel writes at most 16 bytes (PR_GET_NAME(2const)).
+    unsafe { libc::prctl(libc::PR_GET_NAME, name_of_thread.as_mut_ptr()) };
+    let thread = CStr::from_bytes_until_nul(&name_of_thread).unwrap_or_default();
+    let thread = thread.to_str().unwrap_or_default();
+    let mut line = Line { bytes: [0; 256], len: 0 };
+    let _ = writeln!(
+        line,
+        "varve: seccomp: thread {thread:?} made a forbidden system call: {name} ({number}) with \
+         arguments {a:#x}, {b:#x}, {c:#x}, ..."
+    );
+    let stderr = rustix::stdio::stderr();
+    let _ = rustix::io::write(stderr, line.bytes.get(..line.len).unwrap_or_default());
+    crate::console::restore_if_free();
+    // SAFETY: ends the process without running anything of it.
+    unsafe { libc::_exit(EXIT_CODE.into()) }
+}
+
+/// Text in a fixed place; what is too long is cut.
+struct Line {
+    bytes: [u8; 256],
+    len: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes.get_mut(self.len..).ok_or(fmt::Error)?;
+        let len = text.len().min(room.len());
+        room[..len].copy_from_slice(&text.as_bytes()[..len]);
+        self.len += len;
+        Ok(())
+    }
+}
