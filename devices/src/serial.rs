@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
 use crate::interrupt::IrqLine;
+use crate::limiter::{BucketConfig, LimitedWriter};
 use crate::metrics::UartMetrics;
 use crate::state::{self, Savable, StateError};
 
@@ -88,15 +89,22 @@ struct SerialStateV1 {
 }
 
 impl SerialPort {
-    /// A port that raises `line`, prints to `output` and, if there is one, reads `input`.
+    /// A port that raises `line`, prints to `output` and, if there is one, reads `input`. What it
+    /// prints beyond `limit` bytes is dropped.
     pub fn new(
         line: IrqLine,
         output: Box<dyn Write + Send>,
         input: Option<OwnedFd>,
+        limit: Option<BucketConfig>,
     ) -> io::Result<SerialPort> {
+        let metrics = Arc::<UartMetrics>::default();
+        let output = match limit {
+            Some(limit) => limited(output, limit, metrics.clone()),
+            None => output,
+        };
         let output = Output(Arc::new(Mutex::new(output)));
         let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let reports = Reports { room, metrics: Arc::default() };
+        let reports = Reports { room, metrics };
         let chip = Serial::with_events(line.clone(), reports.clone(), output.clone());
         Ok(SerialPort { chip: Mutex::new(chip), line, output, reports, input })
     }
@@ -139,6 +147,21 @@ impl SerialPort {
             }
         }
     }
+}
+
+/// `output` with a limit; says once that it was reached.
+fn limited(
+    output: Box<dyn Write + Send>,
+    limit: BucketConfig,
+    metrics: Arc<UartMetrics>,
+) -> Box<dyn Write + Send> {
+    let mut said = false;
+    Box::new(LimitedWriter::new(output, limit, move |lost| {
+        metrics.rate_limiter_dropped_bytes.add(lost);
+        if !std::mem::replace(&mut said, true) {
+            log::warn!("console: more output than its limit allows; the rest is dropped");
+        }
+    }))
 }
 
 /// Whether a read returns at once, be it with an error or the end.
@@ -290,7 +313,7 @@ mod tests {
     }
 
     fn port(sink: &Sink, input: Option<OwnedFd>) -> SerialPort {
-        SerialPort::new(IrqLine::new().unwrap(), Box::new(sink.clone()), input).unwrap()
+        SerialPort::new(IrqLine::new().unwrap(), Box::new(sink.clone()), input, None).unwrap()
     }
 
     fn read_byte(port: &SerialPort, offset: u64) -> u8 {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, EventSubscriber, SubscriberId, SubscriberOps};
 use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
 use varve_devices::bus::{Bus, BusDevice};
-use varve_devices::i8042::{I8042, I8042_BASE, I8042_LEN};
+use varve_devices::i8042::{I8042, I8042_BASE, I8042_IRQ, I8042_LEN};
 use varve_devices::interrupt::IrqLine;
 use varve_devices::mmds::{Mmds, Station};
 use varve_devices::power::{POWER_BASE, POWER_LEN, PowerRegisters};
@@ -94,6 +94,7 @@ pub struct Machine {
     /// Answers faults for as long as anyone above may touch memory.
     restored: Option<Restored>,
     transports: Vec<Arc<Transport>>,
+    keyboard: Arc<I8042>,
     balloon: Option<BalloonHandle>,
     tracks_writes: bool,
     /// Model-specific registers that a CPU template changed.
@@ -139,7 +140,7 @@ impl Machine {
         };
         let mut builder = Builder::new(vm, ram, devices, host);
         builder.tracks_writes = config.track_dirty_pages;
-        builder.platform(config)?;
+        let keyboard = builder.platform(config)?;
         builder.virtio(config)?;
         let vmgenid = builder.vmgenid()?;
         builder.devices.complete()?;
@@ -149,7 +150,7 @@ impl Machine {
             None => boot::load(config, &builder.vm, &builder.ram, &builder.slots)?,
             Some((vm, vcpus)) => saved::restore_vcpus(&builder.vm, vm, vcpus)?,
         };
-        let mut machine = builder.finish(fds, restore)?;
+        let mut machine = builder.finish(fds, restore, keyboard)?;
         machine.template_msrs = config.cpu.iter().flat_map(cpu_template::msr_indices).collect();
         if saved.is_some() {
             machine.transports.iter().for_each(|t| t.kick());
@@ -247,6 +248,11 @@ impl Machine {
         &self.ram
     }
 
+    /// The keyboard.
+    pub fn keyboard(&self) -> &I8042 {
+        &self.keyboard
+    }
+
     /// Control of a drive, if there is one of that id.
     pub fn drive(&self, id: &str) -> Option<DeviceHandle<Block>> {
         self.device(&format!("block:{id}"))
@@ -304,10 +310,10 @@ impl<'h> Builder<'h> {
     }
 
     /// Serial port, keyboard controller, power registers, panic port, boot timer.
-    fn platform(&mut self, config: &VmConfig) -> Result<(), VmmError> {
+    fn platform(&mut self, config: &VmConfig) -> Result<Arc<I8042>, VmmError> {
         let line = self.line(COM1_IRQ)?;
         let (output, input) = console::open(&config.console)?;
-        let serial = SerialPort::new(line, output, input)
+        let serial = SerialPort::new(line, output, input, config.console_limiter)
             .map_err(|e| VmmError::System("event descriptor", e))?;
         self.host.metrics.devices().uart = serial.metrics();
         let serial = self.devices.admit("serial", serial)?;
@@ -315,9 +321,9 @@ impl<'h> Builder<'h> {
         self.host.wait(serial);
 
         let stop: SharedStopSink = self.host.end.clone();
-        let i8042 = I8042::new(stop.clone());
-        self.host.metrics.devices().i8042 = i8042.metrics();
-        self.port("i8042", I8042_BASE, I8042_LEN, i8042)?;
+        let keyboard = I8042::new(self.line(I8042_IRQ)?, stop.clone());
+        self.host.metrics.devices().i8042 = keyboard.metrics();
+        let keyboard = self.port("i8042", I8042_BASE, I8042_LEN, keyboard)?;
         self.port("power", POWER_BASE, POWER_LEN, PowerRegisters::new(stop.clone()))?;
         self.port("pvpanic", PVPANIC_PORT, 1, PvPanic::new(stop))?;
         if config.boot_timer {
@@ -325,15 +331,16 @@ impl<'h> Builder<'h> {
             let timer = BootTimer::new(self.host.start, move |mark, time| report(mark, time));
             self.memory.insert(layout::BOOT_TIMER, BOOT_TIMER_LEN, Arc::new(timer))?;
         }
-        Ok(())
+        Ok(keyboard)
     }
 
-    fn port<D>(&mut self, name: &str, base: u64, len: u64, device: D) -> Result<(), VmmError>
+    fn port<D>(&mut self, name: &str, base: u64, len: u64, device: D) -> Result<Arc<D>, VmmError>
     where
         D: BusDevice + Savable + 'static,
     {
         let device = self.devices.admit(name, device)?;
-        Ok(self.ports.insert(base, len, device)?)
+        self.ports.insert(base, len, device.clone())?;
+        Ok(device)
     }
 
     /// All virtio devices, in an order that a snapshot can rely on.
@@ -418,6 +425,7 @@ impl<'h> Builder<'h> {
         self,
         fds: Vec<kvm_ioctls::VcpuFd>,
         restored: Option<Restored>,
+        keyboard: Arc<I8042>,
     ) -> Result<Machine, VmmError> {
         let world = Arc::new(World {
             ports: self.ports,
@@ -434,6 +442,7 @@ impl<'h> Builder<'h> {
             restored,
             devices: self.devices,
             transports: self.transports,
+            keyboard,
             balloon: self.balloon,
             tracks_writes: self.tracks_writes,
             template_msrs: Vec::new(),

@@ -84,6 +84,11 @@ impl Bucket {
         nanos(lacking.div_ceil(self.size.into()))
     }
 
+    /// Whether `tokens` are there at `now`, without debt.
+    pub fn holds(&self, now: Duration, tokens: u64) -> bool {
+        tokens.saturating_sub(self.burst) <= self.size && self.wait(now, tokens).is_zero()
+    }
+
     /// Takes `tokens` out, whether they are there or not.
     pub fn charge(&mut self, now: Duration, tokens: u64) {
         let burst = self.burst.min(tokens);

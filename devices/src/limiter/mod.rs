@@ -12,8 +12,10 @@ use rustix::time::{
 use serde::{Deserialize, Serialize};
 
 mod bucket;
+mod writer;
 
 pub use bucket::{Bucket, BucketConfig, Level};
+pub use writer::LimitedWriter;
 
 /// What is limited, under the names of Firecracker's API. A bucket that is absent is no limit; in an
 /// update it is left as it is.

@@ -16,6 +16,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
+use varve_devices::i8042::{I8042_BASE, I8042_IRQ};
 use varve_devices::serial::{COM_LEN, COM1_BASE, COM1_IRQ};
 use varve_devices::virtio::mmio::MMIO_LEN;
 use varve_devices::{power, pvpanic};
@@ -28,8 +29,9 @@ const OEM: [u8; 6] = *b"VARVE ";
 const TABLE: [u8; 8] = *b"MICROVM ";
 const REVISION: u32 = 1;
 
-/// Boot architecture flags: no VGA, no MSI, no CMOS clock to probe (ACPI 6.5, 5.2.9.3).
-const IAPC_BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
+/// Boot architecture flags: a keyboard controller, no VGA, no MSI, no CMOS clock to probe (ACPI 6.5,
+/// 5.2.9.3).
+const IAPC_BOOT_ARCH: u16 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5;
 
 /// A virtio-mmio window and its interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,12 +180,13 @@ impl Aml for Virtio {
     }
 }
 
-/// The serial port and the panic port.
+/// The serial port, the keyboard controller and the panic port.
 struct Platform0;
 
 impl Aml for Platform0 {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let (com, panic) = (COM1_BASE as u16, pvpanic::PVPANIC_PORT as u16);
+        let (data, command) = (I8042_BASE as u16, I8042_BASE as u16 + 4);
         Scope::new(
             "_SB_".into(),
             vec![
@@ -198,6 +201,21 @@ impl Aml for Platform0 {
                             &ResourceTemplate::new(vec![
                                 &edge(COM1_IRQ),
                                 &IO::new(com, com, 1, COM_LEN as u8),
+                            ]),
+                        ),
+                    ],
+                ),
+                &Device::new(
+                    "PS2_".into(),
+                    vec![
+                        // A keyboard; a mouse would be a device of its own.
+                        &Name::new("_HID".into(), &EISAName::new("PNP0303")),
+                        &Name::new(
+                            "_CRS".into(),
+                            &ResourceTemplate::new(vec![
+                                &IO::new(data, data, 1, 1),
+                                &IO::new(command, command, 1, 1),
+                                &edge(I8042_IRQ),
                             ]),
                         ),
                     ],

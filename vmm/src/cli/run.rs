@@ -296,6 +296,7 @@ impl RunArgs {
             entropy: self.entropy,
             entropy_limiter: LimiterConfig::default(),
             console: Console::Off,
+            console_limiter: None,
             boot_timer: false,
         })
     }

@@ -7,7 +7,7 @@ pub mod firecracker;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use varve_devices::limiter::LimiterConfig;
+use varve_devices::limiter::{BucketConfig, LimiterConfig};
 use varve_devices::mmds::MmdsConfig;
 use varve_devices::virtio::balloon::BalloonConfig;
 use varve_devices::virtio::block::BlockConfig;
@@ -60,6 +60,9 @@ pub struct VmConfig {
     /// Serial console.
     #[serde(skip)]
     pub console: Console,
+    /// Limit of its output in bytes; what is more is dropped.
+    #[serde(skip)]
+    pub console_limiter: Option<BucketConfig>,
     /// Report when the guest writes to the boot timer.
     #[serde(skip)]
     pub boot_timer: bool,
@@ -284,6 +287,7 @@ mod tests {
             entropy: false,
             entropy_limiter: LimiterConfig::default(),
             console: Console::Off,
+            console_limiter: None,
             boot_timer: false,
         }
     }
