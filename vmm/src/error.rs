@@ -65,6 +65,9 @@ pub enum VmmError {
         /// Why not.
         source: virtio::net::NetError,
     },
+    /// The keyboard.
+    #[error(transparent)]
+    Keyboard(#[from] varve_devices::i8042::KeyboardFull),
     /// The vsock device.
     #[error("vsock")]
     Vsock(#[from] virtio::vsock::VsockError),

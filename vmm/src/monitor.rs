@@ -259,6 +259,11 @@ impl Monitor {
         self.config.as_ref().ok_or(VmmError::NoMachine)
     }
 
+    /// Notes changes that were made to the machine.
+    pub fn set_config(&mut self, config: VmConfig) {
+        self.config = Some(config);
+    }
+
     /// Where the machine's end is announced.
     pub fn end(&self) -> &Arc<EndSignal> {
         &self.host.end

@@ -31,6 +31,11 @@ pub struct LimiterConfig {
 }
 
 impl LimiterConfig {
+    /// This, or none where nothing is limited.
+    pub fn given(self) -> Option<LimiterConfig> {
+        (self != LimiterConfig::default()).then_some(self)
+    }
+
     /// This with the buckets that `update` names in their place.
     pub fn updated(self, update: LimiterConfig) -> LimiterConfig {
         let limiting = |bucket: Option<BucketConfig>| bucket.filter(BucketConfig::limits);

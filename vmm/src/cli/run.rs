@@ -109,9 +109,10 @@ pub struct RunArgs {
     #[arg(long)]
     track_dirty_pages: bool,
 
-    /// Serial console: stdio, file=PATH (output only) or off
-    #[arg(long, value_name = "WHERE", value_parser = parse_console, default_value = "stdio")]
-    console: Console,
+    /// Serial console: stdio, file=PATH (output only) or off [default: what a configuration file
+    /// says, else stdio]
+    #[arg(long, value_name = "WHERE", value_parser = parse_console)]
+    console: Option<Console>,
 
     /// Configuration file with Firecracker's schema, in place of the options that describe the
     /// machine
@@ -240,7 +241,9 @@ impl RunArgs {
             None => self.machine()?,
         };
         config.boot.protocol = protocol;
-        config.console = self.console;
+        if let Some(console) = self.console {
+            config.console = console;
+        }
         config.boot_timer = self.boot_timer;
         Ok((config, observe))
     }
@@ -295,7 +298,7 @@ impl RunArgs {
                 .map_err(field("--balloon"))?,
             entropy: self.entropy,
             entropy_limiter: LimiterConfig::default(),
-            console: Console::Off,
+            console: Console::default(),
             console_limiter: None,
             boot_timer: false,
         })

@@ -11,6 +11,7 @@ use crate::config::firecracker::drive::Drive;
 use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::MachineConfigUpdate;
 use crate::config::firecracker::network_interface::NetworkInterface;
+use crate::config::firecracker::serial::Serial;
 use crate::config::firecracker::vsock::Vsock;
 use crate::config::firecracker::{ResourceError, Resources};
 
@@ -51,7 +52,6 @@ pub fn drive(monitor: &mut Monitor, drive: Drive) -> Outcome {
 
 pub fn net(monitor: &mut Monitor, net: NetworkInterface) -> Outcome {
     configure(monitor, |resources| {
-        net.check()?;
         net.probe()?;
         resources.set_net(net)
     })
@@ -70,6 +70,10 @@ pub fn vsock(monitor: &mut Monitor, vsock: Vsock) -> Outcome {
 
 pub fn entropy(monitor: &mut Monitor, entropy: Entropy) -> Outcome {
     configure(monitor, |resources| resources.set_entropy(entropy))
+}
+
+pub fn serial(monitor: &mut Monitor, serial: Serial) -> Outcome {
+    configure(monitor, |resources| resources.set_serial(serial))
 }
 
 pub fn balloon(monitor: &mut Monitor, balloon: Balloon) -> Outcome {

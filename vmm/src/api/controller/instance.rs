@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{Monitor, Outcome, Response, RunState};
 use crate::api::error::ApiError;
 use crate::api::request::{CreateSnapshot, SnapshotType, VmState};
+use crate::error::VmmError;
 use crate::snapshot::flat::{self, Extent};
 
 pub fn start(monitor: &mut Monitor) -> Outcome {
@@ -18,6 +19,11 @@ pub fn set_state(monitor: &mut Monitor, state: VmState) -> Outcome {
         VmState::Paused => monitor.pause()?,
         VmState::Resumed => monitor.resume()?,
     }
+    Ok(Response::no_content())
+}
+
+pub fn ctrl_alt_del(monitor: &Monitor) -> Outcome {
+    monitor.machine()?.keyboard().ctrl_alt_del().map_err(VmmError::Keyboard)?;
     Ok(Response::no_content())
 }
 

@@ -8,6 +8,7 @@ mod instance;
 mod load;
 mod mmds;
 mod observe;
+mod update;
 
 use std::time::Instant;
 
@@ -85,8 +86,11 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::SetMmdsConfig(config) => configure::mmds(monitor, config),
         Action::SetVsock(vsock) => configure::vsock(monitor, vsock),
         Action::SetEntropy(entropy) => configure::entropy(monitor, entropy),
+        Action::SetSerial(serial) => configure::serial(monitor, serial),
         Action::SetBalloon(balloon) => configure::balloon(monitor, balloon),
 
+        Action::UpdateDrive(update) => update::drive(monitor, update),
+        Action::UpdateNet(update) => update::net(monitor, update),
         Action::UpdateBalloon(update) => balloon::resize(monitor, update),
         Action::UpdateBalloonStats(update) => balloon::interval(monitor, update),
         Action::StartHinting(start) => balloon::start_hinting(monitor, start),
@@ -97,6 +101,7 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::PatchMmds(patch) => mmds::patch(monitor, &patch),
 
         Action::StartInstance => instance::start(monitor),
+        Action::SendCtrlAltDel => instance::ctrl_alt_del(monitor),
         Action::SetVmState(state) => instance::set_state(monitor, state),
         Action::CreateSnapshot(create) => instance::create_snapshot(monitor, create),
         Action::LoadSnapshot(load) => load::load(monitor, *load),
@@ -107,10 +112,6 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::FlushMetrics => observe::flush(monitor),
         Action::DescribeMetrics => observe::totals(monitor),
 
-        Action::SendCtrlAltDel => unsupported("SendCtrlAltDel"),
-        Action::UpdateDrive(_) => unsupported("PATCH /drives"),
-        Action::UpdateNet(_) => unsupported("PATCH /network-interfaces"),
-        Action::SetSerial(_) => unsupported("/serial"),
         Action::Unsupported(what) => unsupported(what),
     }
 }

@@ -26,10 +26,11 @@ use crate::config::firecracker::balloon::{
 };
 use crate::config::firecracker::boot_source::BootSource;
 use crate::config::firecracker::cpu_config::CpuConfig;
-use crate::config::firecracker::drive::Drive;
+use crate::config::firecracker::drive::{Drive, DriveUpdate};
 use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::{MachineConfig, MachineConfigUpdate};
-use crate::config::firecracker::network_interface::NetworkInterface;
+use crate::config::firecracker::network_interface::{NetworkInterface, NetworkInterfaceUpdate};
+use crate::config::firecracker::serial::Serial;
 use crate::config::firecracker::vsock::Vsock;
 use crate::logger::LoggerConfig;
 use crate::metrics::MetricsConfig;
@@ -58,12 +59,12 @@ pub enum Action {
     UpdateMachine(MachineConfigUpdate),
     SetCpuConfig(CpuConfig),
     SetDrive(Drive),
-    UpdateDrive(Value),
+    UpdateDrive(DriveUpdate),
     SetNet(NetworkInterface),
-    UpdateNet(Value),
+    UpdateNet(NetworkInterfaceUpdate),
     SetVsock(Vsock),
     SetEntropy(Entropy),
-    SetSerial(Value),
+    SetSerial(Serial),
     SetLogger(LoggerConfig),
     SetMetrics(MetricsConfig),
     SetMmdsConfig(MmdsConfig),

@@ -1,13 +1,12 @@
 //! The table of routes.
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::{Action, ActionBody, RequestError, Vm};
 use crate::api::http::{Method, Request};
-use crate::config::firecracker::drive::Drive;
+use crate::config::firecracker::drive::{Drive, DriveUpdate};
 use crate::config::firecracker::machine_config::MachineConfigUpdate;
-use crate::config::firecracker::network_interface::NetworkInterface;
+use crate::config::firecracker::network_interface::{NetworkInterface, NetworkInterfaceUpdate};
 
 /// A method, a path and what they ask for.
 pub struct Route {
@@ -112,7 +111,10 @@ fn put_drive(r: &Parts) -> Result<Action, RequestError> {
 }
 
 fn patch_drive(r: &Parts) -> Result<Action, RequestError> {
-    let update: Value = r.body()?;
+    let update: DriveUpdate = r.body()?;
+    if update.drive_id != r.id {
+        return Err(RequestError::OtherDrive);
+    }
     Ok(Action::UpdateDrive(update))
 }
 
@@ -125,7 +127,10 @@ fn put_net(r: &Parts) -> Result<Action, RequestError> {
 }
 
 fn patch_net(r: &Parts) -> Result<Action, RequestError> {
-    let update: Value = r.body()?;
+    let update: NetworkInterfaceUpdate = r.body()?;
+    if update.iface_id != r.id {
+        return Err(RequestError::OtherInterface { path: r.id.into(), body: update.iface_id });
+    }
     Ok(Action::UpdateNet(update))
 }
 

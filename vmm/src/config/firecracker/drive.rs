@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use varve_devices::limiter::LimiterConfig;
 use varve_devices::virtio::block::{Block, BlockConfig, BlockError};
 
@@ -27,12 +26,24 @@ pub struct Drive {
     pub is_read_only: Option<bool>,
     /// The image.
     pub path_on_host: Option<PathBuf>,
-    /// Not supported yet.
-    pub rate_limiter: Option<Value>,
+    /// Limits of reads and writes together.
+    pub rate_limiter: Option<LimiterConfig>,
     /// How requests are carried out.
     pub io_engine: Option<IoEngine>,
     /// A vhost-user backend: not supported.
     pub socket: Option<PathBuf>,
+}
+
+/// Changes of a drive while the machine runs; what is left out stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveUpdate {
+    /// Its name.
+    pub drive_id: String,
+    /// Another image; the same one opens it anew, with the size that it has by now.
+    pub path_on_host: Option<PathBuf>,
+    /// Other limits.
+    pub rate_limiter: Option<LimiterConfig>,
 }
 
 /// Whether flushes of the guest are heeded.
@@ -71,6 +82,12 @@ pub enum DriveError {
     /// The image cannot be a drive.
     #[error("Unable to create the virtio block device")]
     Create(#[source] BlockError),
+    /// There is no such drive.
+    #[error("Unable to patch the block device: there is no drive {0:?}")]
+    Missing(String),
+    /// It cannot be changed like this.
+    #[error("Unable to patch the block device")]
+    Update(#[source] BlockError),
     /// There is another root device.
     #[error("A root block device already exists!")]
     SecondRoot,
@@ -88,9 +105,6 @@ impl Drive {
         };
         if self.socket.is_some() {
             return refuse("socket", "vhost-user drives are not supported; use path_on_host");
-        }
-        if self.rate_limiter.is_some() {
-            return refuse("rate_limiter", "not supported by this version; remove it");
         }
         if self.io_engine == Some(IoEngine::Async) {
             return refuse("io_engine", "\"Async\" is not supported; \"Sync\" is");
@@ -119,7 +133,7 @@ impl Drive {
             path: self.path_on_host.clone().unwrap_or_default(),
             read_only: self.is_read_only.unwrap_or(false),
             flush: self.cache_type == CacheType::Writeback,
-            limiter: LimiterConfig::default(),
+            limiter: self.rate_limiter.unwrap_or_default(),
         }
     }
 
@@ -140,7 +154,7 @@ impl Drive {
             cache_type: if drive.flush { CacheType::Writeback } else { CacheType::Unsafe },
             is_read_only: Some(drive.read_only),
             path_on_host: Some(drive.path.clone()),
-            rate_limiter: None,
+            rate_limiter: drive.limiter.given(),
             io_engine: Some(IoEngine::Sync),
             socket: None,
         }

@@ -5,7 +5,6 @@ use varve_devices::mmds::MmdsConfigError;
 use super::balloon::BalloonError;
 use super::boot_source::BootSourceError;
 use super::drive::DriveError;
-use super::entropy::EntropyError;
 use super::machine_config::MachineConfigError;
 use super::network_interface::NetworkError;
 use super::vsock::VsockError;
@@ -20,8 +19,6 @@ pub enum ResourceError {
     BootSource(#[from] BootSourceError),
     #[error("Drive config error: {0}")]
     Drive(#[from] DriveError),
-    #[error("Entropy device error: {0}")]
-    Entropy(#[from] EntropyError),
     #[error("Machine config error: {0}")]
     Machine(#[from] MachineConfigError),
     #[error("MMDS config error: {0}")]

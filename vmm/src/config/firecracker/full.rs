@@ -13,6 +13,7 @@ use super::entropy::Entropy;
 use super::machine_config::MachineConfig;
 use super::network_interface::NetworkInterface;
 use super::resources::Resources;
+use super::serial::Serial;
 use super::vsock::Vsock;
 use crate::config::ConfigError;
 use crate::logger::LoggerConfig;
@@ -39,7 +40,7 @@ pub struct FullConfig {
     pub entropy: Option<Entropy>,
     #[serde(default)]
     pub pmem: Vec<Value>,
-    pub serial: Option<Value>,
+    pub serial: Option<Serial>,
     pub memory_hotplug: Option<Value>,
 }
 
@@ -47,7 +48,6 @@ impl FullConfig {
     /// Refuses what this build cannot do, by name.
     pub fn check(&self) -> Result<(), ConfigError> {
         let here = [
-            ("serial", self.serial.is_some()),
             ("pmem", !self.pmem.is_empty()),
             ("memory-hotplug", self.memory_hotplug.is_some()),
         ];

@@ -18,6 +18,7 @@ mod full;
 pub mod machine_config;
 pub mod network_interface;
 mod resources;
+pub mod serial;
 pub mod vsock;
 
 use std::path::Path;
@@ -71,7 +72,8 @@ pub fn parse(text: &str, path: &Path, resources: &mut Resources) -> Result<Obser
 mod tests {
     use super::boot_source::DEFAULT_BOOT_ARGS;
     use super::*;
-    use crate::config::VmConfig;
+    use crate::config::{Console, VmConfig};
+    use varve_devices::limiter::{BucketConfig, LimiterConfig};
 
     fn parsed(text: &str) -> Result<VmConfig, ConfigError> {
         let mut resources = Resources::default();
@@ -158,6 +160,53 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_all_devices() {
+        let config = parsed(
+            r#"{
+            "boot-source": {"kernel_image_path": "k"},
+            "drives": [{"drive_id": "d", "is_root_device": false, "path_on_host": "p",
+              "rate_limiter": {"bandwidth": {"size": 1000, "refill_time": 100},
+                               "ops": {"size": 5, "one_time_burst": 7, "refill_time": 50}}}],
+            "network-interfaces": [{"iface_id": "e", "host_dev_name": "t",
+              "rx_rate_limiter": {"ops": {"size": 1, "refill_time": 2}},
+              "tx_rate_limiter": {"bandwidth": {"size": 3, "one_time_burst": null,
+                                                "refill_time": 4}, "ops": null}}],
+            "entropy": {"rate_limiter": {"bandwidth": {"size": 9, "refill_time": 9}}},
+            "serial": {"serial_out_path": "/tmp/out", "rate_limiter": {"size": 6, "refill_time": 8}}
+            }"#,
+        )
+        .unwrap();
+        let bucket = |size, burst, refill_time| {
+            Some(BucketConfig { size, one_time_burst: burst, refill_time })
+        };
+        let limits = |bandwidth, ops| LimiterConfig { bandwidth, ops };
+        let expected = limits(bucket(1000, None, 100), bucket(5, Some(7), 50));
+        assert_eq!(config.drives[0].limiter, expected);
+        assert_eq!(config.nets[0].rx_limiter, limits(None, bucket(1, None, 2)));
+        assert_eq!(config.nets[0].tx_limiter, limits(bucket(3, None, 4), None));
+        assert_eq!(config.entropy_limiter, limits(bucket(9, None, 9), None));
+        assert_eq!(config.console, Console::File("/tmp/out".into()));
+        assert_eq!(config.console_limiter, bucket(6, None, 8));
+
+        // A snapshot keeps those of the machine, and loads without them.
+        let mut json = serde_json::to_value(&config).unwrap();
+        let back: VmConfig = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!((&back.drives, &back.nets), (&config.drives, &config.nets));
+        assert_eq!(back.entropy_limiter, config.entropy_limiter);
+        json["drives"][0].as_object_mut().unwrap().remove("limiter").unwrap();
+        json["nets"][0].as_object_mut().unwrap().remove("rx_limiter").unwrap();
+        json["nets"][0].as_object_mut().unwrap().remove("tx_limiter").unwrap();
+        json.as_object_mut().unwrap().remove("entropy_limiter").unwrap();
+        let old: VmConfig = serde_json::from_value(json).unwrap();
+        assert_eq!(old.drives[0].limiter, LimiterConfig::default());
+        // And they are told as they were given.
+        let full = serde_json::to_value(FullConfig::from(Resources::from(&config))).unwrap();
+        assert_eq!(full["drives"][0]["rate_limiter"]["ops"]["one_time_burst"], 7);
+        let rx = &full["network-interfaces"][0]["rx_rate_limiter"];
+        assert_eq!((&rx["bandwidth"], &rx["ops"]["size"]), (&serde_json::Value::Null, &1.into()));
+    }
+
+    #[test]
     fn the_shortest_file() {
         let config = parsed(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
         assert_eq!((config.vcpus, config.memory), (1, 128 << 20));
@@ -180,8 +229,13 @@ mod tests {
         assert!(base(r#""cpu-config": {}"#).contains("invalid type: map, expected path string"));
         assert!(base(r#""cpu-config": "/no/such.json""#).contains("\"/no/such.json\""));
         let limited = r#""drives": [{"drive_id": "a", "is_root_device": false,
-                         "path_on_host": "p", "rate_limiter": {}}]"#;
-        assert!(base(limited).contains(": Drive config error: drives[\"a\"].rate_limiter"));
+                         "path_on_host": "p", "rate_limiter": {"bandwith": {}}}]"#;
+        assert!(base(limited).contains("unknown field `bandwith`"));
+        let limited = limited.replace("bandwith", "bandwidth");
+        assert!(base(&limited).contains("missing field `size`"));
+        let engine = r#""drives": [{"drive_id": "a", "is_root_device": false,
+                        "path_on_host": "p", "io_engine": "Async"}]"#;
+        assert!(base(engine).contains(": Drive config error: drives[\"a\"].io_engine"));
         let mac = r#""network-interfaces": [{"iface_id": "e", "host_dev_name": "t",
                      "guest_mac": "06:00"}]"#;
         assert!(base(mac).contains("\"06:00\" is not an address such as"));

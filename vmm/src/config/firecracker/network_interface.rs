@@ -4,11 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use varve_devices::limiter::LimiterConfig;
 use varve_devices::virtio::net::{Net, NetConfig, NetError};
-
-use crate::config::ConfigError;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,10 +20,22 @@ pub struct NetworkInterface {
     /// Largest packet, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
-    /// Not supported yet.
-    pub rx_rate_limiter: Option<Value>,
-    /// Not supported yet.
-    pub tx_rate_limiter: Option<Value>,
+    /// Limits of what the guest receives.
+    pub rx_rate_limiter: Option<LimiterConfig>,
+    /// Limits of what the guest sends.
+    pub tx_rate_limiter: Option<LimiterConfig>,
+}
+
+/// Changes of an interface while the machine runs; what is left out stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfaceUpdate {
+    /// Its name.
+    pub iface_id: String,
+    /// Other limits of what the guest receives.
+    pub rx_rate_limiter: Option<LimiterConfig>,
+    /// Other limits of what the guest sends.
+    pub tx_rate_limiter: Option<LimiterConfig>,
 }
 
 /// An Ethernet address, as text `06:00:ac:10:00:02`.
@@ -76,6 +85,9 @@ pub enum NetworkError {
     /// The device cannot be made.
     #[error("Could not create the network device")]
     Create(#[source] NetError),
+    /// There is no such interface.
+    #[error("there is no network interface {0:?}")]
+    Missing(String),
     /// Another interface has the address.
     #[error("The MAC address is already in use: {0}")]
     MacInUse(MacAddr),
@@ -90,26 +102,9 @@ pub enum NetworkError {
         /// The interface that has it.
         other: String,
     },
-    /// A field cannot be what it is.
-    #[error(transparent)]
-    Field(#[from] ConfigError),
 }
 
 impl NetworkInterface {
-    /// Checks the fields.
-    pub fn check(&self) -> Result<(), NetworkError> {
-        for (name, limiter) in
-            [("rx_rate_limiter", &self.rx_rate_limiter), ("tx_rate_limiter", &self.tx_rate_limiter)]
-        {
-            if limiter.is_some() {
-                let field = format!("network-interfaces[{:?}].{name}", self.iface_id);
-                let problem = "not supported by this version; remove it";
-                return Err(ConfigError::field(field, problem).into());
-            }
-        }
-        Ok(())
-    }
-
     /// Attaches to the tap, to see that it can be done.
     pub fn probe(&self) -> Result<(), NetworkError> {
         Net::new(self.to_config()).map(drop).map_err(NetworkError::Create)
@@ -122,8 +117,8 @@ impl NetworkInterface {
             tap: self.host_dev_name.clone(),
             mac: self.guest_mac.map(|mac| mac.0),
             mtu: self.mtu,
-            rx_limiter: LimiterConfig::default(),
-            tx_limiter: LimiterConfig::default(),
+            rx_limiter: self.rx_rate_limiter.unwrap_or_default(),
+            tx_limiter: self.tx_rate_limiter.unwrap_or_default(),
         }
     }
 }
@@ -135,8 +130,8 @@ impl From<&NetConfig> for NetworkInterface {
             host_dev_name: net.tap.clone(),
             guest_mac: net.mac.map(MacAddr),
             mtu: net.mtu,
-            rx_rate_limiter: None,
-            tx_rate_limiter: None,
+            rx_rate_limiter: net.rx_limiter.given(),
+            tx_rate_limiter: net.tx_limiter.given(),
         }
     }
 }

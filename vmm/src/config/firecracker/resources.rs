@@ -4,7 +4,7 @@
 //! already and replaces what has its name. When the machine starts, the pieces become a
 //! [`VmConfig`]; and what a running machine is, is told in the same pieces.
 
-use varve_devices::limiter::LimiterConfig;
+use varve_devices::limiter::BucketConfig;
 use varve_devices::mmds::MmdsConfig;
 
 use super::balloon::Balloon;
@@ -16,6 +16,7 @@ use super::error::ResourceError;
 use super::full::FullConfig;
 use super::machine_config::{CpuTemplate, MachineConfig, MachineConfigError, MachineConfigUpdate};
 use super::network_interface::{NetworkError, NetworkInterface};
+use super::serial::Serial;
 use super::vsock::Vsock;
 use crate::config::{Console, VmConfig};
 
@@ -42,6 +43,8 @@ pub struct Resources {
     pub entropy: Option<Entropy>,
     /// Serial console.
     pub console: Console,
+    /// Limit of its output.
+    pub console_limiter: Option<BucketConfig>,
     /// Report when the guest writes to the boot timer.
     pub boot_timer: bool,
 }
@@ -97,7 +100,6 @@ impl Resources {
 
     /// Adds a network interface, or replaces the one of its name.
     pub fn set_net(&mut self, net: NetworkInterface) -> Result<(), ResourceError> {
-        net.check()?;
         for other in self.nets.iter().filter(|n| n.iface_id != net.iface_id) {
             if let Some(mac) = net.guest_mac.filter(|_| net.guest_mac == other.guest_mac) {
                 return Err(NetworkError::MacInUse(mac).into());
@@ -136,8 +138,17 @@ impl Resources {
 
     /// Sets the entropy device.
     pub fn set_entropy(&mut self, entropy: Entropy) -> Result<(), ResourceError> {
-        entropy.check()?;
         self.entropy = Some(entropy);
+        Ok(())
+    }
+
+    /// Sets where the serial console's output goes, and its limit.
+    pub fn set_serial(&mut self, serial: Serial) -> Result<(), ResourceError> {
+        let Serial { serial_out_path, rate_limiter } = serial;
+        if let Some(path) = serial_out_path {
+            self.console = Console::File(path);
+        }
+        self.console_limiter = rate_limiter;
         Ok(())
     }
 
@@ -163,6 +174,9 @@ impl Resources {
         if let Some(entropy) = full.entropy {
             self.set_entropy(entropy)?;
         }
+        if let Some(serial) = full.serial {
+            self.set_serial(serial)?;
+        }
         Ok(())
     }
 
@@ -185,8 +199,9 @@ impl Resources {
             vsock: self.vsock.as_ref().map(Vsock::to_config),
             balloon: self.balloon.as_ref().map(Balloon::to_config),
             entropy: self.entropy.is_some(),
-            entropy_limiter: LimiterConfig::default(),
+            entropy_limiter: self.entropy.as_ref().and_then(|e| e.rate_limiter).unwrap_or_default(),
             console: self.console.clone(),
+            console_limiter: self.console_limiter,
             boot_timer: self.boot_timer,
         })
     }
@@ -204,8 +219,9 @@ impl From<&VmConfig> for Resources {
             mmds: config.mmds.clone(),
             vsock: config.vsock.as_ref().map(Vsock::from),
             balloon: config.balloon.as_ref().map(Balloon::from),
-            entropy: config.entropy.then(Entropy::default),
+            entropy: config.entropy.then(|| Entropy::of(config.entropy_limiter)),
             console: config.console.clone(),
+            console_limiter: config.console_limiter,
             boot_timer: config.boot_timer,
         }
     }
