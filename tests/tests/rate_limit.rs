@@ -168,19 +168,15 @@ fn a_limit_changes_while_requests_wait_for_it(vm: &mut Vm) {
 }
 
 fn another_image_is_put_in(vm: &mut Vm, first: &Path, second: &Path) {
-    let swap = |vm: &Vm, path: &Path| {
-        let body = json!({ "drive_id": "data", "path_on_host": path });
-        vm.request("PATCH", "/drives/data", &body)
-    };
-    let (status, refused) = swap(vm, Path::new("/nonexistent/image"));
-    let message = refused["fault_message"].as_str().unwrap();
-    assert!(status == 400 && message.contains("/nonexistent/image"), "{refused}");
-    let (status, refused) = vm.request("PATCH", "/drives/nosuch", &json!({ "drive_id": "nosuch" }));
-    let message = refused["fault_message"].as_str().unwrap();
-    assert!(status == 400 && message.contains("nosuch"), "{refused}");
+    let body = |path: &Path| json!({ "drive_id": "data", "path_on_host": path });
+    let missing = body(Path::new("/nonexistent/image"));
+    let message = vm.refused("PATCH", "/drives/data", &missing);
+    assert!(message.contains("/nonexistent/image"), "{message}");
+    let message = vm.refused("PATCH", "/drives/nosuch", &json!({ "drive_id": "nosuch" }));
+    assert!(message.contains("nosuch"), "{message}");
     read(vm, MIB, 1);
 
-    assert_eq!(swap(vm, second).0, 204);
+    vm.control("PATCH", "/drives/data", &body(second));
     eventually("the guest sees the new size", || vm.info().block[0].bytes == 12 * MIB);
     read(vm, 12 * MIB, 2);
     let config = vm.control("GET", "/vm/config", &Value::Null);
