@@ -4,6 +4,8 @@
 //! state. A machine that boots and one that is restored differ in where memory and states come from,
 //! not in how they are built.
 
+mod controls;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,13 +20,13 @@ use varve_devices::pvpanic::{PVPANIC_PORT, PvPanic};
 use varve_devices::serial::{COM_LEN, COM1_BASE, COM1_IRQ, SerialPort};
 use varve_devices::state::Savable;
 use varve_devices::stop::SharedStopSink;
+use varve_devices::virtio::VirtioDevice;
 use varve_devices::virtio::balloon::{Balloon, BalloonHandle};
 use varve_devices::virtio::block::Block;
 use varve_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY, Transport};
 use varve_devices::virtio::net::Net;
 use varve_devices::virtio::rng::Rng;
 use varve_devices::virtio::vsock::Vsock;
-use varve_devices::virtio::{DeviceHandle, VirtioDevice};
 use varve_devices::vmgenid::VmGenId;
 use varve_memory_tiers::{GuestRam, take_dirty};
 use varve_snapshot::{HostIdentity, PageRange};
@@ -246,31 +248,6 @@ impl Machine {
     /// Guest memory.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
-    }
-
-    /// The keyboard.
-    pub fn keyboard(&self) -> &I8042 {
-        &self.keyboard
-    }
-
-    /// Control of a drive, if there is one of that id.
-    pub fn drive(&self, id: &str) -> Option<DeviceHandle<Block>> {
-        self.device(&format!("block:{id}"))
-    }
-
-    /// Control of a network interface, if there is one of that id.
-    pub fn net(&self, id: &str) -> Option<DeviceHandle<Net>> {
-        self.device(&format!("net:{id}"))
-    }
-
-    fn device<D: VirtioDevice>(&self, name: &str) -> Option<DeviceHandle<D>> {
-        let transport = self.transports.iter().find(|t| t.name() == name)?;
-        DeviceHandle::new(transport.clone())
-    }
-
-    /// Control of the balloon, if there is one.
-    pub fn balloon(&self) -> Option<&BalloonHandle> {
-        self.balloon.as_ref()
     }
 }
 

@@ -47,10 +47,8 @@ pub struct FullConfig {
 impl FullConfig {
     /// Refuses what this build cannot do, by name.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let here = [
-            ("pmem", !self.pmem.is_empty()),
-            ("memory-hotplug", self.memory_hotplug.is_some()),
-        ];
+        let here =
+            [("pmem", !self.pmem.is_empty()), ("memory-hotplug", self.memory_hotplug.is_some())];
         match here.into_iter().find(|(_, here)| *here) {
             Some((field, _)) => {
                 Err(ConfigError::field(field, "not supported by this version; remove it"))
