@@ -73,17 +73,14 @@ impl Bridging<'_> {
         for (between, how) in self.regions[first..index].iter().zip(&self.placements[first..index])
         {
             if let Some(stored) = between.stored {
-                let covered = match how.how {
-                    How::Copy => height(between.class) > height(last.layer) || self.one_layer,
-                    How::Map | How::MapOrCopy => {
-                        height(between.class) > height(last.layer) && !self.one_layer
-                    }
-                    How::Base | How::Fault => false,
-                };
+                // Not by a copy: to make room for it, the kernel would first bring in the page that
+                // the mapping shows there.
+                let above = height(between.class) > height(last.layer) && !self.one_layer;
+                let covered = above && matches!(how.how, How::Map | How::MapOrCopy);
                 let same = stored.image == from.image
                     && position(stored, between.pages.start())
                         == position(from, region.pages.start());
-                if !(covered || same && how.how != How::Fault) {
+                if !(covered || same && matches!(how.how, How::Map | How::MapOrCopy)) {
                     return false;
                 }
                 zeros -= between.pages.len();

@@ -1,100 +1,81 @@
-//! Measuring what mechanisms cost on this host, on a little memory of its own.
+//! The costs that a planner reckons with, of this host: made from what its mechanisms take.
 
-use std::fs::File;
-use std::time::Instant;
-
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use varve_snapshot::{PAGE_SIZE, PageRange};
-
-use crate::error::{RamError, TierError};
-use crate::guest_ram::GuestRam;
+use crate::error::TierError;
+use crate::mechanisms::{Mechanisms, Shape};
 use crate::policy::Costs;
-use crate::sys::mmap::Ahead;
 
-/// Extents, each of as many pages, every second one of which is used.
-const EXTENTS: u64 = 128;
-const PAGES: u64 = 8;
-/// Each figure is the best of so many.
-const ROUNDS: usize = 3;
+/// Extents as recorded functions have them: most are short.
+const SHAPE: Shape = Shape { extents: 256, pages: 4 };
+/// What an exit and filling stage-2 add to a fault, in nanoseconds: no process can measure it. An
+/// assumption, of the order that hardware with nested paging shows.
+const EXIT: f64 = 1000.0;
+/// Each figure is the best of so many: other work on the host only adds.
+const ROUNDS: usize = 5;
 
 impl Costs {
-    /// The costs of this host, measured in some milliseconds. What only a guest or a tier can show
-    /// (faults with their exits, remote memory) is scaled with what is alike, or left as it is.
+    /// The costs of this host, measured in some tens of milliseconds. What only a guest or a tier can
+    /// show (what an exit adds to a fault, remote memory, how much runs beside the guest) is left as it
+    /// is.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory to measure on.
     pub fn measure() -> Result<Costs, TierError> {
+        let measure = || Mechanisms::measure(SHAPE).map_err(TierError::Census);
+        let mut best = Costs::of(&measure()?);
+        for _ in 1..ROUNDS {
+            best = best.least(&Costs::of(&measure()?));
+        }
+        Ok(best)
+    }
+
+    /// The costs that follow from one measurement.
+    pub fn of(host: &Mechanisms) -> Costs {
         let usual = Costs::default();
-        let mut best: Option<Costs> = None;
-        for _ in 0..ROUNDS {
-            let now = measure_once(usual)?;
-            best = Some(best.map_or(now, |best| Costs {
-                map: best.map.min(now.map),
-                read_call: best.read_call.min(now.read_call),
-                copy_page: best.copy_page.min(now.copy_page),
-                populate_read: best.populate_read.min(now.populate_read),
-                populate_write: best.populate_write.min(now.populate_write),
-                ..best
-            }));
+        let pages = SHAPE.pages as f64;
+        // One page per call, and several: what is more is copying.
+        let copy = ((host.read_extents * pages - host.read_call) / (pages - 1.0)).max(1.0);
+        let or = |measured: f64, usual: f64| if measured > 0.0 { measured } else { usual };
+        Costs {
+            map: host.map_extent,
+            read_call: (host.read_call - copy).max(1.0),
+            copy_page: host.fresh_populate_write + copy,
+            populate_read: host.map_populate_read,
+            populate_write: host.map_populate_write,
+            populate_fresh: host.fresh_populate_write,
+            install_page: or(host.install_extent, usual.install_page),
+            read_fault: host.map_read_fault + EXIT,
+            write_fault: host.map_write_fault + EXIT,
+            paged_fault: or(host.paged_fault, usual.paged_fault),
+            ..usual
         }
-        let measured = best.unwrap_or(usual);
-        let scale = |cost: f64, by: f64, like: f64| (cost * by / like).round();
-        Ok(Costs {
-            install_page: scale(usual.install_page, measured.copy_page, usual.copy_page),
-            read_fault: scale(usual.read_fault, measured.populate_read, usual.populate_read),
-            write_fault: scale(usual.write_fault, measured.populate_write, usual.populate_write),
-            ..measured
-        })
+        .rounded()
     }
-}
 
-fn measure_once(usual: Costs) -> Result<Costs, TierError> {
-    let len = EXTENTS * PAGES * PAGE_SIZE;
-    let file = file(len).map_err(TierError::Census)?;
-    let range = |at: u64, len| PageRange::new(at, len).map_err(|e| TierError::Plan(e.to_string()));
-    let memory = [range(0, 2 * len)?];
-    let ram = GuestRam::new(&memory, false)?;
-    let extents = (0..EXTENTS).map(|e| range(e * 2 * PAGES * PAGE_SIZE, PAGES * PAGE_SIZE));
-    let extents = extents.collect::<Result<Vec<_>, _>>()?;
-    let per = |count: u64, each: &dyn Fn(PageRange, u64) -> Result<(), RamError>| {
-        let started = Instant::now();
-        for (extent, at) in extents.iter().zip((0..).step_by((PAGES * PAGE_SIZE) as usize)) {
-            each(*extent, at)?;
+    fn least(&self, other: &Costs) -> Costs {
+        self.zip(other, f64::min)
+    }
+
+    fn rounded(&self) -> Costs {
+        self.zip(self, |a, _| a.round())
+    }
+
+    fn zip(&self, b: &Costs, f: impl Fn(f64, f64) -> f64) -> Costs {
+        let a = self;
+        Costs {
+            map: f(a.map, b.map),
+            read_call: f(a.read_call, b.read_call),
+            copy_page: f(a.copy_page, b.copy_page),
+            populate_read: f(a.populate_read, b.populate_read),
+            populate_write: f(a.populate_write, b.populate_write),
+            populate_fresh: f(a.populate_fresh, b.populate_fresh),
+            install_page: f(a.install_page, b.install_page),
+            read_fault: f(a.read_fault, b.read_fault),
+            write_fault: f(a.write_fault, b.write_fault),
+            paged_fault: f(a.paged_fault, b.paged_fault),
+            ..*a
         }
-        Ok::<f64, TierError>(started.elapsed().as_nanos() as f64 / count as f64)
-    };
-    let pages = EXTENTS * PAGES;
-    let read = |pages: PageRange, at: u64| {
-        ram.call("read", pages, |r, o, len| r.read_file(&[(o, len)], &file, at))
-    };
-    let populate = per(pages, &|pages, _| ram.populate(pages, Ahead::Write))?;
-    let read_extent = per(EXTENTS, &read)?;
-    // One page of each: what is more than that is copying.
-    let read_page = per(EXTENTS, &|pages, at| {
-        let page = PageRange::new(pages.start(), PAGE_SIZE).unwrap_or(pages);
-        read(page, at)
-    })?;
-    let copy = (read_extent - read_page).max(0.0) / (PAGES - 1) as f64;
-    let map = per(EXTENTS, &|pages, at| ram.lay_file(pages, &file, at))?;
-    let populate_read = per(pages, &|pages, _| ram.populate(pages, Ahead::Read))?;
-    per(EXTENTS, &|pages, at| ram.lay_file(pages, &file, at))?;
-    let populate_write = per(pages, &|pages, _| ram.populate(pages, Ahead::Write))?;
-    Ok(Costs {
-        map: map.round(),
-        read_call: (read_page - copy).max(1.0).round(),
-        copy_page: (populate + copy).round(),
-        populate_read: populate_read.round(),
-        populate_write: populate_write.round(),
-        ..usual
-    })
-}
-
-/// A file in memory with content.
-fn file(len: u64) -> std::io::Result<File> {
-    let file = File::from(memfd_create("calibrate", MemfdFlags::CLOEXEC)?);
-    ftruncate(&file, len)?;
-    let page = vec![1; PAGE_SIZE as usize];
-    for at in (0..len).step_by(page.len()) {
-        std::os::unix::fs::FileExt::write_all_at(&file, &page, at)?;
     }
-    Ok(file)
 }
 
 #[cfg(test)]

@@ -5,8 +5,7 @@ use varve_snapshot::{PAGE_SIZE, PageClass, PageRange};
 
 use crate::error::TierError;
 use crate::guest_ram::GuestRam;
-use crate::plan::{Action, Plan};
-use crate::ranges::RangeSet;
+use crate::plan::Plan;
 use crate::sys::pagemap;
 
 /// Pages of one class.
@@ -43,14 +42,7 @@ impl Census {
     /// Counts now. Threads that use the memory meanwhile are counted or not.
     pub fn take(ram: &GuestRam, plan: &Plan) -> Result<Census, TierError> {
         let mut census = Census::default();
-        let mut mapped = RangeSet::default();
-        for op in &plan.ops {
-            match op.action {
-                Action::Map => mapped.insert(op.pages),
-                Action::Copy => mapped.remove(op.pages),
-                _ => {}
-            }
-        }
+        let mapped = plan.mapped();
         for region in ram.regions() {
             let mut regions = plan.layout.regions().iter().peekable();
             let states = pages(ram, region.pages)?;

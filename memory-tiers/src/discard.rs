@@ -61,6 +61,17 @@ impl GuestRam {
         edges.within(range).into_iter().try_for_each(|edge| self.zero(edge))
     }
 
+    /// Lays fresh zero memory over whatever is at `range`.
+    pub(crate) fn lay_fresh(&self, range: PageRange) -> Result<(), RamError> {
+        let mut layers = self.layers();
+        self.lay_zero(range)?;
+        layers.files.remove(range);
+        if let Some(watched) = self.watched.get() {
+            watched.forget(range);
+        }
+        Ok(())
+    }
+
     /// Lays fresh zero memory over `range`; who calls it keeps the books.
     fn lay_zero(&self, range: PageRange) -> Result<(), RamError> {
         self.call("map", range, |r, o, len| {

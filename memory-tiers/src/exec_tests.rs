@@ -307,9 +307,9 @@ fn stage2_is_filled_for_what_is_ready_and_nothing_else() {
     }
     let (layout, images) = classes(ORDER, 16);
     for (strategy, wait, want) in [
-        (Strategy::Tiered, Wait::Nothing, vec![range(0, 16), range(16, 16)]),
-        (Strategy::Tiered, Wait::Written, vec![range(0, 16), range(16, 16)]),
-        (Strategy::Tiered, Wait::All, vec![range(0, 16), range(16, 16)]),
+        (Strategy::Tiered, Wait::Nothing, vec![range(16, 16), range(0, 16)]),
+        (Strategy::Tiered, Wait::Written, vec![range(16, 16), range(0, 16)]),
+        (Strategy::Tiered, Wait::All, vec![range(16, 16), range(0, 16)]),
         (Strategy::Faasnap, Wait::Nothing, vec![]),
         (Strategy::Lazy, Wait::Nothing, vec![]),
     ] {

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use varve_snapshot::{
-    FlatFile, Image, ImageEntry, ImageId, MEMORY_FILE, ManifestReader, PageRange, RegionMap,
-    SnapshotError, layout,
+    FlatFile, Image, ImageEntry, ImageId, MEMORY_FILE, ManifestReader, PAGE_SIZE, PageClass,
+    PageRange, Region, RegionMap, SnapshotError, Stored, layout,
 };
 
 use crate::error::TierError;
 use crate::guest_ram::HugePages;
 use crate::plan::{Plan, PlanInput};
-use crate::policy::Policy;
+use crate::policy::{ColdPages, Policy};
 use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
 use crate::strategy::Strategy;
 
@@ -54,22 +54,26 @@ pub fn open(
 ) -> Result<(Plan, Sources), TierError> {
     let info = |entry| elsewhere.info(entry, image_info(entry));
     let images: Vec<ImageInfo> = snapshot.images().iter().map(info).collect();
-    let plan = |strategy: Strategy, layout: &str| {
-        let layout = snapshot.layout(layout)?;
+    let plan = |strategy: Strategy, name: &str| {
+        let mut layout = snapshot.layout(name)?;
+        let mapped = name == layout::TIERED && policy.cold == ColdPages::Mapped;
+        if mapped && has(snapshot, layout::TEMPLATE) {
+            layout = cold_in_guest_layout(layout, &snapshot.layout(layout::TEMPLATE)?, &images);
+        }
         let policy = Policy { strategy, ..policy.clone() };
         let (memory, images) = (snapshot.memory(), images.as_slice());
         Ok(Plan::new(&PlanInput { memory, layout: &layout, images, policy: &policy })?)
     };
     let plan = match (policy.strategy, policy.huge_pages) {
         (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered, layout::TIERED)?,
-        (Strategy::Auto, _) => cheapest(snapshot, plan)?,
+        (Strategy::Auto, _) => cheapest(snapshot, &images, plan)?,
         (strategy, _) => plan(strategy, layout_for(snapshot, strategy))?,
     };
     let mut sources: Sources = vec![None; images.len()];
     for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {
         let at = usize::from(stored.image.0);
         if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
-            *slot = Some(open_image(snapshot, stored.image, info, elsewhere)?);
+            *slot = Some(open_image(snapshot, stored.image, info, &plan, elsewhere)?);
         }
     }
     Ok((plan, sources))
@@ -79,6 +83,7 @@ fn open_image(
     snapshot: &ManifestReader,
     id: ImageId,
     info: &ImageInfo,
+    plan: &Plan,
     elsewhere: &dyn Elsewhere,
 ) -> Result<Arc<dyn PageSource>, TierError> {
     let lost = |source| TierError::Image { image: info.name.clone(), tier: info.tier, source };
@@ -87,6 +92,10 @@ fn open_image(
     {
         return Ok(source);
     }
+    // What is mapped, or read by the kernel straight to its place, is not verified.
+    if info.mappable && !plan.installs() {
+        return Ok(Arc::new(FileSource::with_info(info.clone(), snapshot.image_file(id)?)));
+    }
     Ok(Arc::new(ImageSource::new(snapshot.image(id)?, info.clone())))
 }
 
@@ -94,6 +103,7 @@ fn open_image(
 /// layout that is made for it does not tell, but the one for `template`, of the same file, does.
 fn cheapest(
     snapshot: &ManifestReader,
+    images: &[ImageInfo],
     plan: impl Fn(Strategy, &str) -> Result<Plan, TierError>,
 ) -> Result<Plan, TierError> {
     let candidates = [
@@ -101,12 +111,37 @@ fn cheapest(
         (Strategy::Tiered, layout::TIERED),
         (Strategy::Lazy, layout::TEMPLATE),
     ];
-    let prepared = |(_, layout): &(Strategy, &str)| snapshot.layouts().iter().any(|l| l == layout);
+    // What `template` maps at once `tiered` maps piece by piece, which is worth it only if the pieces
+    // are nearer. To plan it just to see that takes longer than all the rest.
+    let alike = images.iter().all(|i| i.tier == Tier::Local);
+    let template = alike && has(snapshot, layout::TEMPLATE);
+    let prepared = |(strategy, layout): &(Strategy, &str)| {
+        has(snapshot, layout) && !(template && *strategy == Strategy::Tiered)
+    };
     let plans = candidates.into_iter().filter(prepared).map(|(s, layout)| plan(s, layout));
     let mut plans = plans.collect::<Result<Vec<_>, _>>()?;
     plans.sort_by(|a, b| a.cost().total().total_cmp(&b.cost().total()));
     let best = plans.into_iter().next();
     best.ok_or_else(|| TierError::Plan("the snapshot is prepared for no method".into()))
+}
+
+/// The layout `tiered` with cold pages in the raw memory file, whose order is that of guest memory,
+/// where that is as near as their own image and both can be mapped: extents with others between them,
+/// which are laid over it, become one mapping.
+fn cold_in_guest_layout(tiered: RegionMap, whole: &RegionMap, images: &[ImageInfo]) -> RegionMap {
+    let info = |region: &Region| images.get(usize::from(region.stored?.image.0));
+    let mut others = whole.regions().iter().peekable();
+    tiered.restored(|region| {
+        let own = info(region).filter(|_| region.class == PageClass::Cold)?;
+        while others.next_if(|o| o.pages.end() <= region.pages.start()).is_some() {}
+        let other = others.peek().filter(|o| o.pages.contains(&region.pages))?;
+        let near = info(other)?;
+        if !(own.mappable && near.mappable && near.guest_layout && near.tier <= own.tier) {
+            return None;
+        }
+        let skip = (region.pages.start() - other.pages.start()) / PAGE_SIZE;
+        other.stored.map(|s| Stored { page: s.page + skip, ..s })
+    })
 }
 
 /// The plan for a flat snapshot: its raw memory file, of whose pages nothing is known but which of

@@ -8,6 +8,7 @@ use crate::guest_ram::HugePages;
 use crate::overlay::{Overlay, Shown};
 use crate::planner;
 use crate::policy::Policy;
+use crate::ranges::RangeSet;
 use crate::source::ImageInfo;
 use crate::strategy::{Placement, Strategy};
 use crate::sys::mmap::Ahead;
@@ -68,6 +69,8 @@ pub enum PlanError {
 pub enum Action {
     /// Lays a private mapping of the image.
     Map,
+    /// Lays fresh zero memory over a mapping that shows zero pages of a file there.
+    Clear,
     /// Copies the image's pages in.
     Copy,
     /// Copies them, or zeros, into memory that is watched.
@@ -139,6 +142,22 @@ impl Plan {
         Ok(best.unwrap_or_else(|| planner::plan(input)))
     }
 
+    /// Guest memory.
+    pub fn memory(&self) -> &[PageRange] {
+        &self.memory
+    }
+
+    /// The images that the plan was made for, by their number.
+    pub fn images(&self) -> &[ImageInfo] {
+        &self.images
+    }
+
+    /// The image that holds the page at guest physical address `address`, if its content is stored.
+    pub fn image_at(&self, address: u64) -> Option<&ImageInfo> {
+        let stored = stored_at(&self.layout, address)?;
+        self.images.get(usize::from(stored.image.0))
+    }
+
     /// What shows at the page at guest physical address `address` once the plan is carried out.
     pub fn shown(&self, address: u64) -> Option<Shown> {
         self.overlay(true).at(address)
@@ -171,6 +190,28 @@ impl Plan {
         }
     }
 
+    /// Pages that are used in place, in the images that they are mapped from, until they are written.
+    pub fn in_place(&self) -> Vec<PageRange> {
+        self.mapped().ranges()
+    }
+
+    /// Whether pages are put in place one by one, now or as they are asked for.
+    pub(crate) fn installs(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op.action, Action::Watch | Action::Install))
+    }
+
+    pub(crate) fn mapped(&self) -> RangeSet {
+        let mut mapped = RangeSet::default();
+        for op in &self.ops {
+            match op.action {
+                Action::Map => mapped.insert(op.pages),
+                Action::Copy | Action::Clear => mapped.remove(op.pages),
+                _ => {}
+            }
+        }
+        mapped
+    }
+
     /// Mappings that guest memory will consist of.
     pub fn mappings(&self) -> usize {
         self.overlay(false).mappings()
@@ -183,6 +224,7 @@ impl Plan {
             let shown = match (op.action, op.from) {
                 (Action::Watch, _) => Shown::Asked,
                 (Action::Map, Some(from)) => Shown::Image(from),
+                (Action::Clear, _) => Shown::Zero,
                 (_, Some(from)) if copies => Shown::Image(from),
                 (Action::Install, None) if copies => Shown::Zero,
                 _ => continue,

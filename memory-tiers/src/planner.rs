@@ -18,14 +18,14 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
     let image = |r: &Region| r.stored.and_then(|s| images.get(usize::from(s.image.0)));
     let mut placements: Vec<Placement> =
         regions.iter().map(|r| place(r, image(r), policy)).collect();
-    let mut maps = maps(input, &placements);
-    copy_where_cheaper(&mut maps, &mut placements, policy);
+    let mut maps = maps(input, &mut placements);
+    let mut clear = clear_where_cheaper(regions, &maps, &placements, policy);
     let mut bridge = policy.bridge;
     loop {
         let watches = watches(input, &placements, bridge);
         let mut plan = Plan {
             strategy: policy.strategy,
-            ops: operations(memory, regions, &placements, &maps, &watches),
+            ops: operations(input, &placements, &maps, &watches, &clear),
             before: Vec::new(),
             beside: Vec::new(),
             memory: memory.to_vec(),
@@ -35,7 +35,12 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             policy: policy.clone(),
         };
         // Each operation adds two mappings at most; counting them takes longer than the rest.
-        let bound = memory.len() + 2 * (maps.len() + watches.len());
+        let bound = memory.len() + 2 * (maps.len() + watches.len() + clear.len());
+        if bound > policy.max_mappings && !clear.is_empty() {
+            // They save time only.
+            clear.clear();
+            continue;
+        }
         let excess = match bound <= policy.max_mappings {
             true => 0,
             false => plan.mappings().saturating_sub(policy.max_mappings),
@@ -58,24 +63,26 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
     }
 }
 
-/// The mappings of all layers.
-fn maps(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Extent> {
+/// The mappings of all layers. Read-only ones come first, since what is copied instead must not have a
+/// mapping beneath it.
+fn maps(input: &PlanInput<'_>, placements: &mut [Placement]) -> Vec<Extent> {
     let limit = match input.policy.strategy {
         Strategy::Lazy | Strategy::Template => u64::MAX,
         _ => input.policy.bridge,
     };
-    let bridging = Bridging {
-        memory: input.memory,
-        regions: input.layout.regions(),
-        placements,
-        images: input.images,
-        one_layer: limit == u64::MAX,
-        limit,
+    let one_layer = limit == u64::MAX;
+    let extents = |layer, placements: &[Placement]| {
+        let (memory, regions, images) = (input.memory, input.layout.regions(), input.images);
+        Bridging { memory, regions, placements, images, one_layer, limit }.extents(layer)
     };
-    if bridging.one_layer {
-        return bridging.extents(PageClass::Cold);
+    if one_layer {
+        return extents(PageClass::Cold, placements);
     }
-    PageClass::BOTTOM_UP.into_iter().flat_map(|layer| bridging.extents(layer)).collect()
+    let mut maps = extents(PageClass::ReadOnly, placements);
+    copy_where_cheaper(&mut maps, placements, input);
+    let others = PageClass::BOTTOM_UP.into_iter().filter(|&layer| layer != PageClass::ReadOnly);
+    maps.extend(others.flat_map(|layer| extents(layer, placements)));
+    maps
 }
 
 fn copy(placements: &mut [Placement], region: usize) {
@@ -85,19 +92,45 @@ fn copy(placements: &mut [Placement], region: usize) {
 }
 
 /// Short extents are cheaper to copy than to map.
-fn copy_where_cheaper(maps: &mut Vec<Extent>, placements: &mut [Placement], policy: &Policy) {
-    let costs = &policy.costs;
+fn copy_where_cheaper(maps: &mut Vec<Extent>, placements: &mut [Placement], input: &PlanInput<'_>) {
+    let costs = &input.policy.costs;
     maps.retain(|map| {
         let may = map.members.iter().all(|&m| placements[m].how == How::MapOrCopy);
         let pages = map.pages.pages() as f64;
-        let mapped =
-            costs.map + pages * (costs.populate_read * costs.beside_share + costs.remote_use);
+        let image = input.images.get(usize::from(map.from.image.0));
+        let remote_use = image.map_or(0.0, |i| costs.remote_use(i));
+        let mapped = costs.map + pages * (costs.populate_read * costs.beside_share + remote_use);
         let copied = costs.read_call * map.members.len() as f64 + costs.copy_page * pages;
         if may && copied < mapped {
             map.members.iter().for_each(|&m| copy(placements, m));
         }
         !(may && copied < mapped)
     });
+}
+
+/// Zero pages that will be written and that a mapping shows as holes of its file: for long runs a
+/// fresh mapping is cheaper than to copy pages out of holes.
+fn clear_where_cheaper(
+    regions: &[Region],
+    maps: &[Extent],
+    placements: &[Placement],
+    policy: &Policy,
+) -> Vec<usize> {
+    let costs = &policy.costs;
+    let saved = costs.populate_write - costs.populate_fresh;
+    let shown = |region: &Region| {
+        let at = maps.partition_point(|m| m.pages.end() <= region.pages.start());
+        maps.get(at).is_some_and(|m| m.pages.contains(&region.pages))
+    };
+    if policy.strategy != Strategy::Template {
+        return Vec::new();
+    }
+    let regions = regions.iter().zip(placements).enumerate();
+    let clear = regions.filter(|(_, (region, placement))| {
+        let allocated = placement.how == How::Base && placement.ahead == Some(Ahead::Write);
+        allocated && region.pages.pages() as f64 * saved > costs.map && shown(region)
+    });
+    clear.map(|(index, _)| index).collect()
 }
 
 /// What is watched: more than must be, where that saves mappings.
@@ -126,28 +159,37 @@ fn watches(input: &PlanInput<'_>, placements: &[Placement], bridge: u64) -> Vec<
 
 /// The operations, bottom-up.
 fn operations(
-    memory: &[PageRange],
-    regions: &[Region],
+    input: &PlanInput<'_>,
     placements: &[Placement],
     maps: &[Extent],
     watches: &[PageRange],
+    clear: &[usize],
 ) -> Vec<Op> {
+    let (memory, regions) = (input.memory, input.layout.regions());
     let watch = |&pages| Op { action: Action::Watch, layer: PageClass::Zero, pages, from: None };
     let mut ops: Vec<Op> = watches.iter().map(watch).collect();
     let mut watched = RangeSet::default();
     watches.iter().for_each(|&w| watched.insert(w));
-    let mut laid = Overlay::new(memory);
+    // Only what was bridged can show what a mapping above it would.
+    let bridged = maps.iter().any(|map| map.members.len() > 1);
+    let mut laid = bridged.then(|| Overlay::new(memory));
     let mut bottom_up: Vec<&Extent> = maps.iter().collect();
     bottom_up.sort_by_key(|map| (height(map.layer), map.pages.start()));
     for map in bottom_up {
         // A mapping that was bridged may show it already.
-        if laid.shows(map.pages, Shown::Image(map.from)) {
-            continue;
+        if let Some(laid) = &mut laid {
+            if laid.shows(map.pages, Shown::Image(map.from)) {
+                continue;
+            }
+            laid.lay(map.pages, Shown::Image(map.from));
         }
-        laid.lay(map.pages, Shown::Image(map.from));
         watched.remove(map.pages);
         let (pages, layer) = (map.pages, map.layer);
         ops.push(Op { action: Action::Map, layer, pages, from: Some(map.from) });
+    }
+    for region in clear.iter().filter_map(|&index| regions.get(index)) {
+        let (pages, layer) = (region.pages, region.class);
+        ops.push(Op { action: Action::Clear, layer, pages, from: None });
     }
     for (region, placement) in regions.iter().zip(placements) {
         // Zero pages that are allocated ahead can not be populated where they would be asked for.
@@ -195,7 +237,7 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
             steps.push(Step { pages: region.pages, how, class, rank });
         }
     }
-    steps.sort_by_key(|s| (s.rank, s.class != PageClass::ReadWrite));
+    steps.sort_by_key(turn);
     steps.dedup_by(|next, last| {
         let joins = last.pages.end() == next.pages.start()
             && (last.how, last.class) == (next.how, next.class)
@@ -217,6 +259,13 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
         // What is ready early still wants stage-2, in its turn.
         let ready = plan.before.iter().map(|s| Step { how: None, ..*s });
         plan.beside.extend(ready);
-        plan.beside.sort_by_key(|s| (s.rank, s.class != PageClass::ReadWrite));
+        plan.beside.sort_by_key(turn);
     }
+}
+
+/// What will be written comes first. Whoever reads a page of a file, the guest or a step of the plan,
+/// has the kernel map its neighbours for reading; a neighbour that is made private after that costs
+/// three times as much, as all processors have to forget the old mapping.
+fn turn(step: &Step) -> (bool, u32) {
+    (step.class != PageClass::ReadWrite, step.rank)
 }

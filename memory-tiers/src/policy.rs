@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::guest_ram::HugePages;
+use crate::source::{ImageInfo, Tier};
 use crate::strategy::Strategy;
 
 /// Where read-only pages are used from.
@@ -53,8 +54,9 @@ pub enum Wait {
     All,
 }
 
-/// Time that each mechanism takes on this host, in nanoseconds. The defaults were measured with
-/// memory files on one x86-64 host (Linux 6.18); their ratios matter, not their absolutes.
+/// Time that each mechanism takes on this host, in nanoseconds. The defaults are
+/// those of `varve-bench mechanisms` on one virtual x86-64 host (Linux 6.18), with memory files and
+/// extents of four pages; their ratios matter, not their absolutes.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Costs {
@@ -76,6 +78,8 @@ pub struct Costs {
     pub write_fault: f64,
     /// A fault of the guest that another thread answers.
     pub paged_fault: f64,
+    /// A fresh page made present, ahead of its use.
+    pub populate_fresh: f64,
     /// What a use of a page in place on shared memory costs more than in local memory, all accesses
     /// of an invocation together.
     pub remote_use: f64,
@@ -86,18 +90,26 @@ pub struct Costs {
 impl Default for Costs {
     fn default() -> Costs {
         Costs {
-            map: 1200.0,
-            read_call: 400.0,
-            copy_page: 550.0,
-            populate_read: 300.0,
-            populate_write: 950.0,
-            install_page: 530.0,
-            read_fault: 900.0,
-            write_fault: 2000.0,
+            map: 2000.0,
+            read_call: 800.0,
+            copy_page: 2000.0,
+            populate_read: 180.0,
+            populate_write: 1400.0,
+            install_page: 1000.0,
+            read_fault: 1400.0,
+            write_fault: 2700.0,
             paged_fault: 9000.0,
+            populate_fresh: 1050.0,
             remote_use: 0.0,
             beside_share: 0.25,
         }
+    }
+}
+
+impl Costs {
+    /// What using a page of `image` in place costs more than in local memory.
+    pub(crate) fn remote_use(&self, image: &ImageInfo) -> f64 {
+        if image.tier == Tier::Local { 0.0 } else { self.remote_use }
     }
 }
 

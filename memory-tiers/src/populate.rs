@@ -9,7 +9,7 @@ use varve_snapshot::{PAGE_SIZE, PageRange};
 
 use crate::error::{RamError, TierError};
 use crate::exec::Shared;
-use crate::plan::Step;
+use crate::plan::{self, Step};
 use crate::sys::mmap::Ahead;
 use crate::threads::spawn;
 
@@ -27,11 +27,15 @@ pub(crate) fn start(shared: &Arc<Shared>, beside: bool) -> Result<Vec<JoinHandle
     }
     let (next, stage2_works) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
     (0..plan.policy.threads.max(1))
-        .map(|_| {
+        .map(|nth| {
+            let first = nth == 0;
             let (shared, steps) = (shared.clone(), steps.clone());
             let (next, stage2_works) = (next.clone(), stage2_works.clone());
             let run = move || {
                 let started = Instant::now();
+                if first {
+                    fetch(&shared, &steps);
+                }
                 while let Some(step) = steps.get(next.fetch_add(1, Relaxed)) {
                     if shared.cancelled.load(Relaxed) {
                         break;
@@ -45,6 +49,32 @@ pub(crate) fn start(shared: &Arc<Shared>, beside: bool) -> Result<Vec<JoinHandle
             spawn("populate", run)
         })
         .collect()
+}
+
+/// Has the disk begin with all runs of images in guest layout at once, if they are not in memory: one
+/// after another, each would be waited for. A few tell for all. Packed images are fetched as a whole.
+fn fetch(shared: &Shared, steps: &[Step]) {
+    let files = steps.iter().filter(|s| matches!(s.how, Some(Ahead::Read | Ahead::Write)));
+    let spread = |step: &&Step| {
+        let image = shared.plan.image_at(step.pages.start());
+        image.is_some_and(|image| image.guest_layout)
+    };
+    let mut files: Vec<&Step> = files.filter(spread).collect();
+    files.sort_by_key(|step| step.rank);
+    let absent = |step: &&Step| {
+        let found = shared.ram.call("look at", step.pages, |r, o, len| r.in_core(o, len));
+        found.is_ok_and(|pages| pages.contains(&false))
+    };
+    if !files.iter().step_by(files.len() / 4 + 1).any(absent) {
+        return;
+    }
+    for step in files {
+        // Who cannot fetch ahead fetches on demand.
+        let _ = shared.ram.populate(step.pages, Ahead::Cache);
+        if shared.cancelled.load(Relaxed) {
+            return;
+        }
+    }
 }
 
 fn cut(step: &Step) -> impl Iterator<Item = Step> + use<> {
@@ -96,7 +126,7 @@ fn failed(shared: &Shared, step: &Step, error: RamError) {
         log::warn!("no memory to populate {:?} ahead", step.pages);
         return;
     }
-    let stored = crate::plan::stored_at(&shared.plan.layout, step.pages.start());
+    let stored = plan::stored_at(&shared.plan.layout, step.pages.start());
     let source = stored.and_then(|s| shared.source(s.image).ok());
     (shared.hooks.on_fatal)(match source {
         Some(source) => shared.lost(step.pages, source, cause.into()),

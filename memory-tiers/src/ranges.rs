@@ -66,6 +66,12 @@ impl RangeSet {
         gaps
     }
 
+    /// All of it, in order.
+    pub fn ranges(&self) -> Vec<PageRange> {
+        let range = |(&s, &e): (&u64, &u64)| PageRange::new(s, e - s).ok();
+        self.ranges.iter().filter_map(range).collect()
+    }
+
     /// Number of ranges.
     #[cfg(test)]
     pub fn len(&self) -> usize {

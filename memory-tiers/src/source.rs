@@ -132,6 +132,11 @@ impl FileSource {
         Ok(FileSource { info, file, offset })
     }
 
+    /// A file of which all is known.
+    pub(crate) fn with_info(info: ImageInfo, file: File) -> FileSource {
+        FileSource { info, file, offset: 0 }
+    }
+
     /// The same, with faults bringing in `pages` at a time.
     #[must_use]
     pub fn with_chunks(mut self, pages: u64) -> FileSource {

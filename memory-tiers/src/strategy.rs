@@ -133,10 +133,12 @@ fn zero(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
     }
 }
 
-/// An image that only reads: what was touched is copied, so that it needs no privilege.
+/// An image that only reads: what was touched is copied, so that it needs no privilege. `lazy` knows
+/// of nothing ahead.
 fn unmapped(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
     match policy.strategy {
         Strategy::Eager => (How::Copy, None),
+        Strategy::Lazy => (How::Fault, None),
         _ if is_hot(region) => (How::Copy, None),
         _ => (How::Fault, None),
     }

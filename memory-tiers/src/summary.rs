@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use varve_snapshot::{PAGE_SIZE, PageClass};
+use varve_snapshot::{PAGE_SIZE, PageClass, Region};
 
 use crate::plan::{Action, Plan, Step};
 use crate::source::Tier;
@@ -19,12 +19,14 @@ pub struct Cost {
     pub beside: f64,
     /// Faults of the guest on pages that recorded invocations touched.
     pub faults: f64,
+    /// What using read-only pages in place costs more than in local memory.
+    pub in_place: f64,
 }
 
 impl Cost {
     /// All that an invocation waits for.
     pub fn total(&self) -> f64 {
-        self.before + self.beside + self.faults
+        self.before + self.beside + self.faults + self.in_place
     }
 }
 
@@ -88,6 +90,12 @@ impl Plan {
         }
     }
 
+    /// What a page of `region` costs more if it is used where it is.
+    fn remote_use(&self, region: &Region) -> f64 {
+        let image = region.stored.and_then(|s| self.images.get(usize::from(s.image.0)));
+        image.map_or(0.0, |i| self.policy.costs.remote_use(i))
+    }
+
     /// What it should take.
     pub fn cost(&self) -> Cost {
         let costs = &self.policy.costs;
@@ -95,7 +103,7 @@ impl Plan {
         for op in &self.ops {
             let pages = op.pages.pages() as f64;
             cost.before += match op.action {
-                Action::Map | Action::Watch => costs.map,
+                Action::Map | Action::Clear | Action::Watch => costs.map,
                 Action::Copy => costs.read_call + pages * costs.copy_page,
                 Action::Install => costs.read_call + pages * costs.install_page,
             };
@@ -111,6 +119,9 @@ impl Plan {
         cost.before += self.before.iter().map(ahead).sum::<f64>();
         cost.beside = self.beside.iter().map(ahead).sum::<f64>() * costs.beside_share;
         for (region, placement) in self.layout.regions().iter().zip(&self.placements) {
+            if region.class == PageClass::ReadOnly && placement.how != How::Copy {
+                cost.in_place += self.remote_use(region) * region.pages.pages() as f64;
+            }
             let fault = match (placement.how, placement.ahead) {
                 _ if !is_hot(region) => continue,
                 (How::Copy, _) | (_, Some(Ahead::Read | Ahead::Write)) => continue,
@@ -128,6 +139,7 @@ impl Plan {
 fn name(action: Action) -> &'static str {
     match action {
         Action::Map => "map",
+        Action::Clear => "clear",
         Action::Copy => "copy",
         Action::Install => "install",
         Action::Watch => "watch",

@@ -51,6 +51,18 @@ impl ImageEntry {
         folder.join(&self.file)
     }
 
+    /// Opens its file, and checks its length.
+    pub(crate) fn open(&self, folder: &Path) -> Result<File, SnapshotError> {
+        let path = self.path(folder);
+        let file = File::open(&path).map_err(SnapshotError::io("open image", &path))?;
+        let found = file.metadata().map_err(SnapshotError::io("look at image", &path))?.len();
+        if found != self.bytes && !(self.shared && found > self.bytes) {
+            let (image, stated) = (self.name.clone(), self.bytes);
+            return Err(SnapshotError::ImageSize { image, path, found, stated });
+        }
+        Ok(file)
+    }
+
     pub(crate) fn encode(&self, out: &mut Encoder) {
         out.string(&self.name);
         out.string(&self.file);
@@ -133,14 +145,9 @@ impl ImageReader {
         entry: ImageEntry,
         chunks: ChunkTable,
     ) -> Result<ImageReader, SnapshotError> {
+        let backing = entry.open(folder)?;
         let path = entry.path(folder);
-        let file = File::open(&path).map_err(SnapshotError::io("open image", &path))?;
-        let found = file.metadata().map_err(SnapshotError::io("look at image", &path))?.len();
-        if found != entry.bytes && !(entry.shared && found > entry.bytes) {
-            let (image, stated) = (entry.name, entry.bytes);
-            return Err(SnapshotError::ImageSize { image, path, found, stated });
-        }
-        Ok(ImageReader { entry, chunks, path, backing: file })
+        Ok(ImageReader { entry, chunks, path, backing })
     }
 
     /// Its file: of an image that is mappable, page `n` stands at byte `4096 * n`.

@@ -275,14 +275,24 @@ impl ManifestReader {
 
     /// The image of that number: what it is, and its chunks.
     pub fn image_table(&self, id: ImageId) -> Result<Image, SnapshotError> {
-        let Some(entry) = self.head.images.get(usize::from(id.0)) else {
+        let entry = self.entry(id)?;
+        let chunks = codec::decode_chunks(&self.file, entry, id.0).map_err(|e| e.at(&self.path))?;
+        Ok(Image { entry: entry.clone(), chunks })
+    }
+
+    fn entry(&self, id: ImageId) -> Result<&ImageEntry, SnapshotError> {
+        self.head.images.get(usize::from(id.0)).ok_or_else(|| {
             let value = id.0.to_string();
             let wanted = "not one of the manifest's";
             let source = FormatError::Value { section: "images", field: "image", value, wanted };
-            return Err(SnapshotError::format(&self.path)(source));
-        };
-        let chunks = codec::decode_chunks(&self.file, entry, id.0).map_err(|e| e.at(&self.path))?;
-        Ok(Image { entry: entry.clone(), chunks })
+            SnapshotError::format(&self.path)(source)
+        })
+    }
+
+    /// The file of the image of that number, for whoever maps it: its checksums, as many as the guest
+    /// is large, are not read.
+    pub fn image_file(&self, id: ImageId) -> Result<File, SnapshotError> {
+        self.entry(id)?.open(self.folder())
     }
 
     /// The image of that number, its file open.

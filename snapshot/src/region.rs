@@ -85,6 +85,16 @@ impl RegionMap {
         Ok(RegionMap { regions })
     }
 
+    /// The same regions with other copies of their content: `other` says where, or nothing to leave
+    /// a region as it is. Regions that store nothing stay so.
+    #[must_use]
+    pub fn restored(mut self, mut other: impl FnMut(&Region) -> Option<Stored>) -> RegionMap {
+        for region in self.regions.iter_mut().filter(|r| r.stored.is_some()) {
+            region.stored = other(region).or(region.stored);
+        }
+        self
+    }
+
     /// The regions, by address.
     pub fn regions(&self) -> &[Region] {
         &self.regions

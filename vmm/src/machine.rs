@@ -136,6 +136,9 @@ impl Machine {
                 let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
                 if let Some(planned) = restore.planned() {
                     host.metrics.watch_restore(Box::new(planned.watch_counters()));
+                    // Ahead of the guest, while vCPUs and devices get their state: populating is
+                    // safe beside anyone who uses the memory.
+                    planned.populate_beside()?;
                 }
                 (DeviceSet::restoring(devices), Some((state, vcpus)), Some(restore))
             }

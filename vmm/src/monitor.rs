@@ -48,8 +48,6 @@ pub struct Monitor {
     state: RunState,
     host: Host,
     api: Option<Arc<Server>>,
-    /// The populating threads were started, at the first resume.
-    populating: bool,
     timer: Option<Arc<FlushTimer>>,
     _terminal: Option<RawTerminal>,
 }
@@ -90,7 +88,6 @@ impl Monitor {
                 metrics,
             },
             api: None,
-            populating: false,
             timer: None,
             _terminal: None,
         })
@@ -178,11 +175,6 @@ impl Monitor {
             metrics::took(&self.metrics().latencies.vmm_resume_vm, start);
             self.state = RunState::Running;
             log::info!("the vCPUs run, {:.3?} after the start", self.host.start.elapsed());
-            let first = !std::mem::replace(&mut self.populating, true);
-            let restored = self.machine()?.restored().filter(|_| first);
-            if let Some(restore) = restored.and_then(Restored::planned) {
-                restore.populate_beside()?;
-            }
         }
         Ok(())
     }
