@@ -37,10 +37,16 @@ pub fn monitor() -> Result<MonitorInfo> {
         bail!("{} --version: {}", binary.display(), said.stderr.trim());
     }
     Ok(MonitorInfo {
-        version: said.console.trim().to_owned(),
+        version: version(&said.console),
         bytes: binary.metadata().with_context(|| binary.display().to_string())?.len(),
         binary: binary.display().to_string(),
     })
+}
+
+/// The monitor's own name and version: it names another release first, whose interface it speaks.
+fn version(said: &str) -> String {
+    let own = said.lines().find(|line| line.starts_with("varve "));
+    own.and_then(|line| line.split(',').next()).unwrap_or(said).trim().to_owned()
 }
 
 /// Commit of the checkout, if git knows one.
@@ -100,6 +106,12 @@ mod tests {
         assert_eq!(kib(&find(text, "MemTotal").unwrap()).unwrap(), 2048);
         assert_eq!(find(text, "name"), None);
         assert!(kib("2048").is_err());
+    }
+
+    #[test]
+    fn the_version_is_the_monitors_own() {
+        assert_eq!(version("Other v1\n\nvarve 0.1.0, which\n"), "varve 0.1.0");
+        assert_eq!(version("varve 0.1.0\n"), "varve 0.1.0");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What the demo and the benchmarks share: figures, their statistics, reports, and the parts that
 //! measure.
 //!
+//! [`replay`] restores guest memory in plain processes, without KVM.
+//!
 //! A part ([`parts`]) records values of *series* into a [`recorder::Recorder`]; a series is a name
 //! with labels (`kernel=bzImage`), so a comparison adds labels, not structure. [`report`] is what is
 //! saved, [`table`] what is shown.
@@ -10,6 +12,7 @@ pub mod environment;
 pub mod parts;
 pub mod progress;
 pub mod recorder;
+pub mod replay;
 pub mod report;
 pub mod smaps;
 pub mod stats;

@@ -92,6 +92,15 @@ pub enum Unit {
     /// Microseconds.
     #[serde(rename = "us")]
     Micros,
+    /// Nanoseconds.
+    #[serde(rename = "ns")]
+    Nanos,
+    /// How many times another figure of the same round.
+    #[serde(rename = "x")]
+    Times,
+    /// A number of things that had better be few.
+    #[serde(rename = "count")]
+    Count,
     /// 1024 bytes.
     #[serde(rename = "KiB")]
     Kib,
@@ -109,6 +118,9 @@ impl Unit {
         match self {
             Unit::Millis => "ms",
             Unit::Micros => "us",
+            Unit::Nanos => "ns",
+            Unit::Times => "x",
+            Unit::Count => "",
             Unit::Kib => "KiB",
             Unit::MibPerSecond => "MiB/s",
             Unit::PerSecond => "1/s",
@@ -117,7 +129,7 @@ impl Unit {
 
     /// Whether less of it is better.
     pub fn less_is_better(self) -> bool {
-        matches!(self, Unit::Millis | Unit::Micros | Unit::Kib)
+        !matches!(self, Unit::MibPerSecond | Unit::PerSecond)
     }
 }
 

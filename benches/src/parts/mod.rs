@@ -2,7 +2,10 @@
 
 mod block;
 mod boot;
+mod mechanisms;
 mod memory;
+mod plan;
+mod sizes;
 mod vsock;
 
 use std::os::unix::net::UnixStream;
@@ -27,6 +30,12 @@ pub enum Part {
     Block,
     /// Throughput of vsock streams, latency of a request
     Vsock,
+    /// What each way to bring a page costs (without KVM)
+    Mechanisms,
+    /// Reading metadata, planning and mapping, by number of extents (without KVM)
+    Plan,
+    /// Time from process start to running vCPUs, by size of the guest and strategy
+    Sizes,
     /// All of these
     All,
 }
@@ -48,6 +57,9 @@ impl Part {
             Part::Memory => "memory",
             Part::Block => "block",
             Part::Vsock => "vsock",
+            Part::Mechanisms => "mechanisms",
+            Part::Plan => "plan",
+            Part::Sizes => "sizes",
             Part::All => "all",
         }
     }
@@ -59,7 +71,18 @@ impl Part {
             Part::Memory => &[Part::Memory],
             Part::Block => &[Part::Block],
             Part::Vsock => &[Part::Vsock],
-            Part::All => &[Part::Boot, Part::Memory, Part::Block, Part::Vsock],
+            Part::Mechanisms => &[Part::Mechanisms],
+            Part::Plan => &[Part::Plan],
+            Part::Sizes => &[Part::Sizes],
+            Part::All => &[
+                Part::Boot,
+                Part::Memory,
+                Part::Block,
+                Part::Vsock,
+                Part::Mechanisms,
+                Part::Plan,
+                Part::Sizes,
+            ],
         }
     }
 
@@ -70,6 +93,9 @@ impl Part {
             Part::Memory => memory::run(effort, folder, recorder),
             Part::Block => block::run(effort, folder, recorder),
             Part::Vsock => vsock::run(effort, recorder),
+            Part::Mechanisms => mechanisms::run(effort, recorder),
+            Part::Plan => plan::run(effort, folder, recorder),
+            Part::Sizes => sizes::run(effort, folder, recorder),
             Part::All => self.each().iter().try_for_each(|p| p.run(effort, folder, recorder)),
         }
     }

@@ -1,0 +1,159 @@
+//! `replay`: guest memory restored in a plain process, without KVM, and the recorded accesses made
+//! there at full speed. What it shows is the host's share of a restore's cost.
+//!
+//! Each measurement is a process of its own ([`once`]); this starts them in turn and puts their
+//! figures together.
+
+mod cache;
+pub mod command;
+pub mod once;
+pub mod synthetic;
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use varve_memory_tiers::Strategy;
+
+use crate::progress::Progress;
+use crate::recorder::{Recorder, Series};
+use crate::report::Unit;
+use once::{Conditions, Ran};
+
+/// Whether images are in the page cache when a restore begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PageCache {
+    /// All of them.
+    Warm,
+    /// None of them, nor the manifest. Programs, libraries and the trace are.
+    Cold,
+}
+
+impl PageCache {
+    fn name(self) -> &'static str {
+        match self {
+            PageCache::Warm => "warm",
+            PageCache::Cold => "cold",
+        }
+    }
+}
+
+/// What is compared.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// What the snapshot is called in the report.
+    pub name: String,
+    /// The methods; the first is what the others are compared with.
+    pub strategies: Vec<Strategy>,
+    /// Page cache states.
+    pub caches: Vec<PageCache>,
+    /// How often.
+    pub runs: usize,
+    /// All else, for which the strategy is filled in.
+    pub conditions: Conditions,
+}
+
+/// Measures round by round: each strategy once, then each again.
+///
+/// # Errors
+///
+/// If a run fails, or restores another snapshot's trace.
+pub fn compare(what: &Comparison, recorder: &mut Recorder) -> Result<()> {
+    let each = what.caches.len() * what.strategies.len();
+    let mut progress = Progress::new("replay", each * (what.runs + 1));
+    // A round that does not count: the program comes into the page cache.
+    for round in 0..=what.runs {
+        for &cache in &what.caches {
+            let mut first: Option<Ran> = None;
+            if cache == PageCache::Warm {
+                cache::fill(&what.conditions.snapshot)?;
+            }
+            for &strategy in &what.strategies {
+                progress.step(&format!("{} {strategy} {}", what.name, cache.name()));
+                if cache == PageCache::Cold {
+                    cache::drop(&what.conditions.snapshot)?;
+                }
+                let ran = run(&Conditions { strategy, ..what.conditions.clone() })
+                    .with_context(|| format!("{}, strategy {strategy}", what.name))?;
+                if round > 0 {
+                    record(what, cache, strategy, &ran, first.as_ref(), recorder)?;
+                }
+                first.get_or_insert(ran);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One run, in a process of its own.
+fn run(conditions: &Conditions) -> Result<Ran> {
+    let program = std::env::current_exe().context("where this program is")?;
+    let mut command = Command::new(program);
+    command.arg(once::COMMAND).arg(serde_json::to_string(conditions)?);
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {}", output.status, said.trim());
+    }
+    let ran: Ran = serde_json::from_slice(&output.stdout).context("what a run prints")?;
+    ensure!(ran.accesses > 0, "the trace names no page of this snapshot");
+    Ok(ran)
+}
+
+fn record(
+    what: &Comparison,
+    cache: PageCache,
+    strategy: Strategy,
+    ran: &Ran,
+    first: Option<&Ran>,
+    recorder: &mut Recorder,
+) -> Result<()> {
+    let mut labels = vec![
+        ("snapshot", what.name.as_str()),
+        ("strategy", strategy.name()),
+        ("page cache", cache.name()),
+    ];
+    if ran.strategy != strategy.name() {
+        labels.push(("chosen", &ran.strategy));
+    }
+    let mut add = |name: &str, unit, value: f64| {
+        recorder.add(&Series::new("replay", name, unit).with(&labels), value)
+    };
+    let base = first.unwrap_or(ran);
+    add("overhead, compared", Unit::Times, overhead(ran) / overhead(base))?;
+    add("total, compared", Unit::Times, ran.end_us / base.end_us)?;
+    add("overhead", Unit::Micros, overhead(ran))?;
+    add("total", Unit::Micros, ran.end_us)?;
+    add("to mapped", Unit::Micros, ran.mapped_us)?;
+    add("to mapped: metadata and plan", Unit::Micros, ran.plan_us)?;
+    add("replay", Unit::Micros, ran.end_us - ran.mapped_us)?;
+    add("processor time", Unit::Micros, ran.cpu_us)?;
+    add("faults of the accesses", Unit::Count, ran.faults as f64)?;
+    add("of these major", Unit::Count, ran.major_faults as f64)?;
+    add("mappings", Unit::Count, ran.mappings as f64)?;
+    add("Pss", Unit::Kib, ran.pss_kib as f64)?;
+    add("read from disk", Unit::Kib, ran.disk_bytes as f64 / 1024.0)?;
+    for (tier, bytes) in &ran.read {
+        add(&format!("copied from {tier}"), Unit::Kib, *bytes as f64 / 1024.0)?;
+    }
+    for (image, pages) in &ran.in_place {
+        add(&format!("touched in place in {image}"), Unit::Kib, *pages as f64 * 4.0)?;
+    }
+    Ok(())
+}
+
+/// What restoring adds to the accesses themselves. Not less than a microsecond: it is divided by.
+fn overhead(ran: &Ran) -> f64 {
+    (ran.end_us - ran.warm_us).max(1.0)
+}
+
+/// What a snapshot's folder is called: by the folder above, if its own name says nothing.
+pub fn name(snapshot: &Path) -> String {
+    let part = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned());
+    match (part(snapshot), snapshot.parent().and_then(part)) {
+        (Some(own), Some(above)) if own == "snap" || own == "snapshot" => above,
+        (Some(own), _) => own,
+        _ => snapshot.display().to_string(),
+    }
+}
