@@ -166,7 +166,7 @@ fn by_file(saved: &Saved) {
             "drive_overrides": [{ "drive_id": "drive0", "path_on_host": saved.at("other-drive") }],
         }),
     );
-    assert!(vm.stderr().contains("snapshot loaded in"), "{}", vm.stderr());
+    assert!(vm.console().contains("snapshot loaded in"), "{}", vm.console());
     assert_eq!(vm.control("GET", "/", &Value::Null)["state"], "Paused");
     assert_eq!(method(&vm), "lazy");
     patch_vm(&vm, "Resumed");
@@ -204,7 +204,7 @@ fn by_file(saved: &Saved) {
             "huge_pages": "Transparent",
         }),
     );
-    assert!(vm.stderr().contains("snapshot loaded and resumed in"), "{}", vm.stderr());
+    assert!(vm.console().contains("snapshot loaded and resumed in"), "{}", vm.console());
     let gone = Duration::from_nanos(clock(&mut vm) - saved.clock_ns);
     assert!(gone >= passed, "the guest's clock went on by {gone:?}, the host's by {passed:?}");
     vm.call_function(3);
