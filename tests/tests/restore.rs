@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 use varve_agent::protocol::Action;
@@ -17,25 +16,22 @@ use varve_snapshot::{
 use varve_tests::snapshots::{snapshot, tier};
 use varve_tests::{Restoring, Vm};
 
-/// Every way to restore that a tiered snapshot allows.
-const WAYS: [&str; 16] = [
+/// Ways to restore a tiered snapshot, each with a mechanism, or a time for it, of its own.
+const WAYS: [&str; 11] = [
     "--strategy lazy",
     "--strategy eager",
     "--strategy reap",
     "--strategy faasnap",
     "--strategy tiered",
-    "--strategy tiered --read-only mapped",
-    "--strategy tiered --read-only copied",
-    "--strategy tiered --wait written",
-    "--strategy tiered --wait all --threads 3",
-    "--strategy tiered --no-prefault",
-    "--strategy tiered --huge-pages transparent",
-    "--strategy template",
-    "--strategy template --wait all",
-    "--strategy auto",
     "--strategy tiered --cold paged",
+    "--strategy tiered --wait all --threads 3",
+    "--strategy template",
     "--strategy template --cold paged",
+    "--strategy tiered --read-only mapped --no-prefault",
+    "--strategy tiered --read-only copied --wait written",
 ];
+/// Those that the guest works on by itself; the others differ from them in what is ahead of the guest.
+const WORKED_ON: usize = 9;
 
 /// Regions of the guest's memory, by what the recorded run does to them, and their MiB.
 const REGIONS: [(&str, u64); 3] = [("read", 2), ("written", 2), ("cold", 2)];
@@ -101,25 +97,28 @@ fn nothing_is_wrong(dir: &Path, cpus: usize, way: &str) {
 
 #[test]
 fn every_way_is_right_with_one_vcpu() {
-    every_way_is_right(1, &WAYS);
+    let dir = folder();
+    let flat = tiered(dir.path(), 1);
+    WAYS[..WORKED_ON].iter().for_each(|way| nothing_is_wrong(&flat, 1, way));
+    saved_again_it_is_the_same(&flat);
 }
 
 #[test]
 fn every_way_is_right_with_four_vcpus() {
-    every_way_is_right(4, &[WAYS[2], WAYS[9], WAYS[14]]);
+    let dir = folder();
+    let flat = tiered(dir.path(), 4);
+    [WAYS[2], WAYS[4], WAYS[8]].iter().for_each(|way| nothing_is_wrong(&flat, 4, way));
 }
 
-fn every_way_is_right(cpus: usize, ways: &[&str]) {
-    let dir = folder();
-    let (flat, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
+/// A snapshot with a recording and tiers, after a look at it as it was without.
+fn tiered(dir: &Path, cpus: usize) -> PathBuf {
+    let (flat, trace) = (dir.join("snapshot"), dir.join("trace"));
     filled(&flat, cpus, "96M");
     nothing_is_wrong(&flat, cpus, "--strategy auto");
     record(&flat, &trace);
     tier(&flat, &[&trace], "");
     assert!(snapshot(["verify".as_ref(), flat.as_os_str()]).contains("no problem found"));
-    for way in ways {
-        nothing_is_wrong(&flat, cpus, way);
-    }
+    flat
 }
 
 /// Compressed images, and a store that several snapshots share.
@@ -129,13 +128,14 @@ fn compressed_and_shared_images_are_right() {
     let at = |name: &str| dir.path().join(name);
     filled(&at("snapshot"), 2, "96M");
     record(&at("snapshot"), &at("trace"));
-    for (out, more) in [("cold", "--compress cold"), ("all", "--compress all --bridge 0")] {
+    for (out, more, way) in [
+        ("cold", "--compress cold", "--strategy template"),
+        ("all", "--compress all --bridge 0", "--strategy tiered"),
+    ] {
         let more = format!("{more} --out {} --store {}", at(out).display(), at("store").display());
         tier(&at("snapshot"), &[&at("trace")], &more);
         assert!(snapshot(["verify".as_ref(), at(out).as_os_str()]).contains("no problem found"));
-        for way in [WAYS[4], WAYS[11]] {
-            nothing_is_wrong(&at(out), 2, way);
-        }
+        nothing_is_wrong(&at(out), 2, way);
     }
 }
 
@@ -161,22 +161,15 @@ fn wrong_traces_change_no_content() {
         trace.write(&LocalFiles, &at(name)).unwrap();
     };
     of("nothing", &mut |_| None);
-    of("everything-read", &mut |_| Some(false));
-    of("everything-written", &mut |_| Some(true));
+    of("everything", &mut |_| Some(true));
     of("random", &mut |_| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         [None, Some(false), Some(true), None][(random >> 40) as usize % 4]
     });
-    let none: [PathBuf; 0] = [];
-    let mut cases: BTreeMap<&str, Vec<PathBuf>> = BTreeMap::from([("no-trace", none.into())]);
-    let names =
-        ["nothing", "everything-read", "everything-written", "random", "of-another-machine"];
-    cases.extend(names.map(|name| (name, vec![at(name)])));
-    for (name, traces) in cases {
+    for name in ["nothing", "everything", "random", "of-another-machine"] {
         println!("{name}");
         let out = at(&format!("tiered-{name}"));
-        let traces: Vec<&Path> = traces.iter().map(PathBuf::as_path).collect();
-        tier(&at("snapshot"), &traces, &format!("--out {}", out.display()));
+        tier(&at("snapshot"), &[&at(name)], &format!("--out {}", out.display()));
         assert!(snapshot(["verify".as_ref(), out.as_os_str()]).contains("no problem found"));
         let way = if name == "random" { WAYS[2] } else { WAYS[4] };
         nothing_is_wrong(&out, 1, way);
@@ -186,19 +179,11 @@ fn wrong_traces_change_no_content() {
 
 /// A machine that has not run yet is saved again at once: its memory is the memory it came from, but
 /// for what restoring itself changes.
-#[test]
-fn memory_that_is_saved_again_is_the_same() {
-    let dir = folder();
-    let (flat, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
-    filled(&flat, 2, "96M");
-    record(&flat, &trace);
-    tier(&flat, &[&trace], "");
-    let original = frames(&flat);
+fn saved_again_it_is_the_same(flat: &Path) {
+    let original = frames(flat);
     for way in WAYS {
-        let vm = Restoring::from(&flat).options(way).options("--paused").start();
-        while !vm.api().exists() {
-            thread::sleep(Duration::from_millis(5));
-        }
+        let mut vm = Restoring::from(flat).options(way).options("--paused").start();
+        vm.wait_for_api();
         let again = folder();
         vm.snapshot("--keep-paused", again.path());
         let changed: Vec<u64> = frames(again.path())

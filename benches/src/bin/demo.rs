@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use varve_benches::demo::columns::Row;
 use varve_benches::demo::life::{Options, live};
 use varve_benches::demo::{QUICK_STRATEGIES, STRATEGIES, boot, page};
 use varve_benches::environment;
@@ -62,7 +63,8 @@ fn main() -> Result<()> {
         page::save(&path, &page::render(&facts, &lives))?;
     }
     println!("\nThe same with plots and memory maps: {}", path.display());
-    let right = lives.iter().flat_map(|life| &life.rows).all(|row| row.is_right());
+    let trimming = lives.iter().flat_map(|life| &life.trimming).map(|saved| &saved.row);
+    let right = lives.iter().flat_map(|life| &life.rows).chain(trimming).all(Row::is_right);
     ensure!(right, "a restored machine gave another answer than the original one");
     Ok(())
 }

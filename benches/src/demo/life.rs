@@ -1,5 +1,6 @@
 //! The life of one function: boot, warm up, snapshot, record, tier, restore with each strategy.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use super::columns::{Row, comparison, details};
 use super::command::{json, output, words};
 use super::said::{Restored, Tiered};
 use super::text::{align, mib, millis};
+use super::trim::{self, Saved};
 use crate::progress::Progress;
 
 /// Memory of the machine.
@@ -46,6 +48,8 @@ pub struct Life {
     pub warm_ms: f64,
     /// Steps between boot and restore: what was done, milliseconds, what came of it.
     pub steps: Vec<(String, f64, String)>,
+    /// The snapshot without and with trimming.
+    pub trimming: Vec<Saved>,
     /// The tiered snapshot.
     pub tiered: Tiered,
     /// By strategy.
@@ -56,7 +60,7 @@ pub struct Life {
 
 /// Lives it, and prints each step.
 pub fn live(function: &str, options: &Options) -> Result<Life> {
-    println!("\nThe life of {function:?}: one vCPU, {MEMORY}, freed pages are zeroed");
+    println!("\nThe life of {function:?}: one vCPU, {MEMORY}");
     let folder = tempfile::Builder::new()
         .prefix("varve-demo")
         .tempdir_in(&options.folder)
@@ -64,7 +68,23 @@ pub fn live(function: &str, options: &Options) -> Result<Life> {
     let snapshot = folder.path().join("snapshot");
     let mut steps = Steps(Vec::new());
 
-    let first = FirstMachine::run(function, &snapshot, &mut steps)?;
+    let untrimmed = folder.path().join("untrimmed");
+    let first = FirstMachine::run(function, &untrimmed, &snapshot, &mut steps)?;
+    let whole =
+        Options { strategies: vec![trim::STRATEGY], runs: options.runs.min(2), ..options.clone() };
+    let mut trimming = Vec::new();
+    for (how, dir, took_ms) in
+        [("as it is", &untrimmed, first.untrimmed_ms), ("with --trim", &snapshot, first.trimmed_ms)]
+    {
+        let stored = trim::stored(dir)?;
+        for row in restore(function, dir, &first.answer.checksum, &whole)? {
+            trimming.push(Saved { how, took_ms, stored, row });
+        }
+    }
+    println!("\n  What trimming gains, restored by {:?}", trim::STRATEGY);
+    print!("{}", align(&trim::table(&trimming)));
+    println!();
+    fs::remove_dir_all(&untrimmed).context("cannot remove a snapshot")?;
     let traces = record(function, folder.path(), &snapshot, &mut steps)?;
     let tiered = tier(&snapshot, &traces, &mut steps)?;
     print!("{}", align(&classes(&tiered)));
@@ -88,6 +108,7 @@ pub fn live(function: &str, options: &Options) -> Result<Life> {
         cold_ms: first.cold_ms,
         warm_ms: first.warm_ms,
         steps: steps.0,
+        trimming,
         tiered,
         rows,
         maps,
@@ -124,14 +145,21 @@ struct FirstMachine {
     cold_ms: f64,
     warm_ms: f64,
     answer: InvokeReply,
+    untrimmed_ms: f64,
+    trimmed_ms: f64,
     /// Restored machines make their vsock's socket there, as the first one did.
     _folder: tempfile::TempDir,
 }
 
 impl FirstMachine {
-    fn run(function: &str, snapshot: &Path, steps: &mut Steps) -> Result<FirstMachine> {
+    fn run(
+        function: &str,
+        untrimmed: &Path,
+        trimmed: &Path,
+        steps: &mut Steps,
+    ) -> Result<FirstMachine> {
         let progress = begin("boot", function);
-        let builder = machine(MEMORY).cmdline("init_on_free=1");
+        let builder = machine(MEMORY).option("--balloon", "hinting,stats=1");
         let api = builder.dir().join("api.sock");
         let start = Instant::now();
         let mut vm = builder.option("--api-sock", &api).start();
@@ -148,15 +176,26 @@ impl FirstMachine {
         let (_, took) = call("first call", first)?;
         let cold_ms = ready + took;
         call("warm call", second)?;
-        let (_, took) = output(words!["snapshot", "create", "--api-sock", &api, snapshot])?;
-        steps.done("snapshot create", took, "the machine goes on".into());
+        let (_, untrimmed_ms) =
+            output(words!["snapshot", "create", "--api-sock", &api, untrimmed])?;
+        steps.done("snapshot create", untrimmed_ms, "the machine goes on".into());
+        let create = words!["snapshot", "create", "--trim", "--api-sock", &api, trimmed];
+        let (_, trimmed_ms) = output(create)?;
+        steps.done("snapshot create --trim", trimmed_ms, "free pages were taken back first".into());
         let (answer, warm_ms) = invoke(&mut agent, function, INPUT)?;
         steps.done(
             "warm call",
             warm_ms,
             format!("input {INPUT}, checksum {:.16}", answer.checksum),
         );
-        Ok(FirstMachine { cold_ms, warm_ms, answer, _folder: power_off(vm)? })
+        Ok(FirstMachine {
+            cold_ms,
+            warm_ms,
+            answer,
+            untrimmed_ms,
+            trimmed_ms,
+            _folder: power_off(vm)?,
+        })
     }
 }
 
@@ -228,7 +267,7 @@ fn memory_map(snapshot: &Path, folder: &Path, layout: &str) -> Result<String> {
     let file = folder.join("map.svg");
     let map = format!("--map={layout}");
     output(words!["snapshot", "inspect", snapshot, &map, "--svg", &file])?;
-    std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+    fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// Progress of a single step.

@@ -2,7 +2,7 @@
 //!
 //! [`boot`] starts a machine and calls functions. [`life`] boots, snapshots, records, tiers and
 //! restores one function with the `varve` command ([`command`]), whose reports ([`said`]) become rows
-//! of a table ([`columns`], [`text`]) and a page ([`page`], [`charts`]). docs/demo.md explains the
+//! of tables ([`columns`], [`trim`], [`text`]) and a page ([`page`], [`charts`]). docs/demo.md explains the
 //! columns.
 
 pub mod boot;
@@ -13,6 +13,7 @@ pub mod life;
 pub mod page;
 pub mod said;
 pub mod text;
+pub mod trim;
 
 /// What is restored with each strategy.
 pub const STRATEGIES: [&str; 7] =

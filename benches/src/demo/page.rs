@@ -12,6 +12,7 @@ use super::charts::charts;
 use super::columns::{COLUMNS, comparison, details};
 use super::life::{INPUT, Life, MEMORY, RECORDED_INPUTS, classes};
 use super::text::millis;
+use super::trim;
 
 const STYLE: &str = "
 body { font: 15px/1.45 system-ui, sans-serif; color: #1c2733; background: #fff;
@@ -83,8 +84,7 @@ fn section(life: &Life) -> Markup {
         p {
             "One vCPU, " (MEMORY) " of memory. Recorded with the inputs " (inputs.join(", "))
             ", restored and asked for input " (INPUT) ", which was not recorded. Without a snapshot \
-             the first answer came " (millis(life.cold_ms)) " after the start (with all of memory zeroed \
-             at boot); warm, the machine \
+             the first answer came " (millis(life.cold_ms)) " after the start; warm, the machine \
              answered in " (millis(life.warm_ms)) "."
         }
         h3 { "Before the restore" }
@@ -93,6 +93,12 @@ fn section(life: &Life) -> Markup {
                 tr { td { (what) } td style="text-align:right" { (millis(*took)) } td { (outcome) } }
             }
         } }
+        h3 { "What trimming gains" }
+        p.note {
+            "The same machine saved twice: as it is, and after its free pages were taken back. Both \
+             restored as a whole (" (trim::STRATEGY) ")."
+        }
+        (table(&trim::table(&life.trimming), &[]))
         h3 { "What memory consists of" }
         (table(&classes(&life.tiered), &[]))
         h3 { "Strategies" }
@@ -136,6 +142,7 @@ mod tests {
     use super::*;
     use crate::demo::columns::tests::rows;
     use crate::demo::said::Tiered;
+    use crate::demo::trim::Saved;
 
     #[test]
     fn text_is_escaped_and_nothing_is_fetched() {
@@ -143,6 +150,7 @@ mod tests {
             function: "<json>".into(),
             cold_ms: 9000.0,
             warm_ms: 5.0,
+            trimming: rows().map(|row| Saved { how: "<as>", took_ms: 1.0, stored: 0, row }).into(),
             steps: vec![("boot".into(), 10.0, "a < b".into())],
             tiered: Tiered { pages: 0, classes: Vec::new(), images: Vec::new() },
             rows: rows().into(),
