@@ -170,7 +170,6 @@ fn wrong_traces_change_no_content() {
         println!("{name}");
         let out = at(&format!("tiered-{name}"));
         tier(&at("snapshot"), &[&at(name)], &format!("--out {}", out.display()));
-        assert!(snapshot(["verify".as_ref(), out.as_os_str()]).contains("no problem found"));
         let way = if name == "random" { WAYS[2] } else { WAYS[4] };
         nothing_is_wrong(&out, 1, way);
         drop(fs::remove_dir_all(&out));
