@@ -40,7 +40,7 @@ fn firecrackers_options() {
         (&["--config-file", "/no/such.json", "--no-api"], 1, "\"/no/such.json\": No such file"),
         (&["--describe-snapshot", "/no/such"], 1, "No such file"),
         (&["--describe-snapshot", "/proc/version"], 1, "not a varve state file"),
-        (&["--id", "x", "run", "--kernel", "k"], 153, "'--id' in front of 'run'"),
+        (&["--boot-timer", "run", "--kernel", "k"], 153, "'--boot-timer' in front of 'run'"),
     ] {
         let message = firecracker_refused(args, code);
         assert!(message.contains(word), "{args:?}: {message}");
