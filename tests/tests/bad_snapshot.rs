@@ -258,17 +258,19 @@ fn manifest(victim: &Victim) {
     // Its state file is another one's.
     let message = victim.error_with_state(|state| state.vmm_version.push('x'));
     says(&message, &[STATE_FILE]);
-    // The image of what no recorded run touched, which is all of it.
+    // The image of what no recorded run touched, which is all of it. (Where it is mapped, the raw
+    // memory file takes its place.)
+    let paged = "--strategy tiered --cold paged";
     let is_cold = |name: &String| name.starts_with("cold");
     let cold = victim.dir.join(names(&victim.dir).into_iter().find(is_cold).unwrap());
     let name = cold.file_name().unwrap().to_str().unwrap();
     let aside = victim.dir.join("aside");
     fs::rename(&cold, &aside).unwrap();
-    says(&victim.error(tiered), &[name, "No such file"]);
+    says(&victim.error(paged), &[name, "No such file"]);
     fs::copy(&aside, &cold).unwrap();
     let file = OpenOptions::new().write(true).open(&cold).unwrap();
     file.set_len(fs::metadata(&aside).unwrap().len() - 4096).unwrap();
-    says(&victim.error(tiered), &[name]);
+    says(&victim.error(paged), &[name]);
     fs::rename(&aside, &cold).unwrap();
 }
 

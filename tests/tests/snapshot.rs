@@ -283,7 +283,7 @@ fn a_diff_needs_tracking() {
     assert_eq!(end.code, Some(1), "{end:?}");
     assert_eq!(
         end.stderr,
-        "varve: error: a diff snapshot needs track_dirty_pages (--track-dirty-pages), which this \
+        "varve: error: Create snapshot error: a diff snapshot needs track_dirty_pages (--track-dirty-pages), which this \
          machine was started without (status 400)\n"
     );
     // It left nothing, and the machine goes on.
