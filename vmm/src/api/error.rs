@@ -66,13 +66,13 @@ pub enum ApiError {
     #[error("Trace error: {}", chain(.0))]
     Trace(VmmError),
     /// The log stays where it is.
-    #[error("{}", chain(.0))]
+    #[error(transparent)]
     Logger(#[from] LoggerError),
     /// Metrics stay where they are, or a line of them is lost.
-    #[error("{}", chain(.0))]
+    #[error(transparent)]
     Metrics(#[from] MetricsError),
     /// Something failed.
-    #[error("Internal VMM error: {}", chain(.0))]
+    #[error("Internal VMM error")]
     Internal(#[from] VmmError),
 }
 

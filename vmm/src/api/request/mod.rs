@@ -3,6 +3,10 @@
 //! Nothing here knows a machine. Paths, bodies and messages are Firecracker's, of which each route
 //! names the operation; what varve adds of its own is marked so.
 
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod description;
 mod error;
 mod load;
 mod routes;
