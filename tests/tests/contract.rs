@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 #[path = "../../vmm/src/api/request/description.rs"]
-#[allow(dead_code, reason = "its unit tests use more of it")]
 mod description;
 
 use std::fs;

@@ -162,7 +162,7 @@ fn published(dir: &Path, keys: &Path, nodes: &[Node]) {
     vm.snapshot("", dir);
     drop(vm);
     let trace = dir.join("trace");
-    let mut vm = Restoring::from(dir).arg("--record").arg(&trace).options("--json").start();
+    let mut vm = Restoring::recording(dir, &trace).options("--json").start();
     vm.memory_by(1, "hot", Action::Verify, 0);
     vm.end_with_report();
     tier(dir, &[&trace], "");

@@ -161,7 +161,7 @@ enum Protocol {
 
 /// Boots the guest and waits for its end.
 pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    args.seccomp.enter()?;
+    args.seccomp.enter(false)?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(report_boot_time))?;
     args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {

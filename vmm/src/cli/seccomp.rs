@@ -20,11 +20,13 @@ pub struct SeccompArgs {
 }
 
 impl SeccompArgs {
-    /// Filters this process, to be called before anything from outside is read.
-    pub fn enter(&self) -> Result<(), SeccompError> {
+    /// Filters this process, to be called before anything from outside is read; `pool`: it is to
+    /// fetch pages from a pool.
+    pub fn enter(&self, pool: bool) -> Result<(), SeccompError> {
         enter(&match &self.seccomp_filter {
             Some(path) => Choice::File(path.clone()),
             None if self.no_seccomp => Choice::Off,
+            None if pool => Choice::OwnWithPool,
             None => Choice::Own,
         })
     }

@@ -103,7 +103,7 @@ impl SessionArgs {
 
 /// Restores the guest, lets it answer the calls, waits for its end and reports.
 pub fn run(args: &SessionArgs, wanted: Wanted, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    args.seccomp.enter()?;
+    args.seccomp.enter(wanted.choices.pool_keys.is_some())?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(|_, _| {}))?;
     args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {

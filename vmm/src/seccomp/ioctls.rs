@@ -121,3 +121,6 @@ pub const TERMINAL: &[u32] = &[
 
 /// Sockets that do not block.
 pub const SOCKET: &[u32] = &[raw::FIONBIO, raw::FIONREAD];
+
+/// RDMA_VERBS_IOCTL (rdma/rdma_user_ioctl_cmds.h), whose argument says what is wanted.
+pub const VERBS: &[u32] = &[opcode::read_write::<[u64; 3]>(0x1b, 1)];

@@ -110,6 +110,40 @@ pub const MEMORY: &[Call] = &[
     any(SYS_recvfrom),
 ];
 
+/// Fetching pages from a pool, over TCP or by RDMA: only in a process that was told to.
+pub const POOL: &[Call] = &[
+    // The verbs library asks for devices by netlink.
+    Call::only(SYS_socket, 0, &[AF_INET as u32, AF_INET6 as u32, AF_NETLINK as u32]),
+    any(SYS_bind),
+    any(SYS_sendmsg),
+    any(SYS_recvmsg),
+    any(SYS_connect),
+    any(SYS_getsockname),
+    any(SYS_getpeername),
+    any(SYS_getsockopt),
+    any(SYS_setsockopt),
+    any(SYS_sendto),
+    any(SYS_recvfrom),
+    any(SYS_shutdown),
+    Call::only(SYS_ioctl, 1, ioctls::SOCKET),
+    // The verbs' devices; the library looks for them in /sys.
+    Call::only(SYS_ioctl, 1, ioctls::VERBS),
+    any(SYS_fcntl),
+    any(SYS_open),
+    any(SYS_openat),
+    any(SYS_stat),
+    any(SYS_newfstatat),
+    any(SYS_readlink),
+    any(SYS_readlinkat),
+    any(SYS_getdents64),
+    any(SYS_access),
+    any(SYS_uname),
+    any(SYS_sysinfo),
+    any(SYS_sched_getaffinity),
+    any(SYS_epoll_ctl),
+    Call::only(SYS_madvise, 2, &[MADV_DONTFORK as u32, MADV_DOFORK as u32]),
+];
+
 /// How a file is opened that is only read.
 const READ_FILE: u32 = (O_RDONLY | O_CLOEXEC) as u32;
 

@@ -19,6 +19,7 @@ mod trap;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use seccompiler::{BpfProgram, SeccompAction};
 
@@ -53,9 +54,11 @@ impl Thread {
         }
     }
 
-    fn lists(self) -> &'static [&'static [Call]] {
+    fn lists(self, pool: bool) -> &'static [&'static [Call]] {
         use lists::*;
         match self {
+            Thread::Main if pool => &[VCPU, MEMORY, CLIENT, MAIN, COMMON, POOL],
+            Thread::Memory if pool => &[MEMORY, COMMON, POOL],
             // Those of vCPUs first: what is looked for first is found fastest.
             Thread::Main => &[VCPU, MEMORY, CLIENT, MAIN, COMMON],
             Thread::Vcpu => &[VCPU, COMMON],
@@ -72,6 +75,8 @@ pub enum Choice {
     /// varve's own.
     #[default]
     Own,
+    /// The same, and threads of guest memory may fetch pages from a pool.
+    OwnWithPool,
     /// None.
     Off,
     /// Those of a file.
@@ -98,16 +103,33 @@ pub enum SeccompError {
 /// needs it. None: such threads have no more than what they inherit.
 static FILTERS: OnceLock<[OnceLock<Option<BpfProgram>>; 4]> = OnceLock::new();
 
+/// Whether this process's own filters let it reach a pool.
+static POOL: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process may fetch pages from a pool, as far as its filters are varve's own.
+pub fn reaches_pool() -> bool {
+    FILTERS.get().is_none() || POOL.load(Ordering::Relaxed)
+}
+
 /// Filters this thread, the main one, and decides what [`confine`] does on others. To be called once,
 /// while there is no other thread.
 pub fn enter(choice: &Choice) -> Result<(), SeccompError> {
     let filters: [OnceLock<_>; 4] = match choice {
         Choice::Off => return Ok(()),
         Choice::Own => Default::default(),
-        Choice::File(path) => file::read(path)?.map(OnceLock::from),
+        Choice::OwnWithPool => {
+            // The verbs library is loaded, and its code made executable, while that is possible.
+            drop(varve_rdma::ports());
+            POOL.store(true, Ordering::Relaxed);
+            Default::default()
+        }
+        Choice::File(path) => {
+            POOL.store(true, Ordering::Relaxed);
+            file::read(path)?.map(OnceLock::from)
+        }
     };
     trap::install().map_err(|e| refused(Thread::Main, e))?;
-    if *choice == Choice::Own {
+    if matches!(choice, Choice::Own | Choice::OwnWithPool) {
         // A thread is made by clone3 where there is one, whose flags are in memory that no filter
         // sees. As from an old kernel, the C library then uses clone.
         let program = call::refuse(&[Call::any(libc::SYS_clone3)], libc::ENOSYS);
@@ -122,7 +144,7 @@ pub fn enter(choice: &Choice) -> Result<(), SeccompError> {
 pub fn confine(thread: Thread) -> Result<(), SeccompError> {
     let Some(slot) = FILTERS.get().and_then(|f| f.get(thread as usize)) else { return Ok(()) };
     if slot.get().is_none() {
-        let program = call::allow(thread.lists(), SeccompAction::Trap);
+        let program = call::allow(thread.lists(POOL.load(Ordering::Relaxed)), SeccompAction::Trap);
         let _ = slot.set(Some(program.map_err(|e| refused(thread, e))?));
     }
     match slot.get() {

@@ -9,6 +9,7 @@ use varve_memory_tiers::{ColdPages, Elsewhere, HugePages, Policy, ReadOnlyPages,
 use varve_pool::client::Transport;
 use varve_pool::{Keys, Places, Pool, PoolError};
 
+use crate::seccomp;
 use crate::words::word;
 
 /// Most threads that populate memory.
@@ -90,6 +91,11 @@ impl Choices {
     /// Where images of the tiered snapshot in `dir` are that are not to come from its own files.
     pub fn elsewhere(&self, dir: &Path) -> Result<Box<dyn Elsewhere>, PoolError> {
         Ok(match &self.pool_keys {
+            Some(path) if !seccomp::reaches_pool() => {
+                let problem = "no use in this process, whose filters keep it from a pool: start \
+                               it with --allow-pool";
+                return Err(PoolError::File { path: path.clone(), problem: problem.into() });
+            }
             Some(keys) => {
                 Box::new(Pool::new(Places::read(dir)?, Keys::read(keys)?, self.pool_transport))
             }

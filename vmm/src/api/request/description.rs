@@ -95,6 +95,7 @@ impl Description {
     }
 
     /// Whether a value has something that varve has not.
+    #[allow(dead_code, reason = "the end-to-end tests use it")]
     pub fn has_unsupported(&self, schema: &Value, value: &Value) -> bool {
         let schema = self.schema(schema);
         let listed = schema["x-varve-unsupported"].as_array();
