@@ -5,7 +5,7 @@ LAB := target/debug/varve-lab
 # Tests run several guests in one emulated host, one after another; it has a soft-RoCE device.
 export VARVE_LAB_OPTS ?= --mem 3072 --timeout 2400 --rdma
 
-.PHONY: demo test test-fast test-vm bench fuzz lint images lab tools clean
+.PHONY: demo test test-fast test-vm bench fuzz lint images clients lab tools clean
 
 # The life of a function: boot, snapshot, record, tier, restore with each strategy. Prints tables, and
 # writes target/demo/report.html. DEMO="--function pagerank" shows another function, --quick less.
@@ -21,7 +21,7 @@ test: test-fast test-vm
 test-fast: images lab
 	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
 
-test-vm: images lab
+test-vm: images clients lab
 	cargo build -p varve-vmm -p varve-jailer
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(LAB) exec --" \
 		cargo test -p varve-tests -- --test-threads=1
@@ -51,6 +51,19 @@ fuzz: tools
 # Guest kernel, initramfs and function image, under target/guest.
 images: tools
 	cargo run --quiet -p varve-guest-images -- all
+
+# A Python library for Firecracker, which a test drives varve with: what tests/clients names, from PyPI.
+CLIENTS := target/clients
+clients: $(CLIENTS)/.made
+
+$(CLIENTS)/.made: tests/clients/requirements.txt
+	@/usr/bin/python3 -m pip --version >/dev/null 2>&1 || if [ "$$(id -u)" = 0 ]; then apt-get -qq update && \
+		apt-get -qq install -y --no-install-recommends python3 python3-pip; else \
+		echo "Python is missing: apt-get install python3 python3-pip" >&2; exit 1; fi
+	rm -rf $(CLIENTS)
+	PIP_ROOT_USER_ACTION=ignore /usr/bin/python3 -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes \
+		--only-binary :all: --target $(CLIENTS) --requirement $<
+	touch $@
 
 # The emulated host, where this machine's KVM cannot run guests.
 lab: tools

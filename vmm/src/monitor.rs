@@ -278,12 +278,16 @@ impl Monitor {
         mut each: impl FnMut(&mut Monitor) -> Result<(), VmmError>,
     ) -> Result<End, VmmError> {
         loop {
-            self.host.events.run().map_err(|e| VmmError::Events(e.to_string()))?;
-            if let Some(api) = self.api.clone() {
-                while let Some(pending) = api.next_request() {
-                    let response = controller::handle(self, &pending.request);
-                    api.respond(&pending, &response);
-                }
+            // Devices are served between two requests, however many of them a client has sent ahead.
+            let asked = self.api.as_ref().is_some_and(|api| api.has_requests());
+            let events = &mut self.host.events;
+            let handled = if asked { events.run_with_timeout(0) } else { events.run() };
+            handled.map_err(|e| VmmError::Events(e.to_string()))?;
+            if let Some(api) = self.api.clone()
+                && let Some(pending) = api.next_request()
+            {
+                let response = controller::handle(self, &pending.request);
+                api.respond(&pending, &response);
             }
             each(self)?;
             if let Some(end) = self.host.end.get() {

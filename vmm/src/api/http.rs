@@ -80,6 +80,7 @@ impl Response {
             404 => "Not Found",
             405 => "Method Not Allowed",
             413 => "Payload Too Large",
+            503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
         let mut head = format!("HTTP/1.1 {} {reason}\r\nServer: varve\r\n", self.status);

@@ -72,6 +72,11 @@ impl Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a request waits for its answer.
+    pub fn has_requests(&self) -> bool {
+        !self.state().pending.is_empty()
+    }
+
     /// The next request that waits for an answer.
     pub fn next_request(&self) -> Option<Pending> {
         self.state().pending.pop_front()
@@ -98,8 +103,14 @@ impl Server {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) => return log::warn!("API socket: {e}"),
             };
-            if state.connections.len() >= MAX_CONNECTIONS || stream.set_nonblocking(true).is_err() {
+            if let Err(e) = stream.set_nonblocking(true) {
+                log::warn!("API socket: {e}");
+                continue;
+            }
+            if state.connections.len() >= MAX_CONNECTIONS {
                 log::warn!("API socket: too many connections, one is turned away");
+                let full = Response::fault(503, "Too many open connections.");
+                let _ = (&stream).write(&full.encode(false));
                 continue;
             }
             let id = state.next;
@@ -130,8 +141,8 @@ impl Server {
         let state = &mut *self.state();
         let Some(connection) = state.connections.get_mut(&id) else { return };
         connection.receive();
-        connection.advance(id, &mut state.pending);
         connection.flush();
+        connection.advance(id, &mut state.pending);
         if connection.done() {
             let events = Events::empty_raw(connection.stream.as_raw_fd());
             let _ = ops.remove(events);
@@ -175,9 +186,10 @@ impl Connection {
         }
     }
 
-    /// Hands the next whole request over, if none of this connection is being answered.
+    /// Hands the next whole request over, if none of this connection is being answered and the
+    /// client has taken the answers to those before: who only asks is not listened to.
     fn advance(&mut self, id: u32, pending: &mut VecDeque<Pending>) {
-        if self.busy || self.closing {
+        if self.busy || self.closing || !self.output.is_empty() {
             return;
         }
         match parse(&self.input, self.max_body) {
@@ -217,8 +229,8 @@ impl Connection {
                 }
             }
         }
-        if self.closing && self.done() {
-            // The client learns at once; the hang-up comes back as an event, which removes it.
+        if self.done() {
+            // The client learns at once, also one that sends no more and reads to the end; the hang-up comes back as an event, which removes it.
             let _ = self.stream.shutdown(Shutdown::Both);
         }
     }
@@ -250,97 +262,4 @@ impl Drop for Server {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use event_manager::{EventManager, SubscriberOps};
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    struct Rig {
-        events: EventManager<Arc<Server>>,
-        server: Arc<Server>,
-        dir: tempfile::TempDir,
-    }
-
-    impl Rig {
-        fn new() -> Rig {
-            let dir = tempfile::tempdir().unwrap();
-            let server = Arc::new(Server::bind(&dir.path().join("s"), MAX_BODY).unwrap());
-            let mut events = EventManager::new().unwrap();
-            events.add_subscriber(server.clone());
-            Rig { events, server, dir }
-        }
-
-        fn connect(&self) -> UnixStream {
-            let stream = UnixStream::connect(self.dir.path().join("s")).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            stream
-        }
-
-        /// Handles events and answers every request with its path, until nothing is left to do.
-        fn run(&mut self) {
-            loop {
-                while let Some(pending) = self.server.next_request() {
-                    let body = serde_json::json!(pending.request.path);
-                    self.server.respond(&pending, &Response::ok(&body));
-                }
-                if self.events.run_with_timeout(0).unwrap() == 0 {
-                    return;
-                }
-            }
-        }
-    }
-
-    fn read_available(stream: &mut UnixStream) -> String {
-        stream.set_nonblocking(true).unwrap();
-        let mut text = Vec::new();
-        let _ = stream.read_to_end(&mut text);
-        String::from_utf8(text).unwrap()
-    }
-
-    #[test]
-    fn pipelined_requests_are_answered_in_order() {
-        let mut rig = Rig::new();
-        let mut client = rig.connect();
-        client.write_all(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\nGET /c").unwrap();
-        rig.run();
-        client.write_all(b" HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
-        rig.run();
-        let text = read_available(&mut client);
-        let at = |needle: &str| text.find(needle).unwrap();
-        assert!(at("\"/a\"") < at("\"/b\"") && at("\"/b\"") < at("\"/c\""), "{text}");
-        assert!(rig.server.state().connections.is_empty(), "closed as asked");
-    }
-
-    #[test]
-    fn bad_clients_cost_only_themselves() {
-        let mut rig = Rig::new();
-        let mut garbage = rig.connect();
-        garbage.write_all(b"\x16\x03\x01 tls?").unwrap();
-        let half = rig.connect();
-        (&half).write_all(b"PUT /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n{").unwrap();
-        drop(half);
-        let mut slow = rig.connect();
-        slow.write_all(b"GET /slow HT").unwrap();
-        rig.run();
-        assert!(read_available(&mut garbage).starts_with("HTTP/1.1 400 "));
-        let mut good = rig.connect();
-        good.write_all(b"GET /good HTTP/1.1\r\n\r\n").unwrap();
-        rig.run();
-        assert!(read_available(&mut good).contains("/good"));
-        slow.write_all(b"TP/1.1\r\n\r\n").unwrap();
-        rig.run();
-        assert!(read_available(&mut slow).contains("/slow"));
-        assert_eq!(rig.server.state().connections.len(), 2, "garbage and half are gone");
-    }
-
-    #[test]
-    fn the_socket_file_is_removed() {
-        let rig = Rig::new();
-        let path = rig.dir.path().join("s");
-        assert!(Server::bind(&path, MAX_BODY).is_err(), "in use");
-        drop(rig.events);
-        drop(rig.server);
-        assert!(!path.exists());
-    }
-}
+mod tests;

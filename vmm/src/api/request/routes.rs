@@ -145,10 +145,16 @@ fn patch_machine(r: &Parts) -> Result<Action, RequestError> {
 /// What a request asks for.
 pub fn parse(request: &Request) -> Result<Action, RequestError> {
     let method = request.method;
-    let found = ROUTES
-        .iter()
-        .filter(|route| route.method == method)
-        .find_map(|route| matched(route.path, &request.path).map(|id| (route, id)));
+    let words: Vec<&str> = request.path.trim_start_matches('/').split_terminator('/').collect();
+    let found = || {
+        let routes = ROUTES.iter().filter(|route| route.method == method);
+        routes.filter_map(|route| matched(route.path, &words).map(|found| (route, found)))
+    };
+    // As Firecracker, which takes no notice of segments behind those that it looks at.
+    let found = found()
+        .find(|(_, found)| !found.more)
+        .or_else(|| found().find(|(route, _)| !branches(route)))
+        .map(|(route, found)| (route, found.id));
     let body = match found {
         Some((route, _)) => route.body,
         None => Some(method != Method::Get),
@@ -166,20 +172,35 @@ pub fn parse(request: &Request) -> Result<Action, RequestError> {
     (route.parse)(&Parts { id, body: &request.body })
 }
 
-/// If `path` is what `template` says: the name in it, empty if it is missing, or none if the
-/// template has none.
-fn matched<'a>(template: &str, path: &'a str) -> Option<Option<&'a str>> {
-    let path = path.trim_start_matches('/');
-    let path = path.strip_suffix('/').unwrap_or(path);
-    let template = template.trim_start_matches('/');
-    match template.split_once("/{") {
-        None => (path == template).then_some(None),
-        Some((folder, _)) if path == folder => Some(Some("")),
-        Some((folder, _)) => {
-            let id = path.strip_prefix(folder)?.strip_prefix('/')?;
-            (!id.contains('/')).then_some(Some(id))
+/// What a path has of a template.
+struct Matched<'a> {
+    /// The name in it, empty if it is missing; none if the template has none.
+    id: Option<&'a str>,
+    /// Segments follow that the template has not.
+    more: bool,
+}
+
+/// Compares the segments of a path with a template.
+fn matched<'a>(template: &str, path: &[&'a str]) -> Option<Matched<'a>> {
+    let mut path = path.iter().copied();
+    let mut id = None;
+    for word in template.trim_start_matches('/').split_terminator('/') {
+        match path.next() {
+            given if word.starts_with('{') => id = Some(given.unwrap_or_default()),
+            given if given == Some(word) => {}
+            _ => return None,
         }
     }
+    Some(Matched { id, more: path.next().is_some() })
+}
+
+/// Whether other routes of this method lie behind it, so that what follows has a meaning.
+fn branches(route: &Route) -> bool {
+    let behind = |other: &Route| {
+        let rest = other.path.strip_prefix(route.path.trim_end_matches('/'));
+        other.path != route.path && rest.is_some_and(|rest| rest.starts_with('/'))
+    };
+    ROUTES.iter().any(|other| other.method == route.method && behind(other))
 }
 
 fn checked_id(id: &str) -> Result<&str, RequestError> {

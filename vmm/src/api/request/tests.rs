@@ -42,6 +42,29 @@ fn paths_and_methods() {
     assert_eq!(refused(Method::Patch, "/vm", ""), "Empty PATCH request.");
 }
 
+/// Some clients append a name to paths that have none, as `PUT /vsock/vsock0`.
+#[test]
+fn segments_behind_a_route_are_ignored_unless_routes_branch_there() {
+    let vsock = r#"{"guest_cid": 3, "uds_path": "v"}"#;
+    assert!(matches!(ask(Method::Put, "/vsock/vsock0", vsock), Ok(Action::SetVsock(_))));
+    assert_eq!(ask(Method::Get, "/version/1/2", ""), Ok(Action::DescribeVersion));
+    let drive = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "x"}"#;
+    assert!(matches!(ask(Method::Put, "/drives/a/b", drive), Ok(Action::SetDrive(_))));
+    let other = refused(Method::Put, "/drives/b/a", drive);
+    assert_eq!(other, "The id from the path does not match the id from the body!");
+    for (method, path, body) in [
+        (Method::Get, "/x", ""),
+        (Method::Get, "/balloon/x", ""),
+        (Method::Patch, "/balloon/x", r#"{"amount_mib": 1}"#),
+        (Method::Put, "/mmds/x", "{}"),
+        (Method::Get, "/vm/x", ""),
+        (Method::Put, "/snapshot/x", "{}"),
+    ] {
+        let message = refused(method, path, body);
+        assert!(message.starts_with("Invalid request method and/or path"), "{path}: {message}");
+    }
+}
+
 #[test]
 fn names_in_paths() {
     let drive = r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "x"}"#;
