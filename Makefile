@@ -33,7 +33,7 @@ bench: images lab
 	mkdir -p target/bench
 	$(LAB) exec -- target/release/varve-bench $(BENCH)
 
-# Damaged metadata and badly spoken guests, at random, for a bounded time; guided by coverage where cargo-fuzz is installed
+# Damaged metadata and requests, and badly spoken guests, at random, for a bounded time; guided by coverage where cargo-fuzz is installed
 # (cargo install --locked cargo-fuzz, and a C++ compiler).
 FUZZ_SECONDS ?= 60
 FUZZ_CASES ?= 100000
@@ -41,11 +41,14 @@ FUZZ_CASES ?= 100000
 fuzz: tools
 	PROPTEST_CASES=$(FUZZ_CASES) cargo test -p varve-snapshot --test damage -- random_damage noise
 	PROPTEST_CASES=$(FUZZ_CASES) cargo test -p varve-devices --test mmds -- harm
+	PROPTEST_CASES=$(FUZZ_CASES) cargo test -p varve-vmm --test api_damage
 	@if cargo fuzz --version >/dev/null 2>&1; then cd snapshot && for file in state manifest trace; do \
 		mkdir -p fuzz/corpus/$$file && cp tests/golden/$$file fuzz/corpus/$$file/ && \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$file -- -max_len=8192 -max_total_time=$(FUZZ_SECONDS) || exit 1; done && \
 		cd ../devices && for target in mmds_packets mmds_requests; do \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_len=8192 -max_total_time=$(FUZZ_SECONDS) || exit 1; done; else \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_len=8192 -max_total_time=$(FUZZ_SECONDS) || exit 1; done && \
+		cd ../vmm && RUSTC_BOOTSTRAP=1 cargo fuzz run api_requests -- -max_len=8192 \
+			-max_total_time=$(FUZZ_SECONDS); else \
 		echo "cargo-fuzz is not installed: parsers were fuzzed without coverage"; fi
 
 # Guest kernel, initramfs and function image, under target/guest.

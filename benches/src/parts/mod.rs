@@ -1,5 +1,6 @@
 //! What can be measured. Each part starts its own machines and records into a [`Recorder`].
 
+mod api;
 mod block;
 mod boot;
 mod mechanisms;
@@ -24,6 +25,8 @@ use crate::recorder::Recorder;
 pub enum Part {
     /// Time from process start to the guest's init and to its agent, by kernel format
     Boot,
+    /// Time from process start to the API's socket and first answer, and of loading a snapshot
+    Api,
     /// Memory that the monitor takes besides the guest's
     Memory,
     /// Throughput and latency of a block device
@@ -54,6 +57,7 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Part::Boot => "boot",
+            Part::Api => "api",
             Part::Memory => "memory",
             Part::Block => "block",
             Part::Vsock => "vsock",
@@ -68,6 +72,7 @@ impl Part {
     pub fn each(self) -> &'static [Part] {
         match self {
             Part::Boot => &[Part::Boot],
+            Part::Api => &[Part::Api],
             Part::Memory => &[Part::Memory],
             Part::Block => &[Part::Block],
             Part::Vsock => &[Part::Vsock],
@@ -76,6 +81,7 @@ impl Part {
             Part::Sizes => &[Part::Sizes],
             Part::All => &[
                 Part::Boot,
+                Part::Api,
                 Part::Memory,
                 Part::Block,
                 Part::Vsock,
@@ -90,6 +96,7 @@ impl Part {
     pub fn run(self, effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()> {
         match self {
             Part::Boot => boot::run(effort, recorder),
+            Part::Api => api::run(effort, folder, recorder),
             Part::Memory => memory::run(effort, folder, recorder),
             Part::Block => block::run(effort, folder, recorder),
             Part::Vsock => vsock::run(effort, recorder),

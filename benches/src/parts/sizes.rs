@@ -58,7 +58,7 @@ pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()>
 }
 
 /// A tiered snapshot of a guest that has answered once, recorded with another input.
-fn prepare(memory: &str, folder: &Path, snapshot: &Path) -> Result<()> {
+pub fn prepare(memory: &str, folder: &Path, snapshot: &Path) -> Result<()> {
     let rootfs = format!("{}:ro", image("functions.ext4").display());
     let vsock = format!("cid=3,uds={}", folder.join("vsock").display());
     let console = format!("file={}", folder.join("console").display());

@@ -15,7 +15,7 @@
 pub mod client;
 pub mod controller;
 mod error;
-mod http;
+pub mod http;
 pub mod request;
 mod server;
 

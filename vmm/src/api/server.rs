@@ -93,6 +93,11 @@ impl Server {
         connection.flush();
         // A pipelined request may be in the buffer already.
         connection.advance(pending.connection, &mut state.pending);
+        if connection.done() {
+            // The client learns at once, also one that sends no more and reads to the end; the
+            // hang-up comes back as an event, which removes it.
+            let _ = connection.stream.shutdown(Shutdown::Both);
+        }
     }
 
     fn accept(&self, ops: &mut EventOps) {
@@ -228,10 +233,6 @@ impl Connection {
                     (self.ended, self.closing) = (true, true);
                 }
             }
-        }
-        if self.done() {
-            // The client learns at once, also one that sends no more and reads to the end; the hang-up comes back as an event, which removes it.
-            let _ = self.stream.shutdown(Shutdown::Both);
         }
     }
 }
