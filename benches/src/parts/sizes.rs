@@ -86,7 +86,7 @@ pub fn prepare(memory: &str, folder: &Path, snapshot: &Path) -> Result<()> {
         snapshot
     ])?;
     let (trace, call) = (folder.join("trace"), format!("{FUNCTION} 2"));
-    output(words!["restore", snapshot, "--record", &trace, "--invoke", &call])?;
+    output(words!["snapshot", "record", snapshot, "--trace", &trace, "--invoke", &call])?;
     output(words!["snapshot", "tier", snapshot, "--trace", &trace])?;
     Ok(())
 }

@@ -18,7 +18,7 @@ pub struct ReplayArgs {
     /// Folder of a tiered snapshot; without one, a synthetic snapshot is made
     #[arg(requires = "trace")]
     snapshot: Option<PathBuf>,
-    /// The recorded accesses (`varve restore --record`): best those of an input that the snapshot was
+    /// The recorded accesses (`varve snapshot record`): best those of an input that the snapshot was
     /// not tiered by
     #[arg(long, value_name = "FILE", requires = "snapshot")]
     trace: Option<PathBuf>,
