@@ -87,7 +87,7 @@ fn memory_comes_back_in_huge_pages() {
         assert_eq!(refused.code, Some(1), "{refused:?}");
         assert!(refused.stderr.contains("vm.nr_hugepages"), "{refused:?}");
         drop(vm);
-        works(&mut Restoring::from(&again).options("--strategy lazy").start(), 9);
+        works(&mut restoring(&again, "lazy", "off").start(), 9);
     }
     drop(pool);
 }
