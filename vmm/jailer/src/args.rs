@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, value_parser = parse_owner)]
     pub gid: u32,
 
-    /// Folder below which jails are made: DIR/<name of the program>/<id>/root
+    /// Folder below which jails are made: DIR/PROGRAM/ID/root
     #[arg(long, value_name = "DIR", default_value = "/srv/jailer")]
     pub chroot_base_dir: PathBuf,
 

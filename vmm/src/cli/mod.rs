@@ -1,6 +1,6 @@
 //! The command line: flags to a configuration, errors to exit codes.
 //!
-//! Without a command, varve takes the place of the `firecracker` binary ([`firecracker`]).
+//! Without a command, varve takes the place of the `firecracker` binary (`firecracker`).
 //!
 //! | exit code | meaning |
 //! | --- | --- |
