@@ -26,7 +26,7 @@ def boot():
               "boot_args": given["boot_args"]}
     client._request("PUT", "/boot-source", source)
     client.put_drives("rootfs", given["rootfs"], is_root_device=True, is_read_only=True,
-                      rate_limit_bandwidth_mbps=1000, rate_limit_iops=100000, io_engine="Sync")
+                      rate_limit_bandwidth_mbps=1000, rate_limit_iops=100000)
     client.put_machine_config(vcpu_count=1, mem_size_mib=128)
     client.put_entropy()
     client.put_vsock("vsock0", 3, vsock)

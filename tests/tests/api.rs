@@ -101,7 +101,10 @@ fn a_machine_by_requests_alone() {
     let data = vm.dir().join("data.img");
     File::create(&data).unwrap().set_len(1 << 20).unwrap();
     put(&vm, "/boot-source", json!({"kernel_image_path": data}));
-    put(&vm, "/vsock", json!({"guest_cid": 3, "uds_path": vm.uds(), "vsock_id": "v"}));
+    for _ in 0..2 {
+        put(&vm, "/vsock", json!({"guest_cid": 3, "uds_path": vm.uds(), "vsock_id": "v"}));
+        assert!(vm.uds().exists(), "it is there before the machine");
+    }
     let bits = |low: &str| format!("0b{}{low}", "x".repeat(64 - low.len()));
     let msr = |addr: &str| json!([{"addr": addr, "bitmap": bits("1")}]);
     put(&vm, "/cpu-config", json!({"msr_modifiers": msr("0x9999")}));
@@ -129,7 +132,7 @@ fn a_machine_by_requests_alone() {
     put(&vm, "/cpu-config", template);
     let drive = |id: &str, root, read_only, path: &std::path::Path| {
         json!({"drive_id": id, "is_root_device": root, "is_read_only": read_only,
-               "path_on_host": path, "cache_type": "Writeback", "io_engine": "Sync",
+               "path_on_host": path, "cache_type": "Writeback", "io_engine": "Async",
                "partuuid": null, "rate_limiter": null, "socket": null})
     };
     put(&vm, "/drives/data", drive("data", false, true, &data));

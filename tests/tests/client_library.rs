@@ -4,8 +4,8 @@
 //!
 //! It is bandsox, from PyPI; versions are in `tests/clients/requirements.txt`, `make clients` installs
 //! it. All steps but one are functions of its own: the boot source goes through its request function,
-//! because its `put_boot_source` knows no initrd. Its all-in-one `configure` is not used, for that
-//! reason and because it asks for drives with `io_engine` Async, which varve has not.
+//! because its `put_boot_source` knows no initrd, for which reason its all-in-one `configure` is not used
+//! either. Drives have the `io_engine` that it asks for unasked, Async.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -23,6 +23,7 @@ pub mod end;
 pub mod error;
 mod faults;
 pub mod instance;
+mod io_thread;
 pub mod kvm;
 pub mod logger;
 pub mod machine;

@@ -26,7 +26,7 @@ use varve_devices::virtio::block::Block;
 use varve_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY, Transport};
 use varve_devices::virtio::net::Net;
 use varve_devices::virtio::rng::Rng;
-use varve_devices::virtio::vsock::Vsock;
+use varve_devices::virtio::vsock::{Vsock, VsockConfig};
 use varve_devices::vmgenid::VmGenId;
 use varve_memory_tiers::{GuestRam, take_dirty};
 use varve_snapshot::{HostIdentity, PageRange};
@@ -42,6 +42,7 @@ use crate::device_set::DeviceSet;
 use crate::end::EndSignal;
 use crate::error::VmmError;
 use crate::faults::VcpuFaults;
+use crate::io_thread::IoThread;
 use crate::kvm::{KvmVm, Watching};
 use crate::metrics::{self, Metrics};
 use crate::reclaim::RamReclaim;
@@ -68,6 +69,8 @@ pub struct Host {
     pub metrics: Arc<Metrics>,
     /// What network interfaces with a metadata service serve.
     pub mmds: Arc<Mmds>,
+    /// A vsock device that was made ahead of the machine, so that host programs can connect already.
+    pub vsock: Option<(VsockConfig, Vsock)>,
     /// Called from any thread when a page of guest memory cannot be had.
     pub fatal: Fatal,
 }
@@ -92,6 +95,7 @@ pub enum Start {
 /// Field order is drop order: vCPUs stop before the devices they call, and those before the memory.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
+    _io_threads: Vec<IoThread>,
     devices: DeviceSet,
     /// Answers faults for as long as anyone above may touch memory.
     restored: Option<Restored>,
@@ -266,6 +270,7 @@ struct Builder<'h> {
     tracks_writes: bool,
     slots: Vec<MmioSlot>,
     transports: Vec<Arc<Transport>>,
+    io_threads: Vec<IoThread>,
 }
 
 /// The generation id's interrupt is the last one, so that adding a device moves no other.
@@ -286,6 +291,7 @@ impl<'h> Builder<'h> {
             tracks_writes: false,
             slots: Vec::new(),
             transports: Vec::new(),
+            io_threads: Vec::new(),
         }
     }
 
@@ -330,7 +336,11 @@ impl<'h> Builder<'h> {
             let device = Block::new(drive.clone())
                 .map_err(|source| VmmError::Block { id: id.clone(), source })?;
             self.host.metrics.devices().block.insert(id.clone(), device.metrics());
-            self.attach(format!("block:{id}"), Box::new(device))?;
+            let transport = self.place(format!("block:{id}"), Box::new(device))?;
+            match drive.apart {
+                true => self.serve_apart(transport)?,
+                false => self.host.wait(transport),
+            }
         }
         for net in &config.nets {
             let id = net.id.clone();
@@ -345,7 +355,10 @@ impl<'h> Builder<'h> {
             self.attach(format!("net:{id}"), Box::new(device))?;
         }
         if let Some(vsock) = &config.vsock {
-            let device = Vsock::new(vsock.clone())?;
+            let device = match self.host.vsock.take() {
+                Some((made, device)) if made == *vsock => device,
+                _ => Vsock::new(vsock.clone())?,
+            };
             self.host.metrics.devices().vsock = device.metrics();
             self.attach("vsock".into(), Box::new(device))?;
         }
@@ -365,8 +378,25 @@ impl<'h> Builder<'h> {
         Ok(())
     }
 
-    /// Gives a virtio device its window, interrupt and doorbells.
+    /// Gives a virtio device its place, and has the event loop serve it.
     fn attach(&mut self, name: String, device: Box<dyn VirtioDevice>) -> Result<(), VmmError> {
+        let transport = self.place(name, device)?;
+        self.host.wait(transport);
+        Ok(())
+    }
+
+    fn serve_apart(&mut self, transport: Arc<Transport>) -> Result<(), VmmError> {
+        let thread = IoThread::start(transport, self.host.end.clone());
+        self.io_threads.push(thread.map_err(|e| VmmError::System("thread of a drive", e))?);
+        Ok(())
+    }
+
+    /// Gives a virtio device its window, interrupt and doorbells.
+    fn place(
+        &mut self,
+        name: String,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<Arc<Transport>, VmmError> {
         let index = self.slots.len();
         if index == MAX_VIRTIO {
             return Err(VmmError::TooManyDevices(index + 1, MAX_VIRTIO));
@@ -383,10 +413,9 @@ impl<'h> Builder<'h> {
             self.vm.connect_doorbell(event, slot.base + QUEUE_NOTIFY, queue)?;
         }
         self.memory.insert(slot.base, MMIO_LEN, Arc::new(MmioTransport(transport.clone())))?;
-        self.host.wait(transport.clone());
-        self.transports.push(transport);
+        self.transports.push(transport.clone());
         self.slots.push(slot);
-        Ok(())
+        Ok(transport)
     }
 
     fn vmgenid(&mut self) -> Result<Arc<VmGenId>, VmmError> {
@@ -419,6 +448,7 @@ impl<'h> Builder<'h> {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Machine {
             vcpus,
+            _io_threads: self.io_threads,
             restored,
             devices: self.devices,
             transports: self.transports,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use varve_devices::mmds::Mmds;
+use varve_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
 use varve_memory_tiers::GuestRam;
 
 use crate::api::{MAX_BODY, Server, controller};
@@ -84,6 +85,7 @@ impl Monitor {
                 boot_timer,
                 start,
                 mmds: Arc::new(mmds),
+                vsock: None,
                 fatal: page_lost(&metrics),
                 metrics,
             },
@@ -202,6 +204,15 @@ impl Monitor {
     pub fn configure(&mut self) -> &mut Resources {
         self.configured = true;
         &mut self.resources
+    }
+
+    /// Makes the vsock device ahead of its machine, in place of one that was made before: host
+    /// programs can connect from now on.
+    pub fn make_vsock(&mut self, config: VsockConfig) -> Result<(), VsockError> {
+        // The new one may want the same place.
+        self.host.vsock = None;
+        self.host.vsock = Some((config.clone(), Vsock::new(config)?));
+        Ok(())
     }
 
     /// Whether [`Monitor::configure`] was called.

@@ -319,7 +319,14 @@ fn parse_drive(text: &str, id: String) -> BlockConfig {
         Some(path) => (path, true),
         None => (text.strip_suffix(":rw").unwrap_or(text), false),
     };
-    BlockConfig { id, path: path.into(), read_only, flush: true, limiter: LimiterConfig::default() }
+    BlockConfig {
+        id,
+        path: path.into(),
+        read_only,
+        flush: true,
+        limiter: LimiterConfig::default(),
+        apart: false,
+    }
 }
 
 fn parse_net(text: &str, id: String) -> Result<NetConfig, String> {

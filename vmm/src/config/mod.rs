@@ -323,6 +323,7 @@ mod tests {
             read_only: true,
             flush: false,
             limiter: LimiterConfig::default(),
+            apart: false,
         };
         let mut c = config();
         c.drives = vec![drive.clone(), drive];

@@ -49,6 +49,9 @@ pub struct BlockConfig {
     /// Limits of reads and writes together.
     #[serde(default)]
     pub limiter: LimiterConfig,
+    /// It is to be served by a thread of its own; whoever owns the device sees to that.
+    #[serde(default)]
+    pub apart: bool,
 }
 
 /// A drive.

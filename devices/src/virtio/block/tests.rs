@@ -26,6 +26,7 @@ fn config(file: &tempfile::NamedTempFile, read_only: bool) -> BlockConfig {
         read_only,
         flush: true,
         limiter: LimiterConfig::default(),
+        apart: false,
     }
 }
 
@@ -157,6 +158,7 @@ fn bad_images_are_named() {
             read_only: true,
             flush: true,
             limiter: LimiterConfig::default(),
+            apart: false,
         })
         .err()
         .expect("refused")

@@ -12,7 +12,7 @@ use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::MachineConfigUpdate;
 use crate::config::firecracker::network_interface::NetworkInterface;
 use crate::config::firecracker::serial::Serial;
-use crate::config::firecracker::vsock::Vsock;
+use crate::config::firecracker::vsock::{Vsock, VsockError};
 use crate::config::firecracker::{ResourceError, Resources};
 
 /// Applies `change`: all of it or nothing.
@@ -61,11 +61,12 @@ pub fn mmds(monitor: &mut Monitor, mmds: MmdsConfig) -> Outcome {
     configure(monitor, |resources| resources.set_mmds(mmds))
 }
 
+/// Its socket is there from now on: programs that are told of it need not wait for the start.
 pub fn vsock(monitor: &mut Monitor, vsock: Vsock) -> Outcome {
-    configure(monitor, |resources| {
-        vsock.probe()?;
-        resources.set_vsock(vsock)
-    })
+    monitor.configure();
+    let made = monitor.make_vsock(vsock.to_config());
+    made.map_err(|e| ResourceError::from(VsockError::from(e)))?;
+    configure(monitor, |resources| resources.set_vsock(vsock))
 }
 
 pub fn entropy(monitor: &mut Monitor, entropy: Entropy) -> Outcome {

@@ -59,9 +59,9 @@ pub enum CacheType {
 /// How requests are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IoEngine {
-    /// One after another.
+    /// By the thread that serves all devices.
     Sync,
-    /// By io_uring: not supported.
+    /// By a thread of the drive's own, so that nothing else waits for the disk.
     Async,
 }
 
@@ -106,9 +106,6 @@ impl Drive {
         if self.socket.is_some() {
             return refuse("socket", "vhost-user drives are not supported; use path_on_host");
         }
-        if self.io_engine == Some(IoEngine::Async) {
-            return refuse("io_engine", "\"Async\" is not supported; \"Sync\" is");
-        }
         if self.path_on_host.is_none() {
             return refuse("path_on_host", "missing");
         }
@@ -134,6 +131,7 @@ impl Drive {
             read_only: self.is_read_only.unwrap_or(false),
             flush: self.cache_type == CacheType::Writeback,
             limiter: self.rate_limiter.unwrap_or_default(),
+            apart: self.io_engine == Some(IoEngine::Async),
         }
     }
 
@@ -155,7 +153,7 @@ impl Drive {
             is_read_only: Some(drive.read_only),
             path_on_host: Some(drive.path.clone()),
             rate_limiter: drive.limiter.given(),
-            io_engine: Some(IoEngine::Sync),
+            io_engine: Some(if drive.apart { IoEngine::Async } else { IoEngine::Sync }),
             socket: None,
         }
     }

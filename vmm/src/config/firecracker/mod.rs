@@ -234,8 +234,8 @@ mod tests {
         let limited = limited.replace("bandwith", "bandwidth");
         assert!(base(&limited).contains("missing field `size`"));
         let engine = r#""drives": [{"drive_id": "a", "is_root_device": false,
-                        "path_on_host": "p", "io_engine": "Async"}]"#;
-        assert!(base(engine).contains(": Drive config error: drives[\"a\"].io_engine"));
+                        "path_on_host": "p", "io_engine": "Fast"}]"#;
+        assert!(base(engine).contains("unknown variant `Fast`"));
         let mac = r#""network-interfaces": [{"iface_id": "e", "host_dev_name": "t",
                      "guest_mac": "06:00"}]"#;
         assert!(base(mac).contains("\"06:00\" is not an address such as"));

@@ -23,15 +23,10 @@ pub struct Vsock {
 pub enum VsockError {
     /// The device cannot be made.
     #[error("Cannot create backend for vsock device")]
-    Create(#[source] device::VsockError),
+    Create(#[from] device::VsockError),
 }
 
 impl Vsock {
-    /// Makes the device, and takes it away again, to see that it can be made.
-    pub fn probe(&self) -> Result<(), VsockError> {
-        device::Vsock::new(self.to_config()).map(drop).map_err(VsockError::Create)
-    }
-
     /// As the device knows it.
     pub fn to_config(&self) -> device::VsockConfig {
         device::VsockConfig { guest_cid: self.guest_cid, uds_path: self.uds_path.clone() }
