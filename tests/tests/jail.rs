@@ -5,11 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use varve_agent::protocol::{Action, How};
 use varve_snapshot::{MEMORY_FILE, STATE_FILE};
@@ -17,7 +21,7 @@ use varve_tests::images::{image, varve};
 use varve_tests::jail::{Jail, OWNER};
 use varve_tests::snapshots::tier;
 use varve_tests::vm::CMDLINE;
-use varve_tests::{Restoring, Vm, command};
+use varve_tests::{Restoring, Vm, command, network};
 
 /// A line of /proc/PID/status (proc_pid_status(5)), in words.
 fn status(file: &Path, key: &str) -> Vec<String> {
@@ -134,6 +138,55 @@ fn machines_live_in_jails() {
         vm.power(How::Poweroff);
         let end = vm.wait();
         assert_eq!(end.code, Some(0), "{end:?}");
+    }
+}
+
+/// Everything that a jailer may be asked for, around a process that waits for requests.
+#[test]
+fn a_jail_apart_from_all_others() {
+    network::ip("netns add varve-jail-test");
+    let jail = Jail::new("apart");
+    let root = jail.root();
+    let options = "--netns /run/netns/varve-jail-test --new-pid-ns --daemonize --cgroup-version 2 \
+                   --cgroup pids.max=77 --parent-cgroup varve-test/jails";
+    let end = command::finish(jail.command(options, "--api-sock /api.sock"));
+    assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""), "{end:?}");
+
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut socket = loop {
+        match UnixStream::connect(root.join("api.sock")) {
+            Ok(socket) => break socket,
+            Err(e) => assert!(Instant::now() < deadline, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    socket.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"id\":\"apart\""), "{answer}");
+
+    let pid = fs::read_to_string(root.join("varve.pid")).unwrap();
+    let proc = Path::new("/proc").join(&pid);
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    let network = Path::new("/run/netns/varve-jail-test");
+    assert_eq!(inode(&proc.join("ns/net")), inode(network));
+    // The first process of its own namespace, and a session of its own.
+    assert_eq!(status(&proc.join("status"), "NSpid"), [pid.as_str(), "1"]);
+    assert_ne!(inode(&proc.join("ns/pid")), inode(Path::new("/proc/self/ns/pid")));
+    for fd in ["0", "1", "2"] {
+        let null = fs::metadata(proc.join("fd").join(fd)).unwrap();
+        assert_eq!((null.rdev() >> 8, null.rdev() & 0xff), (1, 3), "{fd} is /dev/null");
+    }
+    let group = fs::read_to_string(proc.join("cgroup")).unwrap();
+    assert_eq!(group.trim(), "0::/varve-test/jails/apart");
+    let limit = "/sys/fs/cgroup/varve-test/jails/apart/pids.max";
+    assert_eq!(fs::read_to_string(limit).unwrap(), "77\n");
+
+    let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    while proc.exists() {
+        assert!(Instant::now() < deadline, "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
