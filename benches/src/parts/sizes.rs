@@ -14,7 +14,7 @@ use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
 
 const SIZES: [&str; 7] = ["128M", "256M", "512M", "1G", "2G", "4G", "8G"];
-const STRATEGIES: [&str; 6] = ["lazy", "reap", "faasnap", "tiered", "template", "auto"];
+const STRATEGIES: [&str; 7] = ["lazy", "eager", "reap", "faasnap", "tiered", "template", "auto"];
 /// What is called: the least that a function can do.
 const FUNCTION: &str = "hello";
 
