@@ -105,6 +105,9 @@ fn a_machine_by_requests_alone() {
         put(&vm, "/vsock", json!({"guest_cid": 3, "uds_path": vm.uds(), "vsock_id": "v"}));
         assert!(vm.uds().exists(), "it is there before the machine");
     }
+    let reserved = json!({"guest_cid": 1, "uds_path": vm.uds()});
+    assert!(vm.refused("PUT", "/vsock", &reserved).contains("reserved"));
+    assert!(vm.uds().exists(), "what is refused changes nothing");
     let bits = |low: &str| format!("0b{}{low}", "x".repeat(64 - low.len()));
     let msr = |addr: &str| json!([{"addr": addr, "bitmap": bits("1")}]);
     put(&vm, "/cpu-config", json!({"msr_modifiers": msr("0x9999")}));

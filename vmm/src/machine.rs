@@ -95,7 +95,7 @@ pub enum Start {
 /// Field order is drop order: vCPUs stop before the devices they call, and those before the memory.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
-    _io_threads: Vec<IoThread>,
+    io_threads: Vec<IoThread>,
     devices: DeviceSet,
     /// Answers faults for as long as anyone above may touch memory.
     restored: Option<Restored>,
@@ -202,13 +202,16 @@ impl Machine {
 
     /// Lets all vCPUs run.
     pub fn resume(&self) -> Result<(), VmmError> {
+        self.io_threads.iter().for_each(IoThread::resume);
         self.vcpus.iter().try_for_each(|v| v.resume()).map_err(VmmError::from)
     }
 
-    /// Makes all vCPUs leave the guest, and waits until they have.
+    /// Makes all vCPUs leave the guest, and waits until they have; nothing but the main thread serves
+    /// devices then.
     pub fn pause(&self) -> Result<(), VmmError> {
         self.vcpus.iter().try_for_each(VcpuHandle::pause)?;
         self.vcpus.iter().try_for_each(|v| v.call(|_| ()))?;
+        self.io_threads.iter().for_each(IoThread::pause);
         Ok(())
     }
 
@@ -448,7 +451,7 @@ impl<'h> Builder<'h> {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Machine {
             vcpus,
-            _io_threads: self.io_threads,
+            io_threads: self.io_threads,
             restored,
             devices: self.devices,
             transports: self.transports,

@@ -207,11 +207,16 @@ impl Monitor {
     }
 
     /// Makes the vsock device ahead of its machine, in place of one that was made before: host
-    /// programs can connect from now on.
+    /// programs can connect from now on. If that fails, the one before stays.
     pub fn make_vsock(&mut self, config: VsockConfig) -> Result<(), VsockError> {
-        // The new one may want the same place.
-        self.host.vsock = None;
-        self.host.vsock = Some((config.clone(), Vsock::new(config)?));
+        // One at the same place has to go first.
+        let before = self.host.vsock.take_if(|(made, _)| made.uds_path == config.uds_path);
+        let before = before.map(|(made, _)| made);
+        let made = Vsock::new(config.clone());
+        if let (Err(_), Some(before)) = (&made, before) {
+            self.host.vsock = Vsock::new(before.clone()).ok().map(|device| (before, device));
+        }
+        self.host.vsock = Some((config, made?));
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use std::ops::Deref;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use varve_rdma::Fixed;
 
+const PAGE: usize = 4096;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Zero bytes to be filled.
@@ -36,10 +37,16 @@ unsafe impl Send for Mapping {}
 // SAFETY: shared references allow reading only (`Memory`), and nothing else writes to it.
 unsafe impl Sync for Mapping {}
 
+/// Bytes of memory that `len` bytes take: whole pages, of 2 MiB if one is filled.
+pub(crate) fn room_for(len: u64) -> Option<u64> {
+    let page = if len < HUGE_PAGE as u64 { PAGE } else { HUGE_PAGE };
+    len.max(1).checked_next_multiple_of(page as u64)
+}
+
 impl Filling {
-    /// `len` zero bytes, of the system's 2 MiB pages if it has as many free.
+    /// `len` zero bytes, of the system's 2 MiB pages if they fill one and it has as many free.
     pub fn new(len: usize) -> io::Result<Filling> {
-        let mapped = len.max(1).checked_next_multiple_of(HUGE_PAGE);
+        let mapped = room_for(len as u64).and_then(|room| usize::try_from(room).ok());
         let mapped = mapped.ok_or(io::ErrorKind::InvalidInput)?;
         let map = |flags| {
             let protection = ProtFlags::READ | ProtFlags::WRITE;
@@ -47,14 +54,15 @@ impl Filling {
             unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, protection, flags) }
         };
         let pool = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
-        let address = match map(pool) {
-            Ok(address) => address,
-            Err(_) => {
+        let huge = mapped.is_multiple_of(HUGE_PAGE);
+        let address = match map(if huge { pool } else { MapFlags::PRIVATE }) {
+            Err(_) if huge => {
                 let address = map(MapFlags::PRIVATE)?;
                 // SAFETY: advice on the mapping just made; content is not touched.
                 let _ = unsafe { madvise(address, mapped, Advice::LinuxHugepage) };
                 address
             }
+            mapped => mapped?,
         };
         Ok(Filling(Mapping { address, len, mapped }))
     }
@@ -109,5 +117,8 @@ mod tests {
             assert!(memory.iter().all(|&b| b == 7));
         }
         assert!(Filling::new(usize::MAX).is_err());
+        let rooms = [0, 1, 4096, 4097, 2 << 20, (2 << 20) + 1].map(room_for);
+        let wanted = [4096, 4096, 4096, 8192, 2 << 20, 4 << 20].map(Some);
+        assert_eq!((rooms, room_for(u64::MAX)), (wanted, None));
     }
 }

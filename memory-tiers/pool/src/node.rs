@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use varve_rdma::Endpoint;
-use varve_snapshot::Digest;
+use varve_snapshot::{Digest, SnapshotError};
 
 use crate::auth::{Keys, Role, Tenant, nonce};
 use crate::error::{PoolError, chain};
@@ -21,8 +21,8 @@ use crate::objects::{Holdings, Object, Objects};
 use crate::remote::{Linked, Reaches};
 use crate::shelf::Shelf;
 use crate::wire::{
-    Answer, Credentials, Hello, MAX_OBJECT, MAX_READ, ObjectId, PublicationId, Request, receive,
-    receive_magic, send, send_magic,
+    Answer, Credentials, Hello, MAX_INTRODUCTION, MAX_OBJECT, MAX_READ, ObjectId, PublicationId,
+    Request, receive, receive_magic, receive_short, send, send_magic,
 };
 
 /// Connections at a time.
@@ -242,7 +242,7 @@ fn welcome(shared: &Shared, stream: &mut TcpStream) -> io::Result<Option<Tenant>
     send_magic(stream)?;
     send(stream, &Hello { nonce: node })?;
     receive_magic(stream)?;
-    let Credentials { tenant, nonce: client, proof } = receive(stream)?;
+    let Credentials { tenant, nonce: client, proof } = receive_short(stream, MAX_INTRODUCTION)?;
     let key = shared.keys.get(&tenant);
     let known = key.filter(|key| key.verify(Role::Client, &client, &node, &proof));
     let Some(key) = known else {
@@ -252,6 +252,37 @@ fn welcome(shared: &Shared, stream: &mut TcpStream) -> io::Result<Option<Tenant>
     };
     send(stream, &Answer::Welcome { proof: key.prove(Role::Node, &client, &node) })?;
     Ok(Some(tenant))
+}
+
+/// Removes what nobody holds any more, from the disk too. With `changing` held.
+fn clear(holdings: &Holdings, shelf: Option<&Shelf>) -> Result<(), SnapshotError> {
+    match shelf {
+        Some(shelf) if holdings.clear() => {
+            let living = holdings.living();
+            shelf.sweep(|id| living.contains(id))
+        }
+        Some(_) => Ok(()),
+        None => {
+            holdings.clear();
+            Ok(())
+        }
+    }
+}
+
+/// What a client has put and not published goes with it.
+impl Drop for Client<'_> {
+    fn drop(&mut self) {
+        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.linked = None;
+        self.held.clear();
+        if let Err(e) = clear(&self.holdings, self.shelf.as_ref()) {
+            log::warn!(
+                "pool: objects of {} that nobody has published stay: {}",
+                self.tenant,
+                chain(&e)
+            );
+        }
+    }
 }
 
 fn not_here(id: &ObjectId) -> String {
@@ -380,11 +411,7 @@ impl Client<'_> {
             shelf.forget(publication).map_err(stored)?;
         }
         self.holdings.forget(publication);
-        if let Some(shelf) = &self.shelf {
-            let living = self.holdings.living();
-            shelf.sweep(|id| living.contains(id)).map_err(stored)?;
-        }
-        Ok(())
+        clear(&self.holdings, self.shelf.as_ref()).map_err(stored)
     }
 
     fn read(&mut self, id: &ObjectId, offset: u64, len: u32) -> io::Result<Outcome> {

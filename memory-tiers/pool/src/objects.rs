@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::auth::Tenant;
-use crate::memory::{Filling, Memory};
+use crate::memory::{Filling, Memory, room_for};
 use crate::wire::{ObjectId, PublicationId, Status};
 
 /// An object.
@@ -98,9 +98,17 @@ impl Holdings {
     pub fn forget(&self, publication: &PublicationId) -> bool {
         let gone = self.shelves().publications.remove(publication);
         let was = gone.is_some();
+        // Freed outside of the lock.
         drop(gone);
-        self.shelves().objects.retain(|_, object| object.strong_count() > 0);
         was
+    }
+
+    /// Drops the names of objects that nobody holds any more; whether there were any.
+    pub fn clear(&self) -> bool {
+        let objects = &mut self.shelves().objects;
+        let before = objects.len();
+        objects.retain(|_, object| object.strong_count() > 0);
+        objects.len() < before
     }
 
     /// The names of objects that a publication keeps, or somebody still holds.
@@ -137,15 +145,17 @@ impl Objects {
         tenants.entry(tenant.clone()).or_default().clone()
     }
 
-    /// Memory for an object of `len` bytes.
+    /// Memory for an object of `len` bytes. What counts is what it takes, so that many small ones
+    /// are not had for nothing.
     pub fn make_room(&self, len: u64) -> Result<Incoming, String> {
-        let fits = |used: u64| used.checked_add(len).filter(|&sum| sum <= self.limit);
+        let needed = room_for(len).ok_or_else(|| format!("no memory has {len} bytes"))?;
+        let fits = |used: u64| used.checked_add(needed).filter(|&sum| sum <= self.limit);
         let (limit, order) = (self.limit, Ordering::Relaxed);
         let used = self.used.fetch_update(order, order, fits).map_err(|used| {
-            format!("{len} bytes more than the {used} that are used exceed its limit of {limit}")
+            format!("{needed} bytes more than the {used} that are used exceed its limit of {limit}")
         });
         used?;
-        let room = Room { used: self.used.clone(), len };
+        let room = Room { used: self.used.clone(), len: needed };
         let filling = usize::try_from(len)
             .map_err(std::io::Error::other)
             .and_then(Filling::new)
@@ -173,36 +183,39 @@ impl Objects {
 mod tests {
     use super::*;
 
+    const PAGE: u64 = 4096;
+
     fn tenant(name: &str) -> Tenant {
         name.to_owned().try_into().unwrap()
     }
 
     #[test]
     fn objects_live_as_long_as_somebody_holds_them() {
-        let objects = Objects::new(100);
+        let objects = Objects::new(3 * PAGE);
         let acme = objects.of(&tenant("acme"));
-        let one = acme.add([1; 32], objects.make_room(60).unwrap().done());
-        assert!(objects.make_room(41).unwrap_err().contains("limit of 100"));
+        let one = acme.add([1; 32], objects.make_room(2 * PAGE).unwrap().done());
+        assert!(objects.make_room(PAGE + 1).unwrap_err().contains("limit of 12288"));
         acme.publish([9; 32], vec![one.clone()]);
         drop(one);
-        assert_eq!(objects.status(&acme).used, 60);
+        assert_eq!(objects.status(&acme).used, 2 * PAGE);
         assert!(objects.of(&tenant("other")).get(&[1; 32]).is_none());
         let read = acme.get(&[1; 32]).unwrap();
         assert!(acme.forget(&[9; 32]) && !acme.forget(&[9; 32]));
-        assert_eq!(objects.status(&acme).used, 60, "it is being read");
+        assert_eq!(objects.status(&acme).used, 2 * PAGE, "it is being read");
         drop(read);
         assert!(acme.get(&[1; 32]).is_none());
         assert_eq!(objects.status(&acme).used, 0);
-        objects.make_room(100).unwrap();
+        objects.make_room(3 * PAGE).unwrap();
+        assert!(acme.clear() && !acme.clear());
     }
 
     #[test]
     fn the_first_of_two_equal_objects_stays() {
-        let objects = Objects::new(100);
+        let objects = Objects::new(3 * PAGE);
         let acme = objects.of(&tenant("acme"));
-        let first = acme.add([1; 32], objects.make_room(10).unwrap().done());
-        let second = acme.add([1; 32], objects.make_room(10).unwrap().done());
+        let first = acme.add([1; 32], objects.make_room(1).unwrap().done());
+        let second = acme.add([1; 32], objects.make_room(1).unwrap().done());
         assert!(Arc::ptr_eq(&first, &second));
-        assert_eq!(objects.status(&acme).used, 10);
+        assert_eq!(objects.status(&acme).used, PAGE);
     }
 }

@@ -22,6 +22,8 @@ use crate::auth::{Nonce, Proof, Tenant};
 pub const MAGIC: [u8; 8] = *b"vrvpool\x01";
 /// Longest frame.
 pub const MAX_FRAME: usize = 1 << 20;
+/// Longest frame before the two sides know each other: strangers are not given memory.
+pub const MAX_INTRODUCTION: usize = 512;
 /// Most bytes that one `Read` asks for.
 pub const MAX_READ: u32 = 4 << 20;
 /// Longest object.
@@ -174,10 +176,15 @@ pub fn send(stream: &mut impl Write, message: &impl Serialize) -> io::Result<()>
 
 /// Receives one message, all of whose bytes must belong to it.
 pub fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
+    receive_short(stream, MAX_FRAME)
+}
+
+/// The same, of a frame of at most `most` bytes.
+pub fn receive_short<T: DeserializeOwned>(stream: &mut impl Read, most: usize) -> io::Result<T> {
     let mut len = [0; 4];
     stream.read_exact(&mut len)?;
     let len = u32::from_le_bytes(len) as usize;
-    if len > MAX_FRAME {
+    if len > most {
         return Err(invalid(format!("a frame of {len} bytes")));
     }
     let mut body = vec![0; len];
@@ -227,6 +234,12 @@ mod tests {
         let mut long = u32::MAX.to_le_bytes().to_vec();
         long.extend([0; 64]);
         assert!(receive::<Request>(&mut long.as_slice()).is_err());
+        let mut bytes = Vec::new();
+        send(&mut bytes, &Request::Publish { publication: [0; 32], objects: vec![[0; 32]; 99] })
+            .unwrap();
+        assert!(receive::<Request>(&mut bytes.as_slice()).is_ok());
+        let short = receive_short::<Request>(&mut bytes.as_slice(), MAX_INTRODUCTION);
+        assert!(short.unwrap_err().to_string().contains("a frame of"));
         let mut bytes = Vec::new();
         send(&mut bytes, &Request::Status).unwrap();
         bytes[0] += 1;

@@ -18,6 +18,8 @@ use varve_pool::{forget, publish};
 use varve_snapshot::{Compression, Image, ImageEntry};
 
 const PAGES: u64 = 5000;
+/// What they take in a node: two shards of 8 MiB, and one in whole pages of 2 MiB.
+const IN_MEMORY: u64 = 20 << 20;
 const KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const OTHER: &str = "2222222222222222222222222222222222222222222222222222222222222222";
 
@@ -199,7 +201,7 @@ fn strangers_and_other_tenants_get_nothing() {
 fn bad_requests_cost_their_connection_or_less() {
     let dir = tempfile::tempdir().unwrap();
     image(dir.path());
-    let node = Running::at("127.0.0.1:0", None, PAGES * 4096 + 100);
+    let node = Running::at("127.0.0.1:0", None, IN_MEMORY + 4096);
     let place = publish_to(dir.path(), &[&node], 1).unwrap();
     let object = place.shards[0].object.0;
     let client = node.client();
@@ -211,30 +213,38 @@ fn bad_requests_cost_their_connection_or_less() {
     let mut putting = client.begin().unwrap();
     let error = putting.put([7; 32], &[1, 2, 3]).unwrap_err();
     assert!(error.to_string().contains("not the object that was named"), "{error}");
-    let error = putting.put([7; 32], &[0; 200]).unwrap_err();
+    let error = putting.put([7; 32], &[0; 5000]).unwrap_err();
     assert!(error.to_string().contains("exceed its limit"), "{error}");
     let mut noise = TcpStream::connect(&node.address).unwrap();
     noise.write_all(&[0xff; 4096]).unwrap();
     let _ = noise.read_to_end(&mut Vec::new());
     client.read(object, 0, &mut [0; 16]).unwrap();
-    assert_eq!(client.status().unwrap().used, PAGES * 4096, "nothing of it stayed");
+    assert_eq!(client.status().unwrap().used, IN_MEMORY, "nothing of it stayed");
 }
 
 #[test]
 fn what_was_not_published_goes_with_its_connection() {
-    let node = Running::new(None);
+    let store = tempfile::tempdir().unwrap();
+    let node = Running::new(Some(store.path()));
     let client = node.client();
     let data = vec![5; 1 << 20];
     let name = varve_snapshot::Digest::of(&data).0;
+    let files = || std::fs::read_dir(store.path().join("acme/objects")).unwrap().count();
     let mut putting = client.begin().unwrap();
     putting.put(name, &data).unwrap();
-    assert_eq!(client.status().unwrap().used, 1 << 20);
+    assert_eq!((client.status().unwrap().used, files()), (1 << 20, 1));
     drop(putting);
     let until = Instant::now() + Duration::from_secs(10);
-    while client.status().unwrap().used != 0 {
-        assert!(Instant::now() < until, "it stays");
+    while client.status().unwrap().used != 0 || files() != 0 {
+        assert!(Instant::now() < until, "it stays, with {} files", files());
         thread::sleep(Duration::from_millis(5));
     }
+    // Many small ones are not had for nothing.
+    let mut putting = client.begin().unwrap();
+    for byte in 0..3u8 {
+        putting.put(varve_snapshot::Digest::of(&[byte]).0, &[byte]).unwrap();
+    }
+    assert_eq!(client.status().unwrap().used, 3 * 4096);
 }
 
 #[test]
