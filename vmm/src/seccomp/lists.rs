@@ -119,7 +119,6 @@ pub const POOL: &[Call] = &[
     any(SYS_recvmsg),
     any(SYS_connect),
     any(SYS_getsockname),
-    any(SYS_getpeername),
     any(SYS_getsockopt),
     any(SYS_setsockopt),
     any(SYS_sendto),
@@ -136,11 +135,6 @@ pub const POOL: &[Call] = &[
     any(SYS_readlink),
     any(SYS_readlinkat),
     any(SYS_getdents64),
-    any(SYS_access),
-    any(SYS_uname),
-    any(SYS_sysinfo),
-    any(SYS_sched_getaffinity),
-    any(SYS_epoll_ctl),
     Call::only(SYS_madvise, 2, &[MADV_DONTFORK as u32, MADV_DOFORK as u32]),
 ];
 
