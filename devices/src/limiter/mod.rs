@@ -220,7 +220,7 @@ mod tests {
         assert!(!limiter.take(30) && limiter.waits(), "no operation is left");
         assert_eq!(before.bandwidth.is_some(), limiter.save().bandwidth.is_some());
         let time = expire(&mut limiter);
-        assert!((10..200).contains(&time.as_millis()), "half of the bucket took {time:?}");
+        assert!(time >= Duration::from_millis(10), "half of the bucket took {time:?}");
         assert!(limiter.take(30), "bytes were not taken by the one refused");
         assert!(!limiter.take(30) && limiter.waits());
     }

@@ -4,7 +4,7 @@
 //! An object lives as long as somebody holds it: a publication, the connection that put it, or a
 //! read that is being answered. No count is kept beside that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -112,7 +112,7 @@ impl Holdings {
     }
 
     /// The names of objects that a publication keeps, or somebody still holds.
-    pub fn living(&self) -> Vec<ObjectId> {
+    pub fn living(&self) -> HashSet<ObjectId> {
         let shelves = self.shelves();
         let living = shelves.objects.iter().filter(|(_, object)| object.strong_count() > 0);
         living.map(|(id, _)| *id).collect()
