@@ -1,26 +1,25 @@
 //! Carrying out a plan on guest memory: what must be done before the guest runs, and starting what
 //! runs beside it (`populate`, `faults`).
 
-use std::collections::BTreeSet;
-use std::num::NonZeroU64;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use rustix::fs::{Advice, fadvise};
-use varve_snapshot::PageRange;
+use varve_snapshot::{PageClass, PageRange};
 
 use crate::census::Census;
 use crate::copying;
 use crate::counters::{Counters, Tally};
+use crate::disk::reads_far;
 use crate::error::TierError;
 use crate::faults::FaultThreads;
 use crate::guest_ram::GuestRam;
-use crate::plan::{self, Action, Plan};
+use crate::plan::{Action, Plan};
 use crate::populate;
 use crate::source::{PageSource, Sources};
-use crate::sys::mmap::Ahead;
+use crate::strategy::Strategy;
 use crate::sys::uffd::Watch;
 use crate::watch::Watched;
 
@@ -97,7 +96,6 @@ impl Restore {
         let cancelled = AtomicBool::new(false);
         let shared = Arc::new(Shared { ram, plan, sources, hooks, tally, cancelled });
         let started = Instant::now();
-        fetch_packed(&shared);
         let watched = lay(&shared)?;
         shared.tally.lay_time.add_time(started);
         let started = Instant::now();
@@ -197,33 +195,13 @@ fn fits(ram: &GuestRam, plan: &Plan, sources: &Sources) -> Result<(), TierError>
     Ok(())
 }
 
-/// Bytes that the kernel reads ahead at once, by default: of a longer range it leaves out the rest.
-const AHEAD: u64 = 128 << 10;
-
-/// Has the disk begin with the images that hold nothing but what will be used, in the time that mapping
-/// them takes. Nothing happens to what is in memory already.
-fn fetch_packed(shared: &Shared) {
-    let Shared { plan, .. } = shared;
-    let packed = |at: &usize| plan.images.get(*at).is_some_and(|i| i.mappable && !i.guest_layout);
-    let steps = plan.before.iter().chain(&plan.beside);
-    let wanted = steps.filter(|s| matches!(s.how, Some(Ahead::Read | Ahead::Write)));
-    let stored = wanted.filter_map(|s| plan::stored_at(&plan.layout, s.pages.start()));
-    let used: BTreeSet<usize> = stored.map(|s| usize::from(s.image.0)).collect();
-    for source in used.iter().filter(|at| packed(at)).filter_map(|&at| shared.sources.get(at)) {
-        if let Some((file, _)) = source.as_deref().and_then(PageSource::file) {
-            let end = file.metadata().map_or(0, |m| m.len());
-            for at in (0..end).step_by(AHEAD as usize) {
-                // Who cannot fetch ahead fetches on demand.
-                let _ = fadvise(file, at, NonZeroU64::new(AHEAD), Advice::WillNeed);
-            }
-        }
-    }
-}
-
 /// Lays watches and mappings, bottom-up.
 fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
     let Shared { ram, plan, tally, .. } = shared;
     let mut watched = None;
+    // What touches of cold pages bring in along is not needed, and keeps the disk from what is.
+    let knows_cold = matches!(plan.strategy, Strategy::Tiered | Strategy::Template);
+    let mut far = BTreeMap::new();
     for op in &plan.ops {
         match (op.action, op.from) {
             (Action::Watch, _) => {
@@ -243,6 +221,10 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
                 let (file, offset) = source.file().ok_or_else(unmapped)?;
                 ram.lay_file(op.pages, file, offset + from.page * varve_snapshot::PAGE_SIZE)?;
                 tally.mapped.add(op.pages.pages());
+                let mut reads_far = || *far.entry(from.image).or_insert_with(|| reads_far(file));
+                if knows_cold && op.layer == PageClass::Cold && reads_far() {
+                    ram.call("advise", op.pages, |r, o, len| r.read_alone(o, len))?;
+                }
             }
             (Action::Clear, _) => ram.lay_fresh(op.pages)?,
             _ => {}

@@ -11,6 +11,7 @@ mod counters;
 mod deadline;
 mod dirty;
 mod discard;
+mod disk;
 mod error;
 mod exec;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! From a snapshot to a plan and the sources that it needs: only the layouts and the images that the
 //! method uses are read.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,12 +11,13 @@ use varve_snapshot::{
     PageRange, Region, RegionMap, SnapshotError, Stored, layout,
 };
 
+use crate::disk;
 use crate::error::TierError;
 use crate::guest_ram::HugePages;
 use crate::plan::{Plan, PlanInput};
 use crate::policy::{ColdPages, Policy};
 use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
-use crate::strategy::Strategy;
+use crate::strategy::{Strategy, is_hot};
 
 /// Where images are that are not used from the snapshot's own files.
 pub trait Elsewhere {
@@ -60,6 +62,9 @@ pub fn open(
         if mapped && has(snapshot, layout::TEMPLATE) {
             layout = cold_in_guest_layout(layout, &snapshot.layout(layout::TEMPLATE)?, &images);
         }
+        if name == layout::TIERED {
+            fetch_packed(snapshot, &layout, &images)?;
+        }
         let policy = Policy { strategy, ..policy.clone() };
         let (memory, images) = (snapshot.memory(), images.as_slice());
         Ok(Plan::new(&PlanInput { memory, layout: &layout, images, policy: &policy })?)
@@ -99,30 +104,61 @@ fn open_image(
     Ok(Arc::new(ImageSource::new(snapshot.image(id)?, info.clone())))
 }
 
+/// Has the disk begin with the images that hold nothing but what will be used, in the time that
+/// planning and mapping take.
+fn fetch_packed(
+    snapshot: &ManifestReader,
+    layout: &RegionMap,
+    images: &[ImageInfo],
+) -> Result<(), TierError> {
+    let hot = layout.regions().iter().filter(|region| is_hot(region));
+    let used: BTreeSet<ImageId> = hot.filter_map(|r| Some(r.stored?.image)).collect();
+    for id in used {
+        let packed = |i: &&ImageInfo| i.tier == Tier::Local && i.mappable && !i.guest_layout;
+        if images.get(usize::from(id.0)).filter(packed).is_some() {
+            disk::fetch(&snapshot.image_file(id)?);
+        }
+    }
+    Ok(())
+}
+
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the
 /// layout that is made for it does not tell, but the one for `template`, of the same file, does.
+///
+/// What `template` maps at once `tiered` maps piece by piece, which is worth it only if the pieces
+/// are nearer, or if all has to come from a disk: packed images are read from end to end, and not in
+/// as many pieces as there are extents. To plan it just to see that takes longer than all the rest.
 fn cheapest(
     snapshot: &ManifestReader,
     images: &[ImageInfo],
     plan: impl Fn(Strategy, &str) -> Result<Plan, TierError>,
 ) -> Result<Plan, TierError> {
-    let candidates = [
-        (Strategy::Template, layout::TEMPLATE),
-        (Strategy::Tiered, layout::TIERED),
-        (Strategy::Lazy, layout::TEMPLATE),
-    ];
-    // What `template` maps at once `tiered` maps piece by piece, which is worth it only if the pieces
-    // are nearer. To plan it just to see that takes longer than all the rest.
+    let tiered = has(snapshot, layout::TIERED);
+    let mut plans = Vec::new();
+    if has(snapshot, layout::TEMPLATE) {
+        plans.push(plan(Strategy::Template, layout::TEMPLATE)?);
+        plans.push(plan(Strategy::Lazy, layout::TEMPLATE)?);
+    }
     let alike = images.iter().all(|i| i.tier == Tier::Local);
-    let template = alike && has(snapshot, layout::TEMPLATE);
-    let prepared = |(strategy, layout): &(Strategy, &str)| {
-        has(snapshot, layout) && !(template && *strategy == Strategy::Tiered)
-    };
-    let plans = candidates.into_iter().filter(prepared).map(|(s, layout)| plan(s, layout));
-    let mut plans = plans.collect::<Result<Vec<_>, _>>()?;
-    plans.sort_by(|a, b| a.cost().total().total_cmp(&b.cost().total()));
-    let best = plans.into_iter().next();
+    if tiered && alike && plans.first().is_some_and(|template| !is_near(snapshot, template)) {
+        return plan(Strategy::Tiered, layout::TIERED);
+    }
+    if tiered && (plans.is_empty() || !alike) {
+        plans.push(plan(Strategy::Tiered, layout::TIERED)?);
+    }
+    let best = plans.into_iter().min_by(|a, b| a.cost().total().total_cmp(&b.cost().total()));
     best.ok_or_else(|| TierError::Plan("the snapshot is prepared for no method".into()))
+}
+
+/// Whether what a plan will need of the raw memory file is in memory. What cannot be told is taken to
+/// be.
+fn is_near(snapshot: &ManifestReader, template: &Plan) -> bool {
+    let hot = template.layout.regions().iter().filter(|region| is_hot(region));
+    let stored: Vec<Stored> = hot.filter_map(|region| region.stored).collect();
+    let Some(image) = stored.first().map(|s| s.image) else { return true };
+    let pages: Vec<u64> = stored.iter().filter(|s| s.image == image).map(|s| s.page).collect();
+    let looked = snapshot.image_file(image).map(|file| disk::in_memory(&file, &pages));
+    looked.is_ok_and(|found| found.unwrap_or(true))
 }
 
 /// The layout `tiered` with cold pages in the raw memory file, whose order is that of guest memory,

@@ -133,7 +133,10 @@ struct Function {
 }
 
 fn function() -> Function {
-    let dir = TempDir::new().unwrap();
+    function_in(TempDir::new().unwrap())
+}
+
+fn function_in(dir: TempDir) -> Function {
     let booted = boot();
     let ram = GuestRam::new(&memory(), false).unwrap();
     let mut rest = &booted[..];
@@ -284,6 +287,28 @@ fn every_strategy_restores_the_function() {
             }
         }
     }
+}
+
+/// What is in memory is mapped in one piece; what is not is read from packed images.
+#[test]
+fn auto_looks_whether_the_memory_file_is_in_memory() {
+    let function = function_in(TempDir::new_in("/var/tmp").unwrap());
+    let trace = wrong(true, 0..LOW);
+    let snapshot = tiered(&function, &[trace], Compression::None, "tiered");
+    let chosen = || {
+        let manifest = ManifestReader::open(&snapshot).unwrap();
+        let (plan, _) = open(&manifest, &Policy::new(Strategy::Auto), &()).unwrap();
+        plan.strategy
+    };
+    // What was just written is.
+    assert_eq!(chosen(), Strategy::Template);
+    let file = File::open(&function.memory).unwrap();
+    file.sync_all().unwrap();
+    if rustix::fs::fstatfs(&file).unwrap().f_type == libc::TMPFS_MAGIC {
+        return println!("skipped: /var/tmp is memory");
+    }
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    assert_eq!(chosen(), Strategy::Tiered);
 }
 
 #[test]

@@ -73,7 +73,7 @@ pub struct ClassifyOptions {
 
 impl Default for ClassifyOptions {
     fn default() -> ClassifyOptions {
-        ClassifyOptions { hot_if: HotIf::Any, bridge_pages: 8, min_extent_pages: 1 }
+        ClassifyOptions { hot_if: HotIf::Any, bridge_pages: 2, min_extent_pages: 1 }
     }
 }
 

@@ -108,6 +108,12 @@ impl Reservation {
         self.advise(offset, len, Advice::LinuxHugepage)
     }
 
+    /// Has a touch bring in just the page that is touched of the file that is laid in a range, and
+    /// not what lies around it.
+    pub fn read_alone(&self, offset: usize, len: usize) -> io::Result<()> {
+        self.advise(offset, len, Advice::Random)
+    }
+
     /// Makes a range present. Safe beside threads that use the memory: the kernel settles who
     /// brings a page in, and what is present already stays as it is.
     pub fn populate(&self, offset: usize, len: usize, how: Ahead) -> io::Result<()> {

@@ -1,0 +1,90 @@
+//! Files that are perhaps not in memory yet: looking whether they are, having the disk begin early, and
+//! how much of a file one touch brings in.
+
+use std::fs::{self, File};
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::{Advice, fadvise, major, minor};
+use varve_snapshot::PAGE_SIZE;
+
+use crate::sys::mmap::{HUGE_PAGE, Reservation};
+
+/// Bytes that the kernel reads ahead at once, by default: of a longer range it leaves out the rest.
+const AHEAD: u64 = 128 << 10;
+
+/// Pages that are looked at to judge a file by.
+const SAMPLE: usize = 64;
+
+/// Has the disk begin with a whole file. Nothing happens to what is in memory already.
+pub(crate) fn fetch(file: &File) {
+    let end = file.metadata().map_or(0, |m| m.len());
+    for at in (0..end).step_by(AHEAD as usize) {
+        // Who cannot fetch ahead fetches on demand.
+        let _ = fadvise(file, at, NonZeroU64::new(AHEAD), Advice::WillNeed);
+    }
+}
+
+/// Whether most of the given pages of a file, of which some are looked at, are in memory.
+pub(crate) fn in_memory(file: &File, pages: &[u64]) -> io::Result<bool> {
+    let len = file.metadata()?.len() / PAGE_SIZE * PAGE_SIZE;
+    let sample = pages.iter().step_by(pages.len() / SAMPLE + 1);
+    let inside: Vec<u64> = sample.copied().filter(|page| page * PAGE_SIZE < len).collect();
+    if inside.is_empty() {
+        return Ok(true);
+    }
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    let view = Reservation::new(len, HUGE_PAGE)?;
+    view.map_file(0, len, file, 0)?;
+    let mut absent = 0;
+    for page in &inside {
+        let found = view.in_core((page * PAGE_SIZE) as usize, PAGE_SIZE as usize)?;
+        absent += usize::from(found.contains(&false));
+    }
+    Ok(absent * 2 < inside.len())
+}
+
+/// Whether the kernel reads so far around a page of the file that a few touches of pages that nobody
+/// will need keep the disk busy: beyond what it does by default.
+pub(crate) fn reads_far(file: &File) -> bool {
+    let Ok(status) = file.metadata() else { return false };
+    let device = format!("{}:{}", major(status.dev()), minor(status.dev()));
+    // A whole disk's, a partition's, and a file system's that is on no disk.
+    let places = [
+        format!("/sys/dev/block/{device}/bdi"),
+        format!("/sys/dev/block/{device}/../bdi"),
+        format!("/sys/class/bdi/{device}"),
+    ];
+    let read = |place: &String| fs::read_to_string(format!("{place}/read_ahead_kb")).ok();
+    let text = places.iter().find_map(read);
+    let kib = text.and_then(|text| text.trim().parse::<u64>().ok());
+    kib.is_some_and(|kib| kib << 10 > 4 * AHEAD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn what_was_dropped_is_not_in_memory() {
+        let mut file = tempfile::tempfile_in("/var/tmp").unwrap();
+        file.write_all(&vec![7; 4 << 20]).unwrap();
+        file.sync_all().unwrap();
+        let pages: Vec<u64> = (0..1024).collect();
+        assert!(in_memory(&file, &pages).unwrap());
+        assert!(in_memory(&file, &[]).unwrap());
+        // Behind the end nothing can be missing.
+        assert!(in_memory(&file, &[5000]).unwrap());
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        if in_memory(&file, &pages).unwrap() {
+            return println!("skipped: a file system that keeps all in memory");
+        }
+        fetch(&file);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !in_memory(&file, &pages).unwrap() {
+            assert!(std::time::Instant::now() < deadline, "what was fetched does not come");
+        }
+    }
+}
