@@ -9,7 +9,7 @@ use crate::error::{RamError, TierError};
 use crate::exec::Shared;
 use crate::guest_ram::HugePages;
 use crate::plan::{Action, Op};
-use crate::source::PageSource;
+use crate::source::{PageSource, lost};
 use crate::sys::mmap::Ahead;
 use crate::sys::uffd::{Install, Installed};
 use crate::threads;
@@ -129,7 +129,7 @@ fn read_run(shared: &Shared, run: &[Op], from: Stored) -> Result<(), TierError> 
     let read = ram.reservation().read_file(&ranges, file, offset + from.page * PAGE_SIZE);
     let first = run.first().map(|op| op.pages);
     if let (Err(cause), Some(first)) = (read, first) {
-        return Err(shared.lost(first, source, cause.into()));
+        return Err(lost(first, source, cause.into()));
     }
     let pages = run.iter().map(|op| op.pages.pages()).sum();
     shared.tally.copied.add(pages);
@@ -149,7 +149,7 @@ fn copy(
         Some(from) => {
             let source = shared.source(from.image)?;
             let read = chunk.get(source, from, pages.pages());
-            let (data, fresh) = read.map_err(|cause| shared.lost(pages, source, cause))?;
+            let (data, fresh) = read.map_err(|cause| lost(pages, source, cause))?;
             shared.tally.read(from.image.0, fresh);
             data
         }
@@ -178,17 +178,13 @@ fn install(
     pages: PageRange,
     mut data: &[u8],
 ) -> Result<(), TierError> {
-    let mut offset = shared.ram.offset(pages)?;
+    let mut at = shared.ram.places().host(pages)?;
     while !data.is_empty() {
         let call = |source| RamError::Call { what: "install", range: pages, source };
-        match watched
-            .uffd
-            .copy(shared.ram.reservation(), offset, data, Install::Plain)
-            .map_err(call)?
-        {
+        match watched.uffd.copy(at, data, Install::Plain).map_err(call)? {
             Installed::All => break,
             Installed::Part(done) => {
-                offset += done;
+                at += done as u64;
                 data = data.get(done..).unwrap_or_default();
             }
             // Only a plan that installs a page twice could do this.
@@ -203,7 +199,7 @@ fn install(
 
 /// The chunks that were read last.
 #[derive(Default)]
-struct Chunk {
+pub(crate) struct Chunk {
     image: Option<varve_snapshot::ImageId>,
     first: u64,
     data: Vec<u8>,
@@ -211,7 +207,7 @@ struct Chunk {
 
 impl Chunk {
     /// `pages` pages from `from` on, and how many pages were read for it.
-    fn get(
+    pub fn get(
         &mut self,
         source: &dyn PageSource,
         from: Stored,

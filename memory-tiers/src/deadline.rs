@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use varve_snapshot::{PageRange, Stored};
 
+use crate::answer::Asked;
 use crate::error::TierError;
-use crate::exec::Shared;
+use crate::source::source_of;
 
 /// What a thread is waiting for, seen by the one that watches deadlines.
 pub(crate) type Pending = Mutex<Option<(Instant, PageRange, Stored)>>;
@@ -19,8 +20,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Ends the machine when a source does not answer in time.
-pub(crate) fn watch_deadlines(shared: &Shared, pending: &[Arc<Pending>], stop: &OwnedFd) {
-    let deadline = shared.plan.policy.deadline;
+pub(crate) fn watch_deadlines(asked: &Asked, pending: &[Arc<Pending>], stop: &OwnedFd) {
+    let deadline = asked.deadline;
     let tick = (deadline / 4).clamp(Duration::from_millis(1), Duration::from_secs(1));
     let mut reported: Vec<Option<Instant>> = vec![None; pending.len()];
     while !stopped(stop, tick) {
@@ -30,9 +31,9 @@ pub(crate) fn watch_deadlines(shared: &Shared, pending: &[Arc<Pending>], stop: &
                 continue;
             }
             *reported = Some(since);
-            let Ok(source) = shared.source(from.image) else { continue };
+            let Ok(source) = source_of(&asked.sources, from.image) else { continue };
             let (image, tier) = (source.info().name.clone(), source.info().tier);
-            (shared.hooks.on_fatal)(TierError::Deadline { pages, image, tier, deadline });
+            (asked.on_fatal)(TierError::Deadline { pages, image, tier, deadline });
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use varve_snapshot::{PageClass, PageRange};
 
+use crate::answer::{Asked, by_image};
 use crate::census::Census;
 use crate::copying;
 use crate::counters::{Counters, Tally};
@@ -18,7 +19,7 @@ use crate::faults::FaultThreads;
 use crate::guest_ram::GuestRam;
 use crate::plan::{Action, Plan};
 use crate::populate;
-use crate::source::{PageSource, Sources};
+use crate::source::{PageSource, Sources, source_of};
 use crate::strategy::Strategy;
 use crate::sys::uffd::Watch;
 use crate::watch::Watched;
@@ -44,8 +45,9 @@ pub(crate) struct Shared {
     pub ram: Arc<GuestRam>,
     pub plan: Plan,
     pub sources: Sources,
-    pub hooks: Hooks,
-    pub tally: Tally,
+    pub stage2: Option<Box<dyn Stage2>>,
+    pub on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
+    pub tally: Arc<Tally>,
     /// Populating ends.
     pub cancelled: AtomicBool,
 }
@@ -53,24 +55,12 @@ pub(crate) struct Shared {
 impl Shared {
     /// Source of an image; [`Restore::start`] has checked that there are as many as images.
     pub fn source(&self, image: varve_snapshot::ImageId) -> Result<&dyn PageSource, TierError> {
-        let source = self.sources.get(usize::from(image.0)).and_then(Option::as_deref);
-        source.ok_or_else(|| TierError::Plan(format!("image {} is not open", image.0)))
+        source_of(&self.sources, image)
     }
 
     fn counters(&self) -> Counters {
         let mappings = self.ram.mappings().ok();
         self.tally.counters(self.plan.strategy, &self.plan.images, mappings)
-    }
-
-    /// The error for pages that a source did not give.
-    pub fn lost(
-        &self,
-        pages: PageRange,
-        source: &dyn PageSource,
-        cause: crate::SourceError,
-    ) -> TierError {
-        let info = source.info();
-        TierError::Page { pages, image: info.name.clone(), tier: info.tier, source: cause }
     }
 }
 
@@ -92,16 +82,25 @@ impl Restore {
         hooks: Hooks,
     ) -> Result<Restore, TierError> {
         fits(&ram, &plan, &sources)?;
-        let tally = Tally::new(sources.len());
+        let tally = Arc::new(Tally::new(sources.len()));
+        let Hooks { stage2, on_fatal } = hooks;
         let cancelled = AtomicBool::new(false);
-        let shared = Arc::new(Shared { ram, plan, sources, hooks, tally, cancelled });
+        let shared = Arc::new(Shared {
+            ram,
+            plan,
+            sources,
+            stage2,
+            on_fatal: on_fatal.into(),
+            tally,
+            cancelled,
+        });
         let started = Instant::now();
         let watched = lay(&shared)?;
         shared.tally.lay_time.add_time(started);
         let started = Instant::now();
         copying::carry_out(&shared, watched.as_deref())?;
         shared.tally.copy_time.add_time(started);
-        let faults = watched.map(|w| FaultThreads::start(shared.clone(), w)).transpose()?;
+        let faults = watched.map(|w| answer_for(&shared, w)).transpose()?;
         let restore = Restore { shared, faults, populating: Mutex::default() };
         let started = Instant::now();
         restore.run(false)?;
@@ -167,6 +166,23 @@ impl Drop for Restore {
         self.wait_populated();
         self.faults.take();
     }
+}
+
+/// Has what is `watched` answered for by threads of this process.
+fn answer_for(shared: &Shared, watched: Arc<Watched>) -> Result<FaultThreads, TierError> {
+    let plan = &shared.plan;
+    let asked = Asked {
+        regions: shared.ram.places().clone(),
+        page_size: varve_snapshot::PAGE_SIZE,
+        watched,
+        layout: plan.layout.clone(),
+        order: Arc::new(by_image(&plan.layout)),
+        sources: shared.sources.clone(),
+        tally: shared.tally.clone(),
+        deadline: plan.policy.deadline,
+        on_fatal: shared.on_fatal.clone(),
+    };
+    FaultThreads::start(asked, plan.policy.fault_threads)
 }
 
 /// Whether `plan` was made for this memory and these images.

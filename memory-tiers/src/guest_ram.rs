@@ -12,20 +12,12 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::error::RamError;
 use crate::ranges::RangeSet;
+use crate::regions::{RamRegion, Regions};
 use crate::sys::mmap::{Ahead, HUGE_PAGE, Reservation};
 use crate::watch::Watched;
 
 /// Guest memory as vm-memory sees it, with a bitmap of the monitor's own writes when wanted.
 pub type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
-
-/// One run of guest memory and where it is in this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RamRegion {
-    /// Guest physical pages.
-    pub pages: PageRange,
-    /// Host virtual address of the first byte.
-    pub host: u64,
-}
 
 /// What guest memory is made of where nothing is laid over it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -55,7 +47,7 @@ pub(crate) struct Layers {
 #[derive(Debug)]
 pub struct GuestRam {
     memory: GuestMemory,
-    regions: Vec<RamRegion>,
+    regions: Regions,
     huge: HugePages,
     layers: Mutex<Layers>,
     // Dropped before the memory, and no earlier: see `watch`.
@@ -120,6 +112,7 @@ impl GuestRam {
         let memory = GuestMemory::from_regions(views).map_err(|e| RamError::View(e.to_string()))?;
         let layers = Mutex::new(Layers { files: RangeSet::default(), room: DEFAULT_ROOM });
         let watched = OnceLock::new();
+        let regions = Regions::new(regions);
         let ram = GuestRam { memory, regions, huge, layers, watched, reservation };
         if huge == HugePages::Transparent {
             for &range in ranges {
@@ -136,12 +129,12 @@ impl GuestRam {
 
     /// The regions, sorted.
     pub fn regions(&self) -> &[RamRegion] {
-        &self.regions
+        self.regions.all()
     }
 
     /// Bytes of guest memory.
     pub fn size(&self) -> u64 {
-        self.regions.iter().map(|r| r.pages.len()).sum()
+        self.regions().iter().map(|r| r.pages.len()).sum()
     }
 
     /// What kind of pages it is made of.
@@ -152,7 +145,7 @@ impl GuestRam {
     /// Mappings that guest memory consists of now.
     pub fn mappings(&self) -> io::Result<usize> {
         let first = self.reservation.address() as u64;
-        let end = self.regions.last().map_or(first, |r| r.host + r.pages.len());
+        let end = self.regions().last().map_or(first, RamRegion::host_end);
         let maps = std::fs::read_to_string("/proc/self/maps")?;
         let start = |line: &str| u64::from_str_radix(line.split('-').next()?, 16).ok();
         Ok(maps.lines().filter_map(start).filter(|at| (first..end).contains(at)).count())
@@ -160,17 +153,17 @@ impl GuestRam {
 
     /// Where `range` begins in the reservation.
     pub(crate) fn offset(&self, range: PageRange) -> Result<usize, RamError> {
-        let at = self.regions.partition_point(|r| r.pages.end() <= range.start());
-        let region = self.regions.get(at).filter(|r| r.pages.contains(&range));
-        let region = region.ok_or(RamError::NotMemory(range))?;
-        let host = region.host + (range.start() - region.pages.start());
-        Ok((host - self.reservation.address() as u64) as usize)
+        Ok((self.places().host(range)? - self.reservation.address() as u64) as usize)
     }
 
     /// Guest physical address of a host address.
     pub(crate) fn guest_address(&self, host: u64) -> Option<u64> {
-        let inside = |r: &&RamRegion| (r.host..r.host + r.pages.len()).contains(&host);
-        self.regions.iter().find(inside).map(|r| r.pages.start() + (host - r.host))
+        self.places().guest_address(host)
+    }
+
+    /// Where its pages are in this process.
+    pub(crate) fn places(&self) -> &Regions {
+        &self.regions
     }
 
     pub(crate) fn reservation(&self) -> &Reservation {

@@ -56,7 +56,7 @@ impl Handler {
         socket: &Path,
         on_fatal: Box<dyn Fn(TierError) + Send + Sync>,
     ) -> Result<Handler, TierError> {
-        let watched = Arc::new(Watched::by(Uffd::for_handler()?));
+        let watched = Arc::new(Watched::by(Uffd::for_handler()?, true));
         ram.watch(watched.clone())?;
         for region in ram.regions() {
             watched.add(ram, region.pages, Watch::Missing)?;
@@ -233,8 +233,7 @@ mod tests {
             let uffd = &ram.watched.get().unwrap().uffd;
             let fault = uffd.read().unwrap()[0];
             assert_eq!(ram.guest_address(fault.address), Some(asked));
-            let offset = ram.offset(PageRange::new(asked, 0x1000).unwrap()).unwrap();
-            uffd.copy(ram.reservation(), offset, &answered, Install::Plain).unwrap();
+            uffd.copy(fault.address, &answered, Install::Plain).unwrap();
             assert_eq!(reader.join().unwrap(), answered);
         });
         // This process, the handler's, lives on.

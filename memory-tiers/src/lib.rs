@@ -3,6 +3,7 @@
 //! This crate knows no vCPU, device or HTTP; it is tested on plain memory without a VM. The calls
 //! that map memory are in `sys` and nowhere else in the project.
 
+mod answer;
 mod bridge;
 mod calibrate;
 mod census;
@@ -34,6 +35,7 @@ mod record;
 mod recorder;
 #[cfg(test)]
 mod recorder_tests;
+mod regions;
 mod save;
 mod scan;
 mod source;
@@ -51,7 +53,7 @@ pub use counters::{ByAccess, Counters, PageCounts, SourceCount, Times};
 pub use dirty::take_dirty;
 pub use error::{RamError, TierError};
 pub use exec::{Hooks, Restore, Stage2};
-pub use guest_ram::{GuestMemory, GuestRam, HugePages, RamRegion};
+pub use guest_ram::{GuestMemory, GuestRam, HugePages};
 pub use handler::{Handler, HandlerMapping};
 pub use mechanisms::{Mechanisms, Shape};
 pub use mispredict::{Mispredicted, mispredicted};
@@ -60,6 +62,7 @@ pub use overlay::Shown;
 pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};
 pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};
 pub use recorder::{Recorder, RecorderHooks};
+pub use regions::RamRegion;
 pub use save::{Saved, write_memory, write_pages};
 pub use scan::{ScanBy, Scanner};
 pub use source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};

@@ -262,18 +262,20 @@ impl Ground {
         let Some((memory, uffd)) = watched()? else { return Ok((0.0, 0.0, 0.0)) };
         let by_page = self.timed(self.pages(), |&(offset, len, _)| {
             let mut pages = data.chunks(PAGE).zip((offset..offset + len).step_by(PAGE));
-            pages.try_for_each(|(page, at)| uffd.copy(&memory, at, page, Install::Plain).map(drop))
+            pages.try_for_each(|(page, offset)| {
+                uffd.copy(address(&memory, offset), page, Install::Plain).map(drop)
+            })
         })?;
         drop(memory);
         let Some((memory, uffd)) = watched()? else { return Ok((0.0, 0.0, 0.0)) };
         let by_extent = self.timed(self.pages(), |&(offset, _, _)| {
-            uffd.copy(&memory, offset, &data, Install::Plain).map(drop)
+            uffd.copy(address(&memory, offset), &data, Install::Plain).map(drop)
         })?;
         drop(memory);
         let Some((memory, uffd)) = watched()? else { return Ok((0.0, 0.0, 0.0)) };
         let done = AtomicBool::new(false);
         let asked = thread::scope(|scope| {
-            let answers = scope.spawn(|| answer(&uffd, &memory, &data[..PAGE], &done));
+            let answers = scope.spawn(|| answer(&uffd, &data[..PAGE], &done));
             let asked = self.touch(&memory, false);
             done.store(true, Relaxed);
             let answered = answers.join().map_err(|_| io::Error::other("a thread panicked"))?;
@@ -285,20 +287,22 @@ impl Ground {
 
 /// Answers each fault with `page` until it is `done`. A failure ends the process: who asked would wait
 /// for ever.
-fn answer(uffd: &Uffd, memory: &Reservation, page: &[u8], done: &AtomicBool) -> io::Result<()> {
-    let first = memory.address() as u64;
+fn answer(uffd: &Uffd, page: &[u8], done: &AtomicBool) -> io::Result<()> {
     let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
     while !done.load(Relaxed) {
         let mut fds = [PollFd::from_borrowed_fd(uffd.as_fd(), PollFlags::IN)];
         poll(&mut fds, Some(&tick))?;
         for fault in uffd.read()? {
-            let offset = (fault.address - first) as usize;
-            if uffd.copy(memory, offset, page, Install::Plain).is_err() {
+            if uffd.copy(fault.address, page, Install::Plain).is_err() {
                 std::process::abort();
             }
         }
     }
     Ok(())
+}
+
+fn address(memory: &Reservation, offset: usize) -> u64 {
+    memory.address() as u64 + offset as u64
 }
 
 fn touch(memory: &Reservation, offset: usize, write: bool) -> io::Result<()> {

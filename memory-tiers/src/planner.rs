@@ -1,7 +1,9 @@
 //! Making a plan: regions are placed as the strategy says, put together to few mappings, cut down to
 //! the budget, and what is done ahead is put in order.
 
-use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
+use std::sync::Arc;
+
+use varve_snapshot::{PageClass, PageRange, Region, Stored};
 
 use crate::bridge::{Bridging, Extent, height};
 use crate::overlay::{Overlay, Shown};
@@ -29,7 +31,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             before: Vec::new(),
             beside: Vec::new(),
             memory: memory.to_vec(),
-            layout: RegionMap::default(),
+            layout: Arc::default(),
             placements: Vec::new(),
             images: images.to_vec(),
             policy: policy.clone(),
@@ -47,7 +49,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
         };
         let wide = bridge >= input.memory.iter().map(|m| m.pages()).sum();
         if excess == 0 || (maps.is_empty() && (wide || watches.len() <= memory.len())) {
-            plan.layout = layout.clone();
+            plan.layout = Arc::new(layout.clone());
             schedule(&mut plan, &mut placements);
             plan.placements = placements;
             return plan;

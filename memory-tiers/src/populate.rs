@@ -10,6 +10,7 @@ use varve_snapshot::{PAGE_SIZE, PageRange};
 use crate::error::{RamError, TierError};
 use crate::exec::Shared;
 use crate::plan::{self, Step};
+use crate::source::lost;
 use crate::sys::mmap::Ahead;
 use crate::threads::spawn;
 
@@ -100,7 +101,7 @@ fn take(shared: &Shared, step: &Step, stage2: Option<&AtomicBool>) {
     }
     // Pages that are only in the page cache are not mapped yet, and stage-2 would map them for
     // reading, which a later write pays for.
-    let (Some(stage2), Some(works)) = (&shared.hooks.stage2, stage2) else { return };
+    let (Some(stage2), Some(works)) = (&shared.stage2, stage2) else { return };
     if step.how == Some(Ahead::Cache) || !shared.plan.policy.stage2 || !works.load(Relaxed) {
         return;
     }
@@ -119,7 +120,7 @@ fn take(shared: &Shared, step: &Step, stage2: Option<&AtomicBool>) {
 /// guest, too.
 fn failed(shared: &Shared, step: &Step, error: RamError) {
     let RamError::Call { source: cause, .. } = error else {
-        (shared.hooks.on_fatal)(error.into());
+        (shared.on_fatal)(error.into());
         return;
     };
     if cause.raw_os_error() == Some(libc::ENOMEM) {
@@ -128,8 +129,8 @@ fn failed(shared: &Shared, step: &Step, error: RamError) {
     }
     let stored = plan::stored_at(&shared.plan.layout, step.pages.start());
     let source = stored.and_then(|s| shared.source(s.image).ok());
-    (shared.hooks.on_fatal)(match source {
-        Some(source) => shared.lost(step.pages, source, cause.into()),
+    (shared.on_fatal)(match source {
+        Some(source) => lost(step.pages, source, cause.into()),
         None => RamError::Call { what: "populate", range: step.pages, source: cause }.into(),
     });
 }

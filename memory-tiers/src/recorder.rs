@@ -185,7 +185,7 @@ impl Shared {
         index: usize,
         pages: PageRange,
     ) -> Result<Option<Page>, TierError> {
-        let offset = self.ram.offset(pages)?;
+        let at = self.ram.places().host(pages)?;
         // Held until it is in place: it cannot be given back in between.
         let emptied = self.watched.emptied.read().unwrap_or_else(PoisonError::into_inner);
         let kept = state.record.take_kept(index);
@@ -198,16 +198,15 @@ impl Shared {
                 (None, None) => {}
             }
         }
-        let memory = self.ram.reservation();
         let how = if state.sealed { Install::Plain } else { Install::Protected };
         loop {
             let call = |source| RamError::Call { what: "install", range: pages, source };
-            match self.watched.uffd.copy(memory, offset, &data, how).map_err(call)? {
+            match self.watched.uffd.copy(at, &data, how).map_err(call)? {
                 Installed::Part(_) => continue,
                 Installed::All => return Ok(Some(page)),
                 // Two threads asked for it.
                 Installed::Present => {
-                    self.watched.uffd.wake(memory, offset, data.len()).map_err(call)?;
+                    self.watched.uffd.wake(at, data.len()).map_err(call)?;
                     return Ok(None);
                 }
             }
@@ -215,10 +214,9 @@ impl Shared {
     }
 
     fn protect(&self, pages: PageRange, protect: bool) -> Result<(), TierError> {
-        let offset = self.ram.offset(pages)?;
+        let at = self.ram.places().host(pages)?;
         let call = |source| RamError::Call { what: "protect", range: pages, source };
-        let len = pages.len() as usize;
-        Ok(self.watched.uffd.protect(self.ram.reservation(), offset, len, protect).map_err(call)?)
+        Ok(self.watched.uffd.protect(at, pages.len() as usize, protect).map_err(call)?)
     }
 
     /// Makes all pages missing again, so that their next access is seen.

@@ -7,7 +7,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use varve_snapshot::{ImageReader, PAGE_SIZE};
+use varve_snapshot::{ImageId, ImageReader, PAGE_SIZE, PageRange};
+
+use crate::error::TierError;
 
 /// A kind of memory that holds an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -63,10 +65,29 @@ pub trait PageSource: Send + Sync {
 
     /// The file and the byte at which page 0 begins, if [`ImageInfo::mappable`].
     fn file(&self) -> Option<(&File, u64)>;
+
+    /// Whether the chunk that begins with page `first` may be long in coming, so that somebody else
+    /// had better be there for other pages meanwhile.
+    fn is_far(&self, first: u64) -> bool {
+        let _ = first;
+        self.info().tier == Tier::Remote
+    }
 }
 
 /// The sources of a plan's images, by their number; those that it does not use may be missing.
 pub type Sources = Vec<Option<Arc<dyn PageSource>>>;
+
+/// The source of an image.
+pub(crate) fn source_of(sources: &Sources, image: ImageId) -> Result<&dyn PageSource, TierError> {
+    let source = sources.get(usize::from(image.0)).and_then(Option::as_deref);
+    source.ok_or_else(|| TierError::Plan(format!("image {} is not open", image.0)))
+}
+
+/// The error for pages that a source did not give.
+pub(crate) fn lost(pages: PageRange, source: &dyn PageSource, cause: SourceError) -> TierError {
+    let info = source.info();
+    TierError::Page { pages, image: info.name.clone(), tier: info.tier, source: cause }
+}
 
 /// An image of a snapshot: verified whenever it is read, as it is when it is mapped.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use varve_snapshot::PageRange;
 
 use crate::ranges::RangeSet;
-use crate::sys::uffd::{Uffd, Watch};
+use crate::regions::Regions;
+use crate::sys::uffd::{Event, Fault, Uffd, Watch};
 
 /// Watched memory.
 #[derive(Debug)]
@@ -21,16 +22,18 @@ pub(crate) struct Watched {
     pub emptied: RwLock<RangeSet>,
     /// What is watched.
     pub pages: RwLock<RangeSet>,
+    /// Pages that are given back are told by the userfaultfd.
+    tells: bool,
 }
 
 impl Watched {
     pub fn open(watch: Watch) -> Result<Watched, crate::UffdError> {
-        Ok(Watched::by(Uffd::open(watch)?))
+        Ok(Watched::by(Uffd::open(watch)?, false))
     }
 
-    /// What `uffd` will watch.
-    pub fn by(uffd: Uffd) -> Watched {
-        Watched { uffd, emptied: RwLock::default(), pages: RwLock::default() }
+    /// What `uffd` will watch; whether it `tells` of pages that are given back.
+    pub fn by(uffd: Uffd, tells: bool) -> Watched {
+        Watched { uffd, emptied: RwLock::default(), pages: RwLock::default(), tells }
     }
 
     /// Notes that the watched ones of `pages` are zero from now on. Nothing is put in place until the
@@ -40,6 +43,24 @@ impl Watched {
         let mut emptied = self.emptied.write().unwrap_or_else(PoisonError::into_inner);
         watched.into_iter().for_each(|part| emptied.insert(part));
         emptied
+    }
+
+    /// The next fault, if there is one now. That pages are given back, where that is told, is noted
+    /// before anything can be put in place again.
+    pub fn next(&self, regions: &Regions) -> io::Result<Option<Fault>> {
+        // Reading it lets whoever gives pages back go on.
+        let mut emptied =
+            self.tells.then(|| self.emptied.write().unwrap_or_else(PoisonError::into_inner));
+        match self.uffd.next()? {
+            Some(Event::Fault(fault)) => return Ok(Some(fault)),
+            Some(Event::Removed(start, end)) => {
+                if let Some(emptied) = &mut emptied {
+                    regions.guest_pages(start, end).into_iter().for_each(|p| emptied.insert(p));
+                }
+            }
+            None => {}
+        }
+        Ok(None)
     }
 
     /// Something else was laid over `pages`, which ended the watch there.

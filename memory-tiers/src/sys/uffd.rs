@@ -1,7 +1,9 @@
 //! userfaultfd: being asked for pages, and putting them in place.
 //!
-//! UNSAFETY: the ioctls take addresses. Each address comes from a [`Reservation`], which checks it,
-//! and each structure's size and ioctl number is proved below.
+//! UNSAFETY: the ioctls take addresses. What is watched is checked by its [`Reservation`]. What is put
+//! in place, protected or woken may be any address: the kernel refuses all that no userfaultfd of the
+//! descriptor's process watches, which in this one is memory of reservations, and fills only what is
+//! missing there. Each structure's size and ioctl number is proved below.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,6 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as number;
+
+use varve_snapshot::PAGE_SIZE;
 
 use super::mmap::Reservation;
 
@@ -82,6 +86,16 @@ pub struct Fault {
     pub thread: u32,
 }
 
+/// What a userfaultfd tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A thread waits for a page.
+    Fault(Fault),
+    /// Memory from one host address to another is being given back: it is missing from now on, and
+    /// nothing can be put in place until this has been read.
+    Removed(u64, u64),
+}
+
 /// How pages are put in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Install {
@@ -98,7 +112,8 @@ pub enum Install {
 pub enum Installed {
     /// All bytes.
     All,
-    /// So many bytes, then the mapping changed under it: go on from there.
+    /// So many bytes, then the mapping changed under it: go on from there. None at all while an event
+    /// that tells of the change waits to be read.
     Part(usize),
     /// None: the first page is there already.
     Present,
@@ -155,21 +170,15 @@ impl Uffd {
                 raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_WP
             }
         };
-        let range = range(memory, offset, len)?;
+        let range = range(memory.at(offset, len)? as u64, len)?;
         let mut arg = raw::uffdio_register { range, mode: mode.into(), ioctls: 0 };
         // SAFETY: the number belongs to this structure; the range is the reservation's.
         unsafe { self.ioctl(number::UFFDIO_REGISTER, &mut arg) }
     }
 
-    /// Puts `data` (whole pages) in place at `offset`.
-    pub fn copy(
-        &self,
-        memory: &Reservation,
-        offset: usize,
-        data: &[u8],
-        how: Install,
-    ) -> io::Result<Installed> {
-        let raw::uffdio_range { start, len } = range(memory, offset, data.len())?;
+    /// Puts `data` (whole pages) in place at a host address.
+    pub fn copy(&self, at: u64, data: &[u8], how: Install) -> io::Result<Installed> {
+        let raw::uffdio_range { start, len } = range(at, data.len())?;
         let mode = match how {
             Install::Plain => 0,
             Install::Protected => raw::UFFDIO_COPY_MODE_WP,
@@ -177,35 +186,29 @@ impl Uffd {
         };
         let src = data.as_ptr() as u64;
         let mut arg = raw::uffdio_copy { dst: start, src, len, mode: mode.into(), copy: 0 };
-        // SAFETY: the number belongs to this structure; source and target are checked ranges.
+        // SAFETY: the number belongs to this structure; the source is `data`, the target is watched.
         let done = unsafe { self.ioctl(number::UFFDIO_COPY, &mut arg) };
         installed(done, arg.copy)
     }
 
     /// Puts the zero page in place throughout a range that is missing, and wakes nobody.
-    pub fn zero(&self, memory: &Reservation, offset: usize, len: usize) -> io::Result<Installed> {
-        let range = range(memory, offset, len)?;
+    pub fn zero(&self, at: u64, len: usize) -> io::Result<Installed> {
+        let range = range(at, len)?;
         let mode = raw::UFFDIO_ZEROPAGE_MODE_DONTWAKE.into();
         let mut arg = raw::uffdio_zeropage { range, mode, zeropage: 0 };
-        // SAFETY: the number belongs to this structure; the range is the reservation's.
+        // SAFETY: the number belongs to this structure; the target is watched.
         let done = unsafe { self.ioctl(number::UFFDIO_ZEROPAGE, &mut arg) };
         installed(done, arg.zeropage)
     }
 
     /// Protects pages that are present against writes, or lets writes through again and wakes who
     /// waits for that.
-    pub fn protect(
-        &self,
-        memory: &Reservation,
-        offset: usize,
-        len: usize,
-        protect: bool,
-    ) -> io::Result<()> {
-        let range = range(memory, offset, len)?;
+    pub fn protect(&self, at: u64, len: usize, protect: bool) -> io::Result<()> {
+        let range = range(at, len)?;
         loop {
             // UFFDIO_WRITEPROTECT_MODE_WP is bit 0 (linux/userfaultfd.h).
             let mut arg = raw::uffdio_writeprotect { range, mode: protect.into() };
-            // SAFETY: the number belongs to this structure; the range is the reservation's.
+            // SAFETY: the number belongs to this structure; the range is watched.
             match unsafe { self.ioctl(number::UFFDIO_WRITEPROTECT, &mut arg) } {
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => continue,
                 done => return done,
@@ -214,9 +217,9 @@ impl Uffd {
     }
 
     /// Lets threads that wait for pages of a range look again.
-    pub fn wake(&self, memory: &Reservation, offset: usize, len: usize) -> io::Result<()> {
-        let mut arg = range(memory, offset, len)?;
-        // SAFETY: the number belongs to this structure; the range is the reservation's.
+    pub fn wake(&self, at: u64, len: usize) -> io::Result<()> {
+        let mut arg = range(at, len)?;
+        // SAFETY: the number belongs to this structure; no memory is changed.
         unsafe { self.ioctl(number::UFFDIO_WAKE, &mut arg) }
     }
 
@@ -224,6 +227,19 @@ impl Uffd {
     /// once: each fault goes to one of them.
     pub fn read(&self) -> io::Result<Vec<Fault>> {
         const BATCH: usize = 16;
+        let fault = |event| match event {
+            Event::Fault(fault) => Some(fault),
+            Event::Removed(..) => None,
+        };
+        Ok(self.messages::<BATCH>()?.into_iter().filter_map(fault).collect())
+    }
+
+    /// The next event, if there is one now.
+    pub fn next(&self) -> io::Result<Option<Event>> {
+        Ok(self.messages::<1>()?.pop())
+    }
+
+    fn messages<const BATCH: usize>(&self) -> io::Result<Vec<Event>> {
         // SAFETY: the message is plain numbers, for which zero is a value.
         let mut messages: [raw::uffd_msg; BATCH] = unsafe { zeroed() };
         let len = size_of::<raw::uffd_msg>();
@@ -235,7 +251,7 @@ impl Uffd {
             let none = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
             return if none { Ok(Vec::new()) } else { Err(error) };
         };
-        Ok(messages[..read / len].iter().filter_map(fault).collect())
+        Ok(messages[..read / len].iter().filter_map(event).collect())
     }
 
     /// Calls with an exclusive argument; the caller vouches that `request` takes a `T`.
@@ -277,9 +293,14 @@ fn open_fd() -> io::Result<OwnedFd> {
     }
 }
 
-fn range(memory: &Reservation, offset: usize, len: usize) -> io::Result<raw::uffdio_range> {
-    let start = memory.at(offset, len)? as u64;
-    Ok(raw::uffdio_range { start, len: len as u64 })
+/// Whole pages at a host address.
+fn range(at: u64, len: usize) -> io::Result<raw::uffdio_range> {
+    let len = len as u64;
+    let whole = at.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE) && len > 0;
+    if whole && at.checked_add(len).is_some() {
+        return Ok(raw::uffdio_range { start: at, len });
+    }
+    Err(io::ErrorKind::InvalidInput.into())
 }
 
 fn installed(done: io::Result<()>, bytes: i64) -> io::Result<Installed> {
@@ -294,19 +315,29 @@ fn installed(done: io::Result<()>, bytes: i64) -> io::Result<Installed> {
     }
 }
 
-fn fault(message: &raw::uffd_msg) -> Option<Fault> {
-    if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT {
-        return None;
+fn event(message: &raw::uffd_msg) -> Option<Event> {
+    match u32::from(message.event) {
+        raw::UFFD_EVENT_PAGEFAULT => Some(Event::Fault(fault(message))),
+        raw::UFFD_EVENT_REMOVE | raw::UFFD_EVENT_UNMAP => {
+            // SAFETY: for these events the kernel filled in this member.
+            let range = unsafe { message.arg.remove };
+            Some(Event::Removed(range.start, range.end))
+        }
+        _ => None,
     }
+}
+
+/// The message of a page fault.
+fn fault(message: &raw::uffd_msg) -> Fault {
     // SAFETY: for this event the kernel filled in this member.
     let fault = unsafe { message.arg.pagefault };
-    // SAFETY: UFFD_FEATURE_THREAD_ID is on, so that the union holds the thread's number.
+    // SAFETY: the union holds a number: the thread's, if UFFD_FEATURE_THREAD_ID is on.
     let thread = unsafe { fault.feat.ptid };
     let has = |flag: u32| fault.flags & u64::from(flag) != 0;
-    Some(Fault {
+    Fault {
         address: fault.address & !0xfff,
         write: has(raw::UFFD_PAGEFAULT_FLAG_WRITE),
         protected: has(raw::UFFD_PAGEFAULT_FLAG_WP),
         thread,
-    })
+    }
 }
