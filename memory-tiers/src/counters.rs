@@ -171,6 +171,25 @@ pub struct Counters {
 }
 
 impl Tally {
+    /// Faults answered, by class.
+    pub fn faults_by_class(&self) -> BTreeMap<&'static str, ByAccess> {
+        let class = |c: PageClass| {
+            let [read, write] = &self.faults[c as usize];
+            (c.name(), ByAccess { read: read.get(), write: write.get() })
+        };
+        PageClass::BOTTOM_UP.into_iter().map(class).collect()
+    }
+
+    /// What was read of each image.
+    pub fn sources(&self, images: &[ImageInfo]) -> Vec<SourceCount> {
+        let source = |(image, bytes): (&ImageInfo, &Count)| SourceCount {
+            image: image.name.clone(),
+            tier: image.tier,
+            bytes_read: bytes.get(),
+        };
+        images.iter().zip(&self.read).map(source).collect()
+    }
+
     /// The counters now.
     pub fn counters(
         &self,
@@ -178,19 +197,10 @@ impl Tally {
         images: &[ImageInfo],
         mappings: Option<usize>,
     ) -> Counters {
-        let class = |c: PageClass| {
-            let [read, write] = &self.faults[c as usize];
-            (c.name(), ByAccess { read: read.get(), write: write.get() })
-        };
-        let source = |(image, bytes): (&ImageInfo, &Count)| SourceCount {
-            image: image.name.clone(),
-            tier: image.tier,
-            bytes_read: bytes.get(),
-        };
         let ahead = |how: Ahead| self.ahead[how as usize].get();
         Counters {
             strategy,
-            faults: PageClass::BOTTOM_UP.into_iter().map(class).collect(),
+            faults: self.faults_by_class(),
             faults_late: self.late.get(),
             pages: PageCounts {
                 mapped: self.mapped.get(),
@@ -205,7 +215,7 @@ impl Tally {
                 fetched_along: self.along.get(),
                 zeroed: self.zeroed.get(),
             },
-            sources: images.iter().zip(&self.read).map(source).collect(),
+            sources: self.sources(images),
             mappings,
             times: Times {
                 lay: self.lay_time.micros(),

@@ -158,10 +158,24 @@ pub enum TierError {
     /// The process that answers page faults has ended.
     #[error("the page fault handler at {0:?} has ended, and nobody else answers for missing pages")]
     HandlerEnded(PathBuf),
+    /// The process that answers page faults cannot have one.
+    #[error("the page fault handler at {socket:?} gives up: {said}")]
+    HandlerFailed {
+        /// Where it listens.
+        socket: PathBuf,
+        /// Its words.
+        said: String,
+    },
     /// No thread for answering faults or populating.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     /// The kernel does not say what is in memory.
     #[error("cannot read the state of guest memory")]
     Census(#[source] io::Error),
+}
+
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&e| e.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -17,6 +17,7 @@ use crate::disk::reads_far;
 use crate::error::TierError;
 use crate::faults::FaultThreads;
 use crate::guest_ram::GuestRam;
+use crate::handler::Handler;
 use crate::plan::{Action, Plan};
 use crate::populate;
 use crate::source::{PageSource, Sources, source_of};
@@ -68,7 +69,7 @@ impl Shared {
 /// devices are gone: a page that is asked for later is waited for in vain.
 pub struct Restore {
     shared: Arc<Shared>,
-    faults: Option<FaultThreads>,
+    answers: Option<Answers>,
     populating: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -100,8 +101,8 @@ impl Restore {
         let started = Instant::now();
         copying::carry_out(&shared, watched.as_deref())?;
         shared.tally.copy_time.add_time(started);
-        let faults = watched.map(|w| answer_for(&shared, w)).transpose()?;
-        let restore = Restore { shared, faults, populating: Mutex::default() };
+        let answers = watched.map(|w| answer_for(&shared, w)).transpose()?;
+        let restore = Restore { shared, answers, populating: Mutex::default() };
         let started = Instant::now();
         restore.run(false)?;
         restore.wait_populated();
@@ -164,13 +165,24 @@ impl Drop for Restore {
         self.cancel();
         // First the threads that may wait for an answer, then those that answer.
         self.wait_populated();
-        self.faults.take();
+        self.answers.take();
     }
 }
 
-/// Has what is `watched` answered for by threads of this process.
-fn answer_for(shared: &Shared, watched: Arc<Watched>) -> Result<FaultThreads, TierError> {
+/// Who answers for pages that are asked for, until this is dropped.
+enum Answers {
+    Here { _threads: FaultThreads },
+    Elsewhere { _handler: Handler },
+}
+
+/// Has what is `watched` answered for: by threads of this process, or by a pager.
+fn answer_for(shared: &Shared, watched: Arc<Watched>) -> Result<Answers, TierError> {
     let plan = &shared.plan;
+    if let Some(pager) = &plan.policy.pager {
+        let on_fatal = shared.on_fatal.clone();
+        let handler = Handler::hand_over(&shared.ram, &watched, pager, on_fatal)?;
+        return Ok(Answers::Elsewhere { _handler: handler });
+    }
     let asked = Asked {
         regions: shared.ram.places().clone(),
         page_size: varve_snapshot::PAGE_SIZE,
@@ -182,7 +194,8 @@ fn answer_for(shared: &Shared, watched: Arc<Watched>) -> Result<FaultThreads, Ti
         deadline: plan.policy.deadline,
         on_fatal: shared.on_fatal.clone(),
     };
-    FaultThreads::start(asked, plan.policy.fault_threads)
+    let threads = FaultThreads::start(asked, plan.policy.fault_threads)?;
+    Ok(Answers::Here { _threads: threads })
 }
 
 /// Whether `plan` was made for this memory and these images.
@@ -195,8 +208,8 @@ fn fits(ram: &GuestRam, plan: &Plan, sources: &Sources) -> Result<(), TierError>
         return other("it is for memory of other pages");
     }
     let mut used = vec![false; plan.images.len()];
-    for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {
-        used[usize::from(stored.image.0)] = true;
+    for image in plan.used_images() {
+        used[usize::from(image.0)] = true;
     }
     for (at, (image, _)) in plan.images.iter().zip(used).enumerate().filter(|(_, i)| i.1) {
         match sources.get(at).and_then(Option::as_deref) {
@@ -224,7 +237,10 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
                 let watched = match &watched {
                     Some(watched) => watched,
                     None => {
-                        let new = Arc::new(Watched::open(Watch::Missing)?);
+                        let new = Arc::new(match plan.policy.pager {
+                            Some(_) => Watched::by_handler()?,
+                            None => Watched::open(Watch::Missing)?,
+                        });
                         ram.watch(new.clone())?;
                         watched.insert(new)
                     }

@@ -4,16 +4,17 @@
 //!
 //! The connection stays open for as long as the machine lives, so that the handler learns of its end.
 
-use std::io::{self, ErrorKind, IoSlice, Read};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use varve_snapshot::{FlatOrder, PAGE_SIZE, PageRange};
 
 use crate::error::TierError;
 use crate::guest_ram::{GuestRam, HugePages};
@@ -35,10 +36,30 @@ pub struct HandlerMapping {
     /// Where its content begins in the raw memory file.
     pub offset: u64,
     /// Bytes of the pages that it is made of.
+    #[serde(default)]
     pub page_size: u64,
     /// The same, in bytes too: an older name that handlers may still read.
+    #[serde(default)]
     pub page_size_kib: u64,
 }
+
+impl HandlerMapping {
+    /// Bytes of its pages; older senders say it under the older name, or have no others than these.
+    pub(crate) fn bytes_of_page(&self) -> u64 {
+        let said = [self.page_size, self.page_size_kib].into_iter().find(|&size| size != 0);
+        said.unwrap_or(PAGE_SIZE)
+    }
+}
+
+/// The one thing that a handler may say, as a line of JSON: why it cannot go on. varve's pager says it;
+/// others say nothing.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Said {
+    pub error: String,
+}
+
+/// Longest line that is listened to.
+const MAX_SAID: usize = 64 << 10;
 
 /// Guest memory in the care of another process, until this is dropped.
 #[derive(Debug)]
@@ -56,18 +77,28 @@ impl Handler {
         socket: &Path,
         on_fatal: Box<dyn Fn(TierError) + Send + Sync>,
     ) -> Result<Handler, TierError> {
-        let watched = Arc::new(Watched::by(Uffd::for_handler()?, true));
+        let watched = Arc::new(Watched::by_handler()?);
         ram.watch(watched.clone())?;
         for region in ram.regions() {
             watched.add(ram, region.pages, Watch::Missing)?;
         }
+        Handler::hand_over(ram, &watched, socket, on_fatal.into())
+    }
+
+    /// The same for the part of `ram` that is `watched`, [by a handler](Watched::by_handler).
+    pub(crate) fn hand_over(
+        ram: &GuestRam,
+        watched: &Watched,
+        socket: &Path,
+        on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
+    ) -> Result<Handler, TierError> {
         let failed = |source| TierError::Handler { socket: socket.into(), source };
         let stream = UnixStream::connect(socket).map_err(failed)?;
         // Before it can end unseen.
         let process = peer_process(&stream)
             .inspect_err(|e| log::debug!("process of the page fault handler: {e}"))
             .ok();
-        let text = serde_json::to_vec(&mappings(ram)).map_err(|e| failed(e.into()))?;
+        let text = serde_json::to_vec(&mappings(ram, watched)).map_err(|e| failed(e.into()))?;
         send(&stream, &text, &watched.uffd).map_err(failed)?;
 
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -76,8 +107,10 @@ impl Handler {
         let (of_thread, socket) = (stop.clone(), socket.to_owned());
         let run = move || {
             let _end = crate::faults::EndTogether;
-            if !stopped_first(stream, process, &of_thread, &socket) {
-                on_fatal(TierError::HandlerEnded(socket));
+            match wait(stream, process, &of_thread, &socket) {
+                End::Stopped => {}
+                End::Gone => on_fatal(TierError::HandlerEnded(socket)),
+                End::Failed(said) => on_fatal(TierError::HandlerFailed { socket, said }),
             }
         };
         Ok(Handler { watcher: Some(crate::threads::spawn("handler", run)?), stop })
@@ -93,22 +126,22 @@ impl Drop for Handler {
     }
 }
 
-fn mappings(ram: &GuestRam) -> Vec<HandlerMapping> {
-    let page_size = if ram.huge_pages() == HugePages::Pool { HUGE_PAGE as u64 } else { 4096 };
-    let mut offset = 0;
-    let mapping = |region: &crate::RamRegion| {
-        let size = region.pages.len();
-        let from = offset;
-        offset += size;
-        HandlerMapping {
-            base_host_virt_addr: region.host,
-            size,
-            offset: from,
+/// The runs of `ram` that are watched.
+fn mappings(ram: &GuestRam, watched: &Watched) -> Vec<HandlerMapping> {
+    let page_size = if ram.huge_pages() == HugePages::Pool { HUGE_PAGE as u64 } else { PAGE_SIZE };
+    let memory: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
+    let order = FlatOrder::new(&memory);
+    let mapping = |pages: PageRange| {
+        Some(HandlerMapping {
+            base_host_virt_addr: ram.places().host(pages).ok()?,
+            size: pages.len(),
+            offset: order.of_pages(&pages)? * PAGE_SIZE,
             page_size,
             page_size_kib: page_size,
-        }
+        })
     };
-    ram.regions().iter().map(mapping).collect()
+    let watched = watched.pages.read().unwrap_or_else(PoisonError::into_inner).ranges();
+    watched.into_iter().flat_map(|range| ram.places().within(range)).filter_map(mapping).collect()
 }
 
 /// Sends both in one message, as handlers expect.
@@ -121,37 +154,52 @@ fn send(stream: &UnixStream, text: &[u8], uffd: &Uffd) -> io::Result<()> {
     }
     // A handler that has gone is an error, not a signal.
     let sent = sendmsg(stream, &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL)?;
-    if sent == text.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
+    let mut stream = stream;
+    stream.write_all(text.get(sent..).unwrap_or_default())
 }
 
-/// Waits until the machine ends (true) or nobody answers for its pages any more (false).
+/// What a machine's time with its handler ends with.
+enum End {
+    /// The machine.
+    Stopped,
+    /// The handler.
+    Gone,
+    /// The handler, as far as this machine goes, in its words.
+    Failed(String),
+}
+
+/// Waits until the machine ends or nobody answers for its pages any more.
 ///
 /// A handler may close its connection and go on answering. So what counts is the process, where it
 /// can be seen, and the connection only where it cannot.
-fn stopped_first(
-    mut stream: UnixStream,
-    process: Option<OwnedFd>,
-    stop: &OwnedFd,
-    socket: &PathBuf,
-) -> bool {
-    let mut ignored = [0; 256];
+fn wait(mut stream: UnixStream, process: Option<OwnedFd>, stop: &OwnedFd, socket: &PathBuf) -> End {
+    let mut said = Vec::new();
+    let mut piece = [0; 4096];
     loop {
         match first_of(stop, &stream, None) {
-            Some(true) => return true,
-            Some(false) => match stream.read(&mut ignored) {
-                // It has nothing to say in this protocol.
-                Ok(1..) => {}
+            Some(true) => return End::Stopped,
+            Some(false) => match stream.read(&mut piece) {
+                Ok(len @ 1..) => {
+                    said.extend_from_slice(piece.get(..len).unwrap_or_default());
+                    if let Ok(Said { error }) = serde_json::from_slice(&said) {
+                        return End::Failed(error);
+                    }
+                    if said.len() > MAX_SAID {
+                        said.clear();
+                    }
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => break,
             },
             None => {}
         }
     }
-    let Some(process) = process else { return false };
+    let Some(process) = process else { return End::Gone };
     let mut patience = Some(GRACE);
     loop {
         match first_of(stop, &process, patience.as_ref()) {
-            Some(stopped) => return stopped,
+            Some(true) => return End::Stopped,
+            Some(false) => return End::Gone,
             None => log::warn!(
                 "the page fault handler at {socket:?} closed its connection; as long as its \
                  process lives, it is taken to go on answering"
@@ -184,7 +232,6 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::sync::mpsc::channel;
     use std::time::Duration;
-    use varve_snapshot::PageRange;
 
     /// The other side: what it is sent.
     fn accept(listener: &UnixListener) -> (UnixStream, Vec<HandlerMapping>, OwnedFd) {

@@ -24,6 +24,7 @@ mod mechanisms;
 mod mispredict;
 mod open;
 mod overlay;
+mod pager;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
@@ -59,6 +60,10 @@ pub use mechanisms::{Mechanisms, Shape};
 pub use mispredict::{Mispredicted, mispredicted};
 pub use open::{Elsewhere, flat, open, open_flat};
 pub use overlay::Shown;
+pub use pager::{
+    CacheCounters, ChunkCache, MachineCounts, Pager, PagerCounters, Served,
+    Settings as PagerSettings, SnapshotCounters,
+};
 pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};
 pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};
 pub use recorder::{Recorder, RecorderHooks};

@@ -15,7 +15,7 @@ use crate::disk;
 use crate::error::TierError;
 use crate::guest_ram::HugePages;
 use crate::plan::{Plan, PlanInput};
-use crate::policy::{ColdPages, Policy};
+use crate::policy::Policy;
 use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
 use crate::strategy::{Strategy, is_hot};
 
@@ -58,7 +58,7 @@ pub fn open(
     let images: Vec<ImageInfo> = snapshot.images().iter().map(info).collect();
     let plan = |strategy: Strategy, name: &str| {
         let mut layout = snapshot.layout(name)?;
-        let mapped = name == layout::TIERED && policy.cold == ColdPages::Mapped;
+        let mapped = name == layout::TIERED && !policy.asks_for_cold();
         if mapped && has(snapshot, layout::TEMPLATE) {
             layout = cold_in_guest_layout(layout, &snapshot.layout(layout::TEMPLATE)?, &images);
         }
@@ -75,20 +75,21 @@ pub fn open(
         (strategy, _) => plan(strategy, layout_for(snapshot, strategy))?,
     };
     let mut sources: Sources = vec![None; images.len()];
-    for stored in plan.layout.regions().iter().filter_map(|r| r.stored) {
-        let at = usize::from(stored.image.0);
+    for image in plan.used_images() {
+        let at = usize::from(image.0);
         if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
-            *slot = Some(open_image(snapshot, stored.image, info, &plan, elsewhere)?);
+            *slot = Some(open_image(snapshot, image, info, plan.installs(), elsewhere)?);
         }
     }
     Ok((plan, sources))
 }
 
-fn open_image(
+/// Opens an image; `verified` if it is not only mapped, or read by the kernel straight to its place.
+pub(crate) fn open_image(
     snapshot: &ManifestReader,
     id: ImageId,
     info: &ImageInfo,
-    plan: &Plan,
+    verified: bool,
     elsewhere: &dyn Elsewhere,
 ) -> Result<Arc<dyn PageSource>, TierError> {
     let lost = |source| TierError::Image { image: info.name.clone(), tier: info.tier, source };
@@ -97,8 +98,7 @@ fn open_image(
     {
         return Ok(source);
     }
-    // What is mapped, or read by the kernel straight to its place, is not verified.
-    if info.mappable && !plan.installs() {
+    if info.mappable && !verified {
         return Ok(Arc::new(FileSource::with_info(info.clone(), snapshot.image_file(id)?)));
     }
     Ok(Arc::new(ImageSource::new(snapshot.image(id)?, info.clone())))
@@ -210,7 +210,7 @@ pub fn flat(file: &Path, memory: &[PageRange]) -> Result<(RegionMap, Sources), T
 }
 
 /// What a plan has to know of an image of a snapshot.
-fn image_info(entry: &ImageEntry) -> ImageInfo {
+pub(crate) fn image_info(entry: &ImageEntry) -> ImageInfo {
     ImageInfo {
         name: entry.name.clone(),
         tier: Tier::Local,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use varve_snapshot::{PageClass, PageRange, RegionMap, Stored};
+use varve_snapshot::{ImageId, PageClass, PageRange, RegionMap, Stored};
 
 use crate::bridge::guest_index;
 use crate::guest_ram::HugePages;
@@ -12,7 +12,7 @@ use crate::planner;
 use crate::policy::Policy;
 use crate::ranges::RangeSet;
 use crate::source::ImageInfo;
-use crate::strategy::{Placement, Strategy};
+use crate::strategy::{How, Placement, Strategy};
 use crate::sys::mmap::Ahead;
 
 /// What a plan is made from.
@@ -197,6 +197,14 @@ impl Plan {
         self.mapped().ranges()
     }
 
+    /// The images that this process reads or maps, some several times. Those whose pages are only
+    /// asked for are the pager's to read, if there is one.
+    pub(crate) fn used_images(&self) -> impl Iterator<Item = ImageId> + '_ {
+        let regions = self.layout.regions().iter().zip(&self.placements);
+        let own = |p: &Placement| p.how != How::Fault || self.policy.pager.is_none();
+        regions.filter(move |(_, p)| own(p)).filter_map(|(r, _)| Some(r.stored?.image))
+    }
+
     /// Whether pages are put in place one by one, now or as they are asked for.
     pub(crate) fn installs(&self) -> bool {
         self.ops.iter().any(|op| matches!(op.action, Action::Watch | Action::Install))
@@ -245,7 +253,7 @@ pub(crate) fn stored_at(layout: &RegionMap, address: u64) -> Option<Stored> {
 }
 
 /// Refuses a layout that names what is not there.
-fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
+pub(crate) fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
     for region in input.layout.regions() {
         let pages = region.pages;
         if !input.memory.iter().any(|m| m.contains(&pages)) {

@@ -1,6 +1,7 @@
 //! What whoever restores may choose, and what the mechanisms cost. What follows is `strategy`'s.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::guest_ram::HugePages;
 use crate::source::{ImageInfo, Tier};
@@ -139,11 +140,19 @@ pub struct Policy {
     pub stage2: bool,
     /// How long a page may take to come.
     pub deadline: std::time::Duration,
+    /// The unix socket of a process that brings the pages that are asked for; else threads of this
+    /// one do. What is cold is asked for then, and with `lazy` all that is stored.
+    pub pager: Option<PathBuf>,
     /// What mechanisms cost.
     pub costs: Costs,
 }
 
 impl Policy {
+    /// Whether cold pages are asked for, also where they could be mapped.
+    pub(crate) fn asks_for_cold(&self) -> bool {
+        self.cold == ColdPages::Paged || self.pager.is_some()
+    }
+
     /// The defaults with a given method.
     pub fn new(strategy: Strategy) -> Policy {
         Policy {
@@ -158,6 +167,7 @@ impl Policy {
             huge_pages: HugePages::Off,
             stage2: true,
             deadline: std::time::Duration::from_secs(10),
+            pager: None,
             costs: Costs::default(),
         }
     }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use varve_snapshot::{NEVER, PageClass, Region};
 
 use crate::guest_ram::HugePages;
-use crate::policy::{ColdPages, Policy, ReadOnlyPages, Wait};
+use crate::policy::{Policy, ReadOnlyPages, Wait};
 use crate::source::ImageInfo;
 use crate::sys::mmap::Ahead;
 
@@ -147,14 +147,15 @@ fn unmapped(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
 fn mappable(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
     let hot = is_hot(region);
     match policy.strategy {
+        Strategy::Lazy if policy.pager.is_some() => (How::Fault, None),
         Strategy::Lazy | Strategy::Auto => (How::Map, None),
         Strategy::Eager => (How::Copy, None),
         Strategy::Reap if hot => (How::Copy, None),
         Strategy::Reap => (How::Fault, None),
         Strategy::Faasnap => (How::Map, hot.then_some(Ahead::Cache)),
         Strategy::Tiered => tiered(region, policy),
-        Strategy::Template => match (region.class, policy.cold) {
-            (PageClass::Cold, ColdPages::Paged) if !hot => (How::Fault, None),
+        Strategy::Template => match (region.class, policy.asks_for_cold()) {
+            (PageClass::Cold, true) if !hot => (How::Fault, None),
             (PageClass::ReadWrite, _) => (How::Map, Some(Ahead::Write)),
             _ => (How::Map, hot.then_some(Ahead::Read)),
         },
@@ -162,14 +163,14 @@ fn mappable(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
 }
 
 fn tiered(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
-    match (region.class, policy.read_only, policy.cold) {
+    match (region.class, policy.read_only, policy.asks_for_cold()) {
         // Who waits for the copy anyway need not map first.
         (PageClass::ReadWrite, ..) if policy.wait >= Wait::Written => (How::Copy, None),
         (PageClass::ReadWrite, ..) => (How::Map, Some(Ahead::Write)),
         (PageClass::ReadOnly, ReadOnlyPages::Copied, _) => (How::Copy, None),
         (PageClass::ReadOnly, ReadOnlyPages::Mapped, _) => (How::Map, Some(Ahead::Read)),
         (PageClass::ReadOnly, ReadOnlyPages::Auto, _) => (How::MapOrCopy, Some(Ahead::Read)),
-        (_, _, ColdPages::Mapped) => (How::Map, None),
-        (_, _, ColdPages::Paged) => (How::Fault, None),
+        (_, _, false) => (How::Map, None),
+        (_, _, true) => (How::Fault, None),
     }
 }

@@ -31,6 +31,11 @@ impl Watched {
         Ok(Watched::by(Uffd::open(watch)?, false))
     }
 
+    /// What another process will answer for: pages that are given back are its business, too.
+    pub fn by_handler() -> Result<Watched, crate::UffdError> {
+        Ok(Watched::by(Uffd::for_handler()?, true))
+    }
+
     /// What `uffd` will watch; whether it `tells` of pages that are given back.
     pub fn by(uffd: Uffd, tells: bool) -> Watched {
         Watched { uffd, emptied: RwLock::default(), pages: RwLock::default(), tells }

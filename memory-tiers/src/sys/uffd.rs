@@ -142,6 +142,21 @@ impl Uffd {
         Uffd::with_features(raw::UFFD_FEATURE_EVENT_REMOVE)
     }
 
+    /// One that another process opened on its own memory and handed over.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptor is none.
+    pub fn of_another(fd: OwnedFd, page_of_it: u64) -> io::Result<Uffd> {
+        // Two threads must not wait where one event is.
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        let uffd = Uffd { fd };
+        // Does nothing, where there is a userfaultfd to do it.
+        uffd.wake(page_of_it, PAGE_SIZE as usize)?;
+        Ok(uffd)
+    }
+
     fn with_features(features: u32) -> Result<Uffd, UffdError> {
         let features = u64::from(features);
         let fd = open_fd().map_err(|source| match source.raw_os_error() {

@@ -1,0 +1,212 @@
+//! The first and only message of a machine: its userfaultfd and, as JSON, where its memory is. Nothing
+//! in it is trusted.
+
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use varve_snapshot::{FlatOrder, PAGE_SIZE};
+
+use crate::handler::HandlerMapping;
+use crate::regions::{RamRegion, Regions};
+use crate::sys::mmap::HUGE_PAGE;
+
+/// How long the message may take, once a machine has connected.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest message: some hundred thousand runs of memory.
+const MAX_BYTES: usize = 32 << 20;
+
+/// What a machine sent.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    pub mappings: Vec<HandlerMapping>,
+    pub uffd: OwnedFd,
+}
+
+/// Why a machine is refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandshakeError {
+    #[error("no whole message came")]
+    Io(#[from] io::Error),
+    #[error("it is no JSON array of mappings")]
+    Json(#[from] serde_json::Error),
+    #[error("no userfaultfd came with the message")]
+    NoUffd,
+    #[error("what came with the message is no userfaultfd that is ready")]
+    NotUffd(#[source] io::Error),
+    #[error("mapping {index}: {problem}")]
+    Mapping { index: usize, problem: String },
+    #[error("it has no memory")]
+    Empty,
+}
+
+/// Receives the message, which ends with its JSON text.
+pub(super) fn receive(stream: &UnixStream) -> Result<Handshake, HandshakeError> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut uffd = None;
+    let mut text = Vec::new();
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [IoSliceMut::new(&mut piece)];
+        let got = recvmsg(stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC);
+        let bytes = match got {
+            Ok(got) => got.bytes,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(io::Error::from(e).into()),
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                fds.for_each(|fd| uffd = uffd.take().or(Some(fd)));
+            }
+        }
+        text.extend_from_slice(piece.get(..bytes).unwrap_or_default());
+        match serde_json::from_slice(&text) {
+            Ok(mappings) => {
+                let uffd = uffd.ok_or(HandshakeError::NoUffd)?;
+                return Ok(Handshake { mappings, uffd });
+            }
+            Err(e) if !e.is_eof() => return Err(e.into()),
+            Err(_) if bytes == 0 => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
+            Err(_) if text.len() > MAX_BYTES => {
+                return Err(io::Error::from(ErrorKind::FileTooLarge).into());
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Where guest pages are in the machine's process, and the bytes of its pages. `order` is that of the
+/// snapshot's raw memory file.
+pub(super) fn regions(
+    mappings: &[HandlerMapping],
+    order: &FlatOrder,
+) -> Result<(Regions, u64), HandshakeError> {
+    let page_size = mappings.first().ok_or(HandshakeError::Empty)?.bytes_of_page();
+    let mut all = Vec::with_capacity(mappings.len());
+    let mut raw = Vec::with_capacity(mappings.len());
+    for (index, mapping) in mappings.iter().enumerate() {
+        let wrong = |problem: String| HandshakeError::Mapping { index, problem };
+        split(mapping, page_size, order, &mut all).map_err(wrong)?;
+        raw.push((mapping.offset, mapping.offset + mapping.size, index));
+    }
+    let mut host: Vec<_> = all.iter().map(|r| (r.host, r.host_end(), 0)).collect();
+    for ranges in [&mut raw, &mut host] {
+        ranges.sort_unstable();
+        if let Some(pair) = ranges.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+            let problem = "shares memory with another one".into();
+            return Err(HandshakeError::Mapping { index: pair[1].2, problem });
+        }
+    }
+    Ok((Regions::new(all), page_size))
+}
+
+/// A mapping as regions, of which each is in one range of guest memory.
+fn split(
+    mapping: &HandlerMapping,
+    page_size: u64,
+    order: &FlatOrder,
+    into: &mut Vec<RamRegion>,
+) -> Result<(), String> {
+    let &HandlerMapping { base_host_virt_addr: base, size, offset, .. } = mapping;
+    let own = mapping.bytes_of_page();
+    if ![PAGE_SIZE, HUGE_PAGE as u64].contains(&own) || own != page_size {
+        return Err(format!("page_size {own}: all have 4096, or all 2097152"));
+    }
+    if !(base.is_multiple_of(own) && size.is_multiple_of(own) && size > 0) {
+        return Err(format!("{size:#x} bytes at {base:#x} are no whole pages of {own} bytes"));
+    }
+    let end = offset.checked_add(size).filter(|_| base.checked_add(size).is_some());
+    let whole = order.pages() * PAGE_SIZE;
+    if !offset.is_multiple_of(PAGE_SIZE) || end.is_none_or(|end| end > whole) {
+        return Err(format!(
+            "offset {offset:#x}, size {size:#x}: the snapshot's memory has {whole:#x} bytes"
+        ));
+    }
+    let (mut first, end) = (offset / PAGE_SIZE, (offset + size) / PAGE_SIZE);
+    while first < end {
+        let border = order.starts().find(|&start| start > first).unwrap_or(end).min(end);
+        let pages = order.guest_pages(first, border - first);
+        let pages = pages.filter(|pages| pages.len().is_multiple_of(own));
+        let pages = pages.ok_or("a page of it is in two ranges of guest memory")?;
+        into.push(RamRegion { pages, host: base + (first * PAGE_SIZE - offset) });
+        first = border;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use varve_snapshot::PageRange;
+
+    fn mapping(base: u64, size: u64, offset: u64) -> HandlerMapping {
+        HandlerMapping {
+            base_host_virt_addr: base,
+            size,
+            offset,
+            page_size: 4096,
+            page_size_kib: 4096,
+        }
+    }
+
+    fn order() -> FlatOrder {
+        FlatOrder::new(
+            &[(0, 0x8000), (1 << 32, 0x4000)].map(|(at, n)| PageRange::new(at, n).unwrap()),
+        )
+    }
+
+    #[test]
+    fn one_mapping_may_hold_several_ranges_of_guest_memory() {
+        let (regions, page_size) = regions(&[mapping(0x10_0000, 0xc000, 0)], &order()).unwrap();
+        assert_eq!(page_size, 4096);
+        assert_eq!(regions.guest_address(0x10_7000), Some(0x7000));
+        assert_eq!(regions.guest_address(0x10_8000), Some(1 << 32));
+        assert_eq!(regions.guest_address(0x10_c000), None);
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let large = |m: HandlerMapping| HandlerMapping { page_size: 2 << 20, ..m };
+        for (mappings, problem) in [
+            (vec![], "no memory"),
+            (vec![mapping(0x1000, 0xd000, 0)], "the snapshot's memory has 0xc000 bytes"),
+            (vec![mapping(0x1000, 0x1000, 0xc000)], "mapping 0: offset 0xc000"),
+            (vec![mapping(0x1000, 0x1000, 12)], "offset 0xc,"),
+            (vec![mapping(0x1001, 0x1000, 0)], "no whole pages"),
+            (vec![mapping(0x1000, 0, 0)], "no whole pages"),
+            (vec![mapping(u64::MAX - 0xfff, 0x1000, 0)], "offset 0x0"),
+            (vec![mapping(0x1000, 0x1000, u64::MAX - 0xfff)], "offset 0xf"),
+            (vec![large(mapping(2 << 20, 2 << 20, 0))], "offset 0x0, size 0x200000"),
+            (vec![mapping(0x1000, 0x1000, 0), large(mapping(2 << 20, 2 << 20, 0))], "mapping 1"),
+            (
+                vec![mapping(0x1000, 0x2000, 0), mapping(0x9000, 0x1000, 0x1000)],
+                "mapping 1: shares",
+            ),
+            (vec![mapping(0x1000, 0x2000, 0), mapping(0x2000, 0x1000, 0x4000)], "shares memory"),
+        ] {
+            let error = regions(&mappings, &order()).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error:?} is not {problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_without_its_descriptor_or_its_end_is_refused() {
+        use std::io::Write;
+        for (text, problem) in [
+            ("[]", "no userfaultfd came"),
+            ("{}", "no JSON array"),
+            ("[{\"base_host_virt_addr\":1", "no whole message"),
+        ] {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            there.write_all(text.as_bytes()).unwrap();
+            drop(there);
+            let error = receive(&here).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error:?} is not {problem:?}");
+        }
+    }
+}
