@@ -21,6 +21,7 @@ mod keyval;
 mod metrics;
 mod observe;
 mod out;
+mod pager;
 mod pool;
 mod restore;
 mod run;
@@ -71,6 +72,9 @@ enum Command {
     /// Print what a machine has counted, in Prometheus' text format
     #[command(after_help = metrics::EXAMPLES)]
     Metrics(metrics::MetricsArgs),
+    /// Bring the pages of machines of other processes, as Firecracker's page fault handlers do
+    #[command(after_help = pager::EXAMPLES)]
+    Pager(pager::PagerArgs),
     /// Keep images in the memory of other hosts
     #[command(subcommand, after_help = pool::EXAMPLES)]
     Pool(pool::PoolCommand),
@@ -92,6 +96,7 @@ pub fn main(start: Instant) -> ExitCode {
         Some(Command::Restore(args)) => restore::main(*args, start),
         Some(Command::Snapshot(command)) => snapshot::main(command, start),
         Some(Command::Metrics(args)) => metrics::main(args),
+        Some(Command::Pager(args)) => pager::main(&args),
         Some(Command::Pool(command)) => pool::main(command),
         None => firecracker::main(cli.firecracker, start),
     };

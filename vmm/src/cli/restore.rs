@@ -26,7 +26,10 @@ Examples:
     varve restore snapshots/json --vsock /tmp/b.sock --drive rootfs=copy.ext4
 
   Cold pages from the memory of other hosts (varve pool --help):
-    varve restore snapshots/json --pool-keys pool.keys --invoke 'json 7'";
+    varve restore snapshots/json --pool-keys pool.keys --invoke 'json 7'
+
+  The same by a process of their own (varve pager --help):
+    varve restore snapshots/json --pager /run/json.sock --invoke 'json 7'";
 
 /// Options of `varve restore`.
 #[derive(Debug, Args)]

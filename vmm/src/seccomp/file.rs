@@ -46,7 +46,7 @@ pub enum FileError {
 }
 
 /// The programs in a file, by [`Thread`]; none where threads get no filter of their own.
-pub fn read(path: &Path) -> Result<[Option<BpfProgram>; 4], FileError> {
+pub fn read(path: &Path) -> Result<[Option<BpfProgram>; Thread::ALL.len()], FileError> {
     let io = |source| FileError::Io { path: path.into(), source };
     let mut bytes = Vec::new();
     let limit = MAX_BYTES as u64 + 1;
@@ -54,12 +54,12 @@ pub fn read(path: &Path) -> Result<[Option<BpfProgram>; 4], FileError> {
     decode(&bytes).map_err(|cause| FileError::Malformed { path: path.into(), cause })
 }
 
-fn decode(bytes: &[u8]) -> Result<[Option<BpfProgram>; 4], String> {
+fn decode(bytes: &[u8]) -> Result<[Option<BpfProgram>; Thread::ALL.len()], String> {
     if bytes.len() > MAX_BYTES {
         return Err(format!("it is longer than {MAX_BYTES} bytes"));
     }
     let mut rest = bytes;
-    let mut programs = [const { None }; 4];
+    let mut programs = [const { None }; Thread::ALL.len()];
     for _ in 0..count(&mut rest)? {
         let length = count(&mut rest)?;
         let name = std::str::from_utf8(take(&mut rest, length)?);

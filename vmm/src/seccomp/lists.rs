@@ -152,9 +152,8 @@ pub const CLIENT: &[Call] = &[
     any(SYS_setsockopt),
 ];
 
-/// The main thread, on top of all other lists: it reads what a machine is, makes it, does the work
-/// of its devices, and answers the API.
-pub const MAIN: &[Call] = &[
+/// Starting other threads.
+pub const STARTS: &[Call] = &[
     // Threads, and their filters. What is made must be a thread of this process.
     Call::with(SYS_clone, 0, (CLONE_VM | CLONE_THREAD | CLONE_SIGHAND) as u32),
     any(SYS_clone3), // answered with ENOSYS by a filter of its own: its flags cannot be seen
@@ -163,6 +162,32 @@ pub const MAIN: &[Call] = &[
     any(SYS_sched_getaffinity),
     Call::only(SYS_prctl, 0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32, PR_SET_VMA as u32]),
     Call::only(SYS_seccomp, 0, &[SECCOMP_SET_MODE_FILTER]),
+];
+
+/// A pager, beside the threads that answer faults: it reads what its snapshots are, listens, and is
+/// handed machines' memory.
+pub const PAGER: &[Call] = &[
+    any(SYS_bind),
+    any(SYS_listen),
+    any(SYS_accept4),
+    any(SYS_recvmsg),
+    any(SYS_getsockopt),
+    any(SYS_eventfd2),
+    // The descriptor that it is handed is made one that does not block.
+    any(SYS_fcntl),
+    // A machine that waits for ever is ended.
+    any(SYS_pidfd_open),
+    any(SYS_pidfd_send_signal),
+    any(SYS_stat),
+    any(SYS_newfstatat),
+    // The sockets that it made, and those that others left.
+    any(SYS_unlink),
+    any(SYS_unlinkat),
+];
+
+/// The main thread, on top of all other lists: it reads what a machine is, makes it, does the work
+/// of its devices, and answers the API.
+pub const MAIN: &[Call] = &[
     Call::only(SYS_rt_sigaction, 0, HANDLED_SIGNALS),
     // The event loop.
     any(SYS_epoll_create1),

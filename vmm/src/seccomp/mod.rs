@@ -38,11 +38,14 @@ pub enum Thread {
     Memory,
     /// The client of the guest's agent.
     Client,
+    /// Those of a pager that bring no pages: its main thread, listeners, and one for each machine.
+    Pager,
 }
 
 impl Thread {
     /// All kinds.
-    pub const ALL: [Thread; 4] = [Thread::Main, Thread::Vcpu, Thread::Memory, Thread::Client];
+    pub const ALL: [Thread; 5] =
+        [Thread::Main, Thread::Vcpu, Thread::Memory, Thread::Client, Thread::Pager];
 
     /// Its name in a file of filters. The first two are Firecracker's.
     pub fn name(self) -> &'static str {
@@ -51,20 +54,23 @@ impl Thread {
             Thread::Vcpu => "vcpu",
             Thread::Memory => "memory",
             Thread::Client => "client",
+            Thread::Pager => "pager",
         }
     }
 
     fn lists(self, pool: bool) -> &'static [&'static [Call]] {
         use lists::*;
         match self {
-            Thread::Main if pool => &[VCPU, MEMORY, CLIENT, MAIN, COMMON, POOL],
+            Thread::Main if pool => &[VCPU, MEMORY, CLIENT, MAIN, STARTS, COMMON, POOL],
             Thread::Memory if pool => &[MEMORY, COMMON, POOL],
             // Those of vCPUs first: what is looked for first is found fastest.
-            Thread::Main => &[VCPU, MEMORY, CLIENT, MAIN, COMMON],
+            Thread::Main => &[VCPU, MEMORY, CLIENT, MAIN, STARTS, COMMON],
             Thread::Vcpu => &[VCPU, COMMON],
             Thread::Memory => &[MEMORY, COMMON],
             // It marks invocations in a recording, too.
             Thread::Client => &[CLIENT, MEMORY, COMMON],
+            Thread::Pager if pool => &[MEMORY, CLIENT, PAGER, STARTS, COMMON, POOL],
+            Thread::Pager => &[MEMORY, CLIENT, PAGER, STARTS, COMMON],
         }
     }
 }
@@ -101,7 +107,7 @@ pub enum SeccompError {
 
 /// The filters of this process, by [`Thread`], once it has any; each is compiled when a thread first
 /// needs it. None: such threads have no more than what they inherit.
-static FILTERS: OnceLock<[OnceLock<Option<BpfProgram>>; 4]> = OnceLock::new();
+static FILTERS: OnceLock<[OnceLock<Option<BpfProgram>>; Thread::ALL.len()]> = OnceLock::new();
 
 /// Whether this process's own filters let it reach a pool.
 static POOL: AtomicBool = AtomicBool::new(false);
@@ -111,10 +117,15 @@ pub fn reaches_pool() -> bool {
     FILTERS.get().is_none() || POOL.load(Ordering::Relaxed)
 }
 
-/// Filters this thread, the main one, and decides what [`confine`] does on others. To be called once,
-/// while there is no other thread.
+/// Filters this thread, a monitor's main one, and decides what [`confine`] does on others. To be called
+/// once, while there is no other thread.
 pub fn enter(choice: &Choice) -> Result<(), SeccompError> {
-    let filters: [OnceLock<_>; 4] = match choice {
+    enter_as(Thread::Main, choice)
+}
+
+/// The same for a process whose main thread is of another kind.
+pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
+    let filters: [OnceLock<_>; Thread::ALL.len()] = match choice {
         Choice::Off => return Ok(()),
         Choice::Own => Default::default(),
         Choice::OwnWithPool => {
@@ -128,16 +139,16 @@ pub fn enter(choice: &Choice) -> Result<(), SeccompError> {
             file::read(path)?.map(OnceLock::from)
         }
     };
-    trap::install().map_err(|e| refused(Thread::Main, e))?;
+    trap::install().map_err(|e| refused(main, e))?;
     if matches!(choice, Choice::Own | Choice::OwnWithPool) {
         // A thread is made by clone3 where there is one, whose flags are in memory that no filter
         // sees. As from an old kernel, the C library then uses clone.
         let program = call::refuse(&[Call::any(libc::SYS_clone3)], libc::ENOSYS);
-        apply(Thread::Main, &program.map_err(|e| refused(Thread::Main, e))?)?;
+        apply(main, &program.map_err(|e| refused(main, e))?)?;
     }
     FILTERS.get_or_init(|| filters);
     varve_memory_tiers::confine_threads(|| confine_or_die(Thread::Memory));
-    confine(Thread::Main)
+    confine(main)
 }
 
 /// Narrows this thread to what its kind may call, if this process is filtered.

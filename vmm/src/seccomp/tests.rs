@@ -23,12 +23,12 @@ const ROLE: &str = "VARVE_SECCOMP_TEST";
 /// has signals blocked meanwhile, and the kernel ends the process without a word.
 const CALLS: &[(&str, &str, &[Thread])] = &[
     ("nothing", "", &Thread::ALL),
-    ("a thread", "", &[Thread::Main]),
+    ("a thread", "", &[Thread::Main, Thread::Pager]),
     ("a program", "", &[]),
     ("exec", "execve", &[]),
     ("executable memory", "mmap", &[]),
     ("an internet socket", "socket", &[]),
-    ("a unix socket", "socket", &[Thread::Main, Thread::Client]),
+    ("a unix socket", "socket", &[Thread::Main, Thread::Client, Thread::Pager]),
     ("a new file", "open", &[Thread::Main]),
     ("another user", "setuid", &[]),
     ("another root", "chroot", &[]),

@@ -57,6 +57,11 @@ pub struct Choices {
     #[arg(long, value_name = "auto|tcp|rdma", value_parser = word::<Transport>,
           default_value = "auto")]
     pub pool_transport: Transport,
+
+    /// Have a pager bring the pages that are asked for: cold ones, and with the strategy lazy all that
+    /// are stored. It listens at this unix socket (varve pager --help)
+    #[arg(long, value_name = "SOCKET")]
+    pub pager: Option<PathBuf>,
 }
 
 impl Default for Choices {
@@ -70,6 +75,7 @@ impl Default for Choices {
             prefault: true,
             pool_keys: None,
             pool_transport: Transport::default(),
+            pager: None,
         }
     }
 }
@@ -84,6 +90,7 @@ impl Choices {
             threads: self.threads.into(),
             stage2: self.prefault,
             huge_pages,
+            pager: self.pager.clone(),
             ..Policy::new(self.strategy.unwrap_or(otherwise))
         }
     }
@@ -140,10 +147,11 @@ mod tests {
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Lazy, true));
         let all = both(
             "--strategy tiered --read-only copied --cold paged --wait all --threads 3 --no-prefault \
-             --pool-keys k --pool-transport tcp",
+             --pool-keys k --pool-transport tcp --pager p",
             serde_json::json!({
                 "strategy": "tiered", "read_only": "copied", "cold": "paged", "wait": "all",
                 "threads": 3, "prefault": false, "pool_keys": "k", "pool_transport": "tcp",
+                "pager": "p",
             }),
         );
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);

@@ -129,6 +129,10 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
         (Memory::File(file) | Memory::Tiered(_, file), Some(record)) => {
             MemoryRestore::record(&file, &ranges, record)?
         }
+        (Memory::Handler(_), None) if choices.pager.is_some() => {
+            let problem = "memory comes from the handler of mem_backend already: leave one out";
+            return Err(ConfigError::field("restore.pager", problem).into());
+        }
         (Memory::Handler(socket), None) => MemoryRestore::Handled(socket),
         (Memory::Handler(_), Some(_)) => {
             let problem = "needs the memory file; a page fault handler may record by itself";

@@ -1,0 +1,180 @@
+//! `varve pager`: a process that brings the pages of other processes' machines, until a signal ends it.
+
+use std::error::Error;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use varve_memory_tiers::{ChunkCache, Pager, PagerSettings, Policy, Served, Strategy};
+use varve_pool::client::Transport;
+use varve_snapshot::{
+    MANIFEST_FILE, MEMORY_FILE, ManifestReader, PAGE_SIZE, PageRange, STATE_FILE, StateFile,
+};
+
+use crate::cli::out::outln;
+use crate::config::parse_size;
+use crate::seccomp::{self, Choice, Thread};
+use crate::snapshot::choices::Choices;
+use crate::words::word;
+
+/// Shown below the options.
+pub const EXAMPLES: &str = "\
+Examples:
+  Bring the cold pages of a tiered snapshot, from its own files or from the pool, and restore a
+  machine that needs no network and none of the pool's keys:
+    varve pager --listen /run/json.sock --snapshot snapshots/json --pool-keys pool.keys
+    varve restore snapshots/json --pager /run/json.sock --invoke 'json 7'
+
+  Be the page fault handler of Firecracker's machines, or of varve's by the API (mem_backend of type
+  Uffd), for two snapshots of which one is but a memory file:
+    varve pager --listen a.sock --snapshot snapshots/a --listen b.sock --snapshot b/memory.bin
+
+  Counters, as a line of JSON on standard output (also printed at the end):
+    kill -USR1 $(pidof varve)";
+
+/// Options of `varve pager`.
+#[derive(Debug, Args)]
+pub struct PagerArgs {
+    /// Unix socket at which machines of the snapshot with the same place in the order connect (repeat
+    /// for more)
+    #[arg(long, value_name = "SOCKET", required = true)]
+    listen: Vec<PathBuf>,
+
+    /// Snapshot to serve at the socket with the same place in the order: a folder, or a raw memory
+    /// file (repeat for more)
+    #[arg(long, value_name = "DIR|FILE", required = true)]
+    snapshot: Vec<PathBuf>,
+
+    /// Fetch images that were published to a pool from there, with the keys in this file
+    #[arg(long, value_name = "FILE")]
+    pool_keys: Option<PathBuf>,
+
+    /// How pages come from the pool: by RDMA where both sides have it (auto), tcp, or rdma only
+    #[arg(long, value_name = "auto|tcp|rdma", value_parser = word::<Transport>,
+          default_value = "auto")]
+    pool_transport: Transport,
+
+    /// Most memory for chunks that were fetched or decompressed, which all machines share
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
+    cache: u64,
+
+    /// Threads for each machine: so many of its pages, less one, may be slow in coming at once without
+    /// delaying others
+    #[arg(long, value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+
+    /// Most machines at once
+    #[arg(long, value_name = "N", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    machines: u32,
+
+    /// No seccomp filters
+    #[arg(long)]
+    no_seccomp: bool,
+}
+
+/// Serves until SIGINT, SIGTERM or SIGHUP.
+pub fn main(args: &PagerArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let (sockets, snapshots) = (args.listen.len(), args.snapshot.len());
+    if sockets != snapshots {
+        return Err(format!(
+            "--listen is given {sockets} times and --snapshot {snapshots} times: each snapshot has a \
+             socket of its own"
+        )
+        .into());
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
+    seccomp::enter_as(
+        Thread::Pager,
+        &match (args.no_seccomp, &args.pool_keys) {
+            (true, _) => Choice::Off,
+            (false, Some(_)) => Choice::OwnWithPool,
+            (false, None) => Choice::Own,
+        },
+    )?;
+    let cache = Arc::new(ChunkCache::new(args.cache));
+    let settings = PagerSettings {
+        threads: args.threads.into(),
+        machines: args.machines.try_into().unwrap_or(usize::MAX),
+        deadline: Policy::new(Strategy::Tiered).deadline,
+    };
+    let mut pager = Pager::new(settings, cache.clone())?;
+    let mut bound = Vec::new();
+    for (socket, snapshot) in args.listen.iter().zip(&args.snapshot) {
+        let served = served(snapshot, args, &cache)?;
+        let listener = bind(socket)?;
+        bound.push(Bound(socket));
+        pager.serve(listener, served)?;
+        // Scripts wait for this line.
+        eprintln!("varve: pager listens at {} for {}", socket.display(), snapshot.display());
+    }
+    for _ in signals.forever().take_while(|&signal| signal == SIGUSR1) {
+        outln!("{}", serde_json::to_string(&pager.counters())?);
+    }
+    drop(bound);
+    outln!("{}", serde_json::to_string(&pager.counters())?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The snapshot at a path, whatever is there.
+fn served(
+    path: &Path,
+    args: &PagerArgs,
+    cache: &Arc<ChunkCache>,
+) -> Result<Served, Box<dyn Error>> {
+    let name = path.display().to_string();
+    let found = fs::metadata(path).map_err(|e| format!("--snapshot {name}: {e}"))?;
+    if !found.is_dir() {
+        // What guest addresses its pages have is not known, and matters to messages only.
+        let memory = PageRange::new(0, found.len()).map_err(|_| {
+            format!("--snapshot {name}: {} bytes are no whole pages of {PAGE_SIZE}", found.len())
+        })?;
+        return Ok(Served::flat(name, path, &[memory])?);
+    }
+    if path.join(MANIFEST_FILE).exists() {
+        let choices = Choices {
+            pool_keys: args.pool_keys.clone(),
+            pool_transport: args.pool_transport,
+            ..Choices::default()
+        };
+        let elsewhere = choices.elsewhere(path)?;
+        let manifest = ManifestReader::open(&path.join(MANIFEST_FILE))?;
+        return Ok(Served::tiered(name, &manifest, &*elsewhere, cache)?);
+    }
+    let state = StateFile::read(&path.join(STATE_FILE))?;
+    let memory = path.join(state.memory_file.as_deref().unwrap_or(MEMORY_FILE));
+    Ok(Served::flat(name, &memory, &state.memory)?)
+}
+
+/// Listens at a socket. What an earlier pager left there is replaced, unless somebody listens.
+fn bind(path: &Path) -> Result<UnixListener, String> {
+    let named = |e: std::io::Error| format!("--listen {}: {e}", path.display());
+    match UnixListener::bind(path) {
+        Err(e) if e.kind() == ErrorKind::AddrInUse => {}
+        bound => return bound.map_err(named),
+    }
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    let refused = |e: std::io::Error| e.kind() == ErrorKind::ConnectionRefused;
+    if !is_socket || !UnixStream::connect(path).is_err_and(refused) {
+        return Err(format!("--listen {}: it is in use", path.display()));
+    }
+    fs::remove_file(path).map_err(named)?;
+    UnixListener::bind(path).map_err(named)
+}
+
+/// A socket's file, which goes with this.
+struct Bound<'p>(&'p Path);
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.0);
+    }
+}
