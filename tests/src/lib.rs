@@ -14,6 +14,7 @@ pub mod jail;
 pub mod metrics_shape;
 pub mod network;
 pub mod process;
+pub mod services;
 pub mod snapshots;
 pub mod terminal;
 pub mod vm;

@@ -3,77 +3,20 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use varve_agent::protocol::Action;
 use varve_memory_tiers::{ImageInfo, PageSource, Tier};
 use varve_pool::client::Transport;
 use varve_pool::{Key, Keys, Place, PoolSource, Wanted, publish};
-use varve_snapshot::{ChunkTable, Compression, Image, ImageEntry, ManifestReader};
-use varve_tests::images::varve;
-use varve_tests::snapshots::tier;
+use varve_snapshot::{ChunkTable, Compression, Image, ImageEntry};
+use varve_tests::services::{KEY, RDMA_ADDRESS, Service, key_file, published};
 use varve_tests::{Restoring, Vm};
 
-/// The lab's soft-RoCE device is at this address.
-const ADDRESS: &str = "10.78.0.1";
-const KEY: &str = "3333333333333333333333333333333333333333333333333333333333333333";
 const PAGES: u64 = 3000;
-
-/// A memory node in a process.
-struct Node {
-    process: Child,
-    address: String,
-}
-
-impl Node {
-    fn start(keys: &Path) -> Node {
-        let mut process = Command::new(varve())
-            .args(["pool", "serve", "--listen", &format!("{ADDRESS}:0"), "--keys"])
-            .arg(keys)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stderr.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().rsplit(' ').next().unwrap().to_owned();
-        assert!(address.starts_with(ADDRESS), "{line}");
-        Node { process, address }
-    }
-}
-
-impl Node {
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.process)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).unwrap();
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn key_file(dir: &Path) -> PathBuf {
-    let path = dir.join("keys");
-    fs::write(&path, format!("acme {KEY}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    path
-}
 
 fn image(dir: &Path) -> Image {
     let bytes: Vec<u8> =
@@ -123,9 +66,9 @@ fn check(source: &PoolSource, dir: &Path) {
 fn reads_are_the_devices_own() {
     let dir = tempfile::tempdir().unwrap();
     let (keys, image) = (key_file(dir.path()), image(dir.path()));
-    let mut node = Node::start(&keys);
+    let mut node = Service::node(RDMA_ADDRESS, &keys);
     let wanted = Wanted {
-        nodes: vec![node.address.clone()],
+        nodes: vec![node.place.clone()],
         copies: 1,
         tenant: "acme".to_owned().try_into().unwrap(),
         key: Key::from_hex(KEY).unwrap(),
@@ -149,40 +92,7 @@ fn reads_are_the_devices_own() {
     node.kill();
     let late = by_rdma.trying_for(Duration::from_millis(100));
     let error = late.read(5, &mut [0; 4096]).unwrap_err().to_string();
-    assert!(error.contains(&node.address), "{error}");
-}
-
-/// A tiered snapshot whose cold pages are on two nodes, and not here any more.
-fn published(dir: &Path, keys: &Path, nodes: &[Node]) {
-    let mut vm = Vm::builder().option("--memory", "96M").controlled().start();
-    for (name, seed) in [("hot", 1), ("cold", 2)] {
-        vm.memory(name, Action::Allocate, 4, 0);
-        vm.memory_by(1, name, Action::Fill, seed);
-    }
-    vm.snapshot("", dir);
-    drop(vm);
-    let trace = dir.join("trace");
-    let mut vm = Restoring::recording(dir, &trace).options("--json").start();
-    vm.memory_by(1, "hot", Action::Verify, 0);
-    vm.end_with_report();
-    tier(dir, &[&trace], "");
-    let to: Vec<_> = nodes.iter().map(|n| n.address.as_str()).collect();
-    let (to, copies) = (to.join(","), nodes.len().to_string());
-    let end = varve_tests::command::run([
-        "pool".as_ref(),
-        "publish".as_ref(),
-        dir.as_os_str(),
-        "--to".as_ref(),
-        to.as_ref(),
-        "--copies".as_ref(),
-        copies.as_ref(),
-        "--keys".as_ref(),
-        keys.as_os_str(),
-    ]);
-    assert_eq!(end.code, Some(0), "{end:?}");
-    let cold = ManifestReader::open(dir).unwrap();
-    let cold = cold.images().iter().find(|i| i.name == "cold").unwrap().path(cold.folder());
-    fs::remove_file(cold).unwrap();
+    assert!(error.contains(&node.place), "{error}");
 }
 
 fn restored(dir: &Path, keys: &Path, options: &str) -> Vm {
@@ -202,7 +112,7 @@ fn fetched(report: &serde_json::Value) -> u64 {
 fn a_guest_runs_on_memory_of_other_hosts() {
     let dir = tempfile::Builder::new().prefix("varve-pool").tempdir().unwrap();
     let (keys, snapshot) = (key_file(dir.path()), dir.path().join("snapshot"));
-    let mut nodes = [Node::start(&keys), Node::start(&keys)];
+    let mut nodes = [Service::node(RDMA_ADDRESS, &keys), Service::node(RDMA_ADDRESS, &keys)];
     published(&snapshot, &keys, &nodes);
     for transport in ["tcp", "rdma"] {
         let before = counter("rcvd_pkts");
@@ -236,7 +146,7 @@ fn a_guest_runs_on_memory_of_other_hosts() {
     let end = restoring.arg("--invoke").arg("hello 1").end();
     assert_eq!(end.code, Some(5), "{end:?}");
     assert!(end.stderr.contains("cannot be had from remote image cold"), "{}", end.stderr);
-    assert!(end.stderr.contains(&nodes[1].address), "{}", end.stderr);
+    assert!(end.stderr.contains(&nodes[1].place), "{}", end.stderr);
 }
 
 #[test]

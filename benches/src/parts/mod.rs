@@ -3,6 +3,7 @@
 mod api;
 mod block;
 mod boot;
+mod fetch;
 mod mechanisms;
 mod memory;
 mod plan;
@@ -37,6 +38,8 @@ pub enum Part {
     Mechanisms,
     /// Reading metadata, planning and mapping, by number of extents (without KVM)
     Plan,
+    /// A missing page from a file, a pool and a pager (without KVM)
+    Fetch,
     /// Time from process start to running vCPUs, by size of the guest and strategy
     Sizes,
     /// All of these
@@ -63,6 +66,7 @@ impl Part {
             Part::Vsock => "vsock",
             Part::Mechanisms => "mechanisms",
             Part::Plan => "plan",
+            Part::Fetch => "fetch",
             Part::Sizes => "sizes",
             Part::All => "all",
         }
@@ -78,6 +82,7 @@ impl Part {
             Part::Vsock => &[Part::Vsock],
             Part::Mechanisms => &[Part::Mechanisms],
             Part::Plan => &[Part::Plan],
+            Part::Fetch => &[Part::Fetch],
             Part::Sizes => &[Part::Sizes],
             Part::All => &[
                 Part::Boot,
@@ -87,6 +92,7 @@ impl Part {
                 Part::Vsock,
                 Part::Mechanisms,
                 Part::Plan,
+                Part::Fetch,
                 Part::Sizes,
             ],
         }
@@ -102,6 +108,7 @@ impl Part {
             Part::Vsock => vsock::run(effort, recorder),
             Part::Mechanisms => mechanisms::run(effort, recorder),
             Part::Plan => plan::run(effort, folder, recorder),
+            Part::Fetch => fetch::run(effort, folder, recorder),
             Part::Sizes => sizes::run(effort, folder, recorder),
             Part::All => self.each().iter().try_for_each(|p| p.run(effort, folder, recorder)),
         }

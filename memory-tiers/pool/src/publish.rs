@@ -8,7 +8,7 @@ use varve_snapshot::Digest;
 
 use crate::auth::{Key, Tenant, nonce};
 use crate::client::{NodeClient, Publishing};
-use crate::error::PoolError;
+use crate::error::{PoolError, chain};
 use crate::place::{Id, Place, Places, Shard, choose};
 
 /// Length of a shard: many for a large image, so that it spreads; long enough to be a whole number
@@ -100,27 +100,34 @@ pub fn publish(
     places.images.insert(image.into(), place.clone());
     places.write(dir)?;
     if let Some(before) = before {
-        forget_at(&before, key, |node| !nodes.contains(node));
+        for error in forget_at(&before, key, |node| !nodes.contains(node)) {
+            log::warn!("it may keep an image that nobody uses: {}", chain(&error));
+        }
     }
     Ok(place)
 }
 
-/// Takes an image out of the pool; the snapshot's folder no longer says that it is there. Nodes that
-/// do not answer are named in the log, and keep it.
+/// Takes an image out of the pool. A node that does not answer keeps it, which is an error; until it
+/// is done again the snapshot's folder says where, and that the image is not whole.
 pub fn forget(dir: &Path, image: &str, key: &Key) -> Result<bool, PoolError> {
     let mut places = Places::read(dir)?;
-    let Some(place) = places.images.remove(image) else { return Ok(false) };
+    let Some(place) = places.images.get_mut(image) else { return Ok(false) };
     // First nobody is told of it any more, then it goes.
+    place.complete = false;
+    let place = place.clone();
     places.write(dir)?;
-    forget_at(&place, key, |_| true);
+    let failed = forget_at(&place, key, |_| true);
+    if let Some(error) = failed.into_iter().next() {
+        return Err(error);
+    }
+    places.images.remove(image);
+    places.write(dir)?;
     Ok(true)
 }
 
-fn forget_at(place: &Place, key: &Key, at: impl Fn(&String) -> bool) {
-    for node in place.nodes.iter().filter(|n| at(n)) {
-        let client = NodeClient::new(node, place.tenant.clone(), key.clone());
-        if let Err(e) = client.forget(place.publication.0) {
-            log::warn!("it may keep an image that nobody uses: {}", crate::error::chain(&e));
-        }
-    }
+/// Has nodes forget an image; those that did not are told.
+fn forget_at(place: &Place, key: &Key, at: impl Fn(&String) -> bool) -> Vec<PoolError> {
+    let client = |node| NodeClient::new(node, place.tenant.clone(), key.clone());
+    let nodes = place.nodes.iter().filter(|n| at(n));
+    nodes.filter_map(|node| client(node).forget(place.publication.0).err()).collect()
 }

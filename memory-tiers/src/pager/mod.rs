@@ -58,8 +58,8 @@ pub struct PagerCounters {
 pub struct MachineCounts {
     /// Connected now.
     pub now: u64,
-    /// Served up to now, with those.
-    pub served: u64,
+    /// Served until they ended, those that were lost among them.
+    pub ended: u64,
     /// Lost, because a page could not be had.
     pub lost: u64,
     /// Refused: there were too many, or what they sent made no sense.
@@ -98,7 +98,7 @@ struct Shared {
     snapshots: Mutex<Vec<Arc<Served>>>,
     machines: Mutex<Vec<JoinHandle<()>>>,
     now: AtomicU64,
-    served: AtomicU64,
+    ended: AtomicU64,
     lost: AtomicU64,
     refused: AtomicU64,
 }
@@ -115,7 +115,7 @@ impl Pager {
             snapshots: Mutex::default(),
             machines: Mutex::default(),
             now: AtomicU64::new(0),
-            served: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         };
@@ -149,7 +149,7 @@ impl Pager {
         PagerCounters {
             machines: MachineCounts {
                 now: shared.now.load(Relaxed),
-                served: shared.served.load(Relaxed),
+                ended: shared.ended.load(Relaxed),
                 lost: shared.lost.load(Relaxed),
                 refused: shared.refused.load(Relaxed),
             },
@@ -208,7 +208,7 @@ impl Shared {
         self.now.fetch_add(1, Relaxed);
         match machine::serve(stream, served, &self.settings, &self.stop) {
             Ok(end) => {
-                self.served.fetch_add(1, Relaxed);
+                self.ended.fetch_add(1, Relaxed);
                 self.lost.fetch_add(u64::from(matches!(end, End::Lost)), Relaxed);
             }
             Err(e) => self.refuse(stream, served, &chain(&e)),

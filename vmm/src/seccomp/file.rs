@@ -68,7 +68,8 @@ fn decode(bytes: &[u8]) -> Result<[Option<BpfProgram>; Thread::ALL.len()], Strin
         if name == UNUSED {
             continue;
         }
-        let thread = Thread::ALL.into_iter().find(|thread| thread.name() == name);
+        let monitors = Thread::ALL.into_iter().filter(|&thread| thread != Thread::Pager);
+        let thread = monitors.into_iter().find(|thread| thread.name() == name);
         let thread = thread.ok_or_else(|| format!("there are no threads {name:?}"))?;
         if programs[thread as usize].replace(program).is_some() {
             return Err(format!("it has two filters {name:?}"));

@@ -162,6 +162,8 @@ pub const STARTS: &[Call] = &[
     any(SYS_sched_getaffinity),
     Call::only(SYS_prctl, 0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32, PR_SET_VMA as u32]),
     Call::only(SYS_seccomp, 0, &[SECCOMP_SET_MODE_FILTER]),
+    // The C library's own, with the first thread.
+    Call::only(SYS_rt_sigaction, 0, HANDLED_SIGNALS),
 ];
 
 /// A pager, beside the threads that answer faults: it reads what its snapshots are, listens, and is
@@ -188,7 +190,6 @@ pub const PAGER: &[Call] = &[
 /// The main thread, on top of all other lists: it reads what a machine is, makes it, does the work
 /// of its devices, and answers the API.
 pub const MAIN: &[Call] = &[
-    Call::only(SYS_rt_sigaction, 0, HANDLED_SIGNALS),
     // The event loop.
     any(SYS_epoll_create1),
     any(SYS_epoll_ctl),
