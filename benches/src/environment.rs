@@ -14,19 +14,25 @@ use crate::report::{Clock, Host, MachineInfo, MonitorInfo};
 
 /// `f_type` of tmpfs (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// The same of overlayfs.
+const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 
 /// The machine. The lab says that it is one, and that its clock counts instructions.
 pub fn machine() -> Result<MachineInfo> {
-    let set = |name: &str| std::env::var_os(name).is_some_and(|value| value == "1");
-    let lab = set("LAB");
+    let lab = is_set("LAB");
     Ok(MachineInfo {
         host: if lab { Host::Lab } else { Host::Native },
-        clock: if lab && set("LAB_ICOUNT") { Clock::Virtual } else { Clock::Real },
+        clock: if lab && is_set("LAB_ICOUNT") { Clock::Virtual } else { Clock::Real },
         cpu: field("/proc/cpuinfo", "model name")?,
         cpus: std::thread::available_parallelism().context("number of CPUs")?.get(),
         memory_mib: kib(&field("/proc/meminfo", "MemTotal")?)? >> 10,
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     })
+}
+
+/// Whether the lab says so.
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| value == "1")
 }
 
 /// The monitor that the harness starts.
@@ -70,12 +76,17 @@ pub fn date() -> String {
 /// A folder whose files are in memory, so that no disk is measured.
 pub fn memory_folder() -> Result<PathBuf> {
     let places = ["/dev/shm", "/run", "/tmp"];
-    let in_memory = |path: &&str| {
-        statfs(*path).is_ok_and(|found| found.f_type == TMPFS_MAGIC)
-            && tempfile::tempfile_in(path).is_ok()
-    };
+    let in_memory =
+        |path: &&str| is_in_memory(Path::new(path)) && tempfile::tempfile_in(path).is_ok();
     let found = places.iter().find(|path| in_memory(path));
     found.map(PathBuf::from).with_context(|| format!("none of {places:?} is a tmpfs to write to"))
+}
+
+/// Whether a folder's files are nowhere but in memory. In the lab all that is written goes to a tmpfs,
+/// through an overlay.
+pub fn is_in_memory(folder: &Path) -> bool {
+    let kind = statfs(folder).map_or(0, |found| found.f_type);
+    kind == TMPFS_MAGIC || kind == OVERLAYFS_MAGIC && is_set("LAB")
 }
 
 /// The first value of a field in a file of lines `name : value`.

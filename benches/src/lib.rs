@@ -7,13 +7,19 @@
 //! with labels (`kernel=bzImage`), so a comparison adds labels, not structure. [`report`] is what is
 //! saved, [`table`] what is shown.
 
+pub mod compare;
 pub mod demo;
 pub mod environment;
+pub mod outside;
 pub mod parts;
+pub mod plot;
+pub mod prepare;
 pub mod progress;
 pub mod recorder;
 pub mod replay;
 pub mod report;
+pub mod session;
 pub mod smaps;
 pub mod stats;
+pub mod summary;
 pub mod table;

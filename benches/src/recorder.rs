@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
-use crate::report::{Figure, Target, Unit};
+use varve_memory_tiers::Bucket;
+
+use crate::report::{Distribution, Figure, Report, Target, Unit};
 use crate::stats::Summary;
 
 /// What a value belongs to.
@@ -41,6 +43,7 @@ impl Series {
 #[derive(Debug, Default)]
 pub struct Recorder {
     series: Vec<(Series, Vec<f64>)>,
+    distributions: Vec<Distribution>,
 }
 
 impl Recorder {
@@ -56,6 +59,50 @@ impl Recorder {
             None => self.series.push((series.clone(), vec![value])),
         }
         Ok(())
+    }
+
+    /// As if all that `report` holds had been measured just now.
+    pub fn resume(report: Report) -> Recorder {
+        let series = |figure: Figure| {
+            let Figure { part, name, labels, unit, values, target, .. } = figure;
+            let at_most = target.map(|target| target.at_most);
+            (Series { part, name, labels, unit, at_most }, values)
+        };
+        Recorder {
+            series: report.figures.into_iter().map(series).collect(),
+            distributions: report.distributions,
+        }
+    }
+
+    /// The value of `series` in a round, if it was measured.
+    pub fn value(&self, series: &Series, round: usize) -> Option<f64> {
+        let (_, values) = self.series.iter().find(|(known, _)| known == series)?;
+        values.get(round).copied()
+    }
+
+    /// More values of the distribution that `series` names.
+    pub fn add_all(&mut self, series: &Series, buckets: &[Bucket]) {
+        let Series { part, name, labels, .. } = series.clone();
+        let of = |d: &Distribution| (&d.part, &d.name, &d.labels) == (&part, &name, &labels);
+        match self.distributions.iter_mut().find(|d| of(d)) {
+            Some(known) => {
+                for bucket in buckets {
+                    match known.buckets.binary_search_by_key(&bucket.below_ns, |b| b.below_ns) {
+                        Ok(at) => known.buckets[at].count += bucket.count,
+                        Err(at) => known.buckets.insert(at, *bucket),
+                    }
+                }
+            }
+            None => {
+                let buckets = buckets.to_vec();
+                self.distributions.push(Distribution { part, name, labels, buckets });
+            }
+        }
+    }
+
+    /// What was counted by size.
+    pub fn distributions(&self) -> &[Distribution] {
+        &self.distributions
     }
 
     /// The figures, in the order in which their first values came.
@@ -99,6 +146,28 @@ mod tests {
         assert_eq!(figures[1].summary.median, 1.0);
         assert_eq!(figures[1].target, None);
         assert!(figures[1].less_is_better);
+    }
+
+    #[test]
+    fn a_report_goes_on_where_it_ended() {
+        let series = Series::new("boot", "agent ready", Unit::Millis).with(&[("kernel", "a")]);
+        let buckets = |all: &[(u64, u64)]| -> Vec<Bucket> {
+            all.iter().map(|&(below_ns, count)| Bucket { below_ns, count }).collect()
+        };
+        let mut recorder = Recorder::default();
+        recorder.add(&series, 4.0).unwrap();
+        recorder.add_all(&series, &buckets(&[(8, 1), (32, 2)]));
+        let mut report = crate::report::tests::example();
+        (report.figures, report.distributions) =
+            (recorder.figures(), recorder.distributions().to_vec());
+        let mut resumed = Recorder::resume(report);
+        assert_eq!((resumed.value(&series, 0), resumed.value(&series, 1)), (Some(4.0), None));
+        assert_eq!(resumed.value(&Series::new("boot", "init", Unit::Millis), 0), None);
+        resumed.add(&series, 2.0).unwrap();
+        resumed.add_all(&series, &buckets(&[(16, 5), (32, 1)]));
+        assert_eq!(resumed.figures()[0].values, [4.0, 2.0]);
+        let all = buckets(&[(8, 1), (16, 5), (32, 3)]);
+        assert_eq!(resumed.distributions()[0].buckets, all);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use varve_memory_tiers::Bucket;
 
 use crate::stats::Summary;
 
@@ -31,8 +32,44 @@ pub struct Report {
     pub monitor: MonitorInfo,
     /// Where.
     pub machine: MachineInfo,
+    /// What a reader has to know that no field says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What came out, in the order in which it was measured.
     pub figures: Vec<Figure>,
+    /// Many values of a kind, counted by size.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub distributions: Vec<Distribution>,
+    /// What was restored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<Profile>,
+}
+
+/// Values of a kind, of all runs together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Distribution {
+    /// The part that measured it.
+    pub part: String,
+    /// What it is.
+    pub name: String,
+    /// Under which conditions.
+    pub labels: BTreeMap<String, String>,
+    /// Shortest first.
+    pub buckets: Vec<Bucket>,
+}
+
+/// A function's memory, as its tiered snapshot has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// The function.
+    pub function: String,
+    /// Guest memory in pages.
+    pub pages: u64,
+    /// Pages by class.
+    pub classes: BTreeMap<String, u64>,
+    /// Guest memory from the lowest page up in cells of equal size, a letter each: `.` zero, `r`
+    /// read-only, `w` read-write, `c` cold; of several classes in one the one that matters most.
+    pub map: String,
 }
 
 /// The monitor.
@@ -168,23 +205,33 @@ pub struct Figure {
 impl Report {
     /// Writes it to `path`, whole or not at all; makes the folder if it is missing.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        save(path, &text)
+    }
+
+    /// Where and with what it was made, for people.
+    pub fn facts(&self) -> Vec<String> {
+        let machine = &self.machine;
+        let host = match machine.host {
+            Host::Native => "native",
+            Host::Lab => "in the lab (emulated: compare, do not quote)",
         };
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let write = || -> Result<()> {
-            // For everyone to read, as far as the umask allows.
-            let mode = Permissions::from_mode(0o644);
-            let mut file =
-                tempfile::Builder::new().suffix(".json").permissions(mode).tempfile_in(folder)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            file.write_all(b"\n")?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
-            Ok(())
+        let clock = match machine.clock {
+            Clock::Real => "real time",
+            Clock::Virtual => "virtual time",
         };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        let cpus =
+            if machine.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", machine.cpus) };
+        let revision = self.revision.as_deref().unwrap_or("no revision");
+        vec![
+            format!("{}, {revision}, {}", self.monitor.version, self.date),
+            format!(
+                "{host}, {clock}, {cpus} of {:?}, {} MiB, Linux {}",
+                machine.cpu, machine.memory_mib, machine.kernel
+            ),
+            self.command.join(" "),
+        ]
     }
 
     /// Reads one back.
@@ -200,6 +247,25 @@ impl Report {
         };
         read().with_context(|| format!("{} is not a report that can be read", path.display()))
     }
+}
+
+/// Writes a text file, whole or not at all, for everyone to read as far as the umask allows; makes the
+/// folder if it is missing.
+pub fn save(path: &Path, text: &str) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let write = || -> Result<()> {
+        let mode = Permissions::from_mode(0o644);
+        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -226,6 +292,9 @@ pub(crate) mod tests {
                 memory_mib: 2048,
                 kernel: "6.12".into(),
             },
+            notes: Vec::new(),
+            distributions: Vec::new(),
+            profiles: Vec::new(),
             figures: vec![Figure {
                 part: "boot".into(),
                 name: "agent ready".into(),

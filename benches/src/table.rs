@@ -1,6 +1,6 @@
 //! A report as a table for people: one line a figure, columns aligned.
 
-use crate::report::{Clock, Figure, Host, Report};
+use crate::report::{Figure, Report};
 
 const COLUMNS: [&str; 9] =
     ["figure", "conditions", "median", "min", "max", "p99", "spread", "runs", "target"];
@@ -9,24 +9,7 @@ const FIRST_NUMBER: usize = 2;
 
 /// The whole report.
 pub fn render(report: &Report) -> String {
-    let machine = &report.machine;
-    let host = match machine.host {
-        Host::Native => "native",
-        Host::Lab => "in the lab (emulated: compare, do not quote)",
-    };
-    let clock = match machine.clock {
-        Clock::Real => "real time",
-        Clock::Virtual => "virtual time",
-    };
-    let mut text = format!(
-        "{}, {}, {host}, {clock}, {} of {:?}, {} MiB, Linux {}\n",
-        report.monitor.version,
-        report.revision.as_deref().unwrap_or("no revision"),
-        if machine.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", machine.cpus) },
-        machine.cpu,
-        machine.memory_mib,
-        machine.kernel
-    );
+    let mut text = report.facts().join("\n") + "\n";
     let mut part = "";
     let mut rows: Vec<[String; 9]> = Vec::new();
     for figure in &report.figures {
@@ -67,7 +50,7 @@ fn row(figure: &Figure) -> [String; 9] {
 }
 
 /// Four digits or so, which is more than any of these figures deserves.
-fn digits(value: f64) -> String {
+pub fn digits(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
@@ -109,7 +92,9 @@ mod tests {
         report.figures.push(second);
         let text = render(&report);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("varve 0.1.0, 0123456789ab-dirty, in the lab"), "{text}");
+        assert!(lines[0].starts_with("varve 0.1.0, 0123456789ab-dirty, 20"), "{text}");
+        assert!(lines[1].starts_with("in the lab") && lines[2] == "varve-bench boot", "{text}");
+        let lines = &lines[2..];
         assert_eq!(lines[1..3], ["", "boot"]);
         assert!(lines[4].ends_with("fail: at most 2.00 ms"), "{text}");
         let ends = |line: &str, what: &str| line.find(what).unwrap() + what.len();

@@ -102,8 +102,10 @@ impl Answerer {
         };
         match done {
             Ok(()) => {
+                let took = started.elapsed();
                 asked.tally.fault_time.add_time(started);
-                asked.tally.slowest_fault.raise(started.elapsed());
+                asked.tally.slowest_fault.raise(took);
+                asked.tally.fault_latency.add(took);
             }
             Err(error) => (asked.on_fatal)(error),
         }

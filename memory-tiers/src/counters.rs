@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use varve_snapshot::{PAGE_SIZE, PageClass};
 
+use crate::histogram::{Bucket, Histogram};
 use crate::source::{ImageInfo, Tier};
 use crate::strategy::Strategy;
 use crate::sys::mmap::Ahead;
@@ -44,6 +45,7 @@ pub(crate) struct Tally {
     /// Faults that found the page there already.
     pub late: Count,
     pub fault_time: Count,
+    pub fault_latency: Histogram,
     pub slowest_fault: Count,
     pub mapped: Count,
     pub copied: Count,
@@ -168,6 +170,8 @@ pub struct Counters {
     pub mappings: Option<usize>,
     /// Time, in microseconds.
     pub times: Times,
+    /// How long answers to faults took, from the event to the wake-up, by how many.
+    pub fault_latency: Vec<Bucket>,
 }
 
 impl Tally {
@@ -225,6 +229,7 @@ impl Tally {
                 faults: self.fault_time.micros(),
                 slowest_fault: self.slowest_fault.micros(),
             },
+            fault_latency: self.fault_latency.buckets(),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | save a machine | [`FlatWriter`], with a [`StateFile`] |
 //! | record | [`Trace`], [`Trace::merge`] |
+//! | see what recordings say | [`Profile`] |
 //! | tier | [`tier()`] ([`classify()`] is its pure part) |
 //! | restore | [`ManifestReader`]: [`RegionMap`]s and [`ImageReader`]s |
 //! | know what a restored guest must see | [`LayoutContent`] |
@@ -37,6 +38,7 @@ mod memmap;
 mod packer;
 mod page;
 mod page_store;
+mod profile;
 mod region;
 mod report;
 mod state;
@@ -64,6 +66,7 @@ pub use manifest::{
 pub use memmap::{draw_svg, draw_text};
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
 pub use page_store::PageStore;
+pub use profile::{ClassShare, Input, Overlap, Profile, Stability};
 pub use region::{ImageId, NEVER, Region, RegionError, RegionMap, Stored};
 pub use report::{ClassReport, ImageReport, class_reports};
 pub use state::{HostIdentity, StateBlob, StateFile};

@@ -1,5 +1,5 @@
-//! Page faults that the kernel answers for vCPUs by itself: how many, counted by the kernel. What the
-//! monitor answers is counted by `varve-memory-tiers`.
+//! What vCPUs cost: page faults that the kernel answers for them by itself, exits, processor time, all
+//! counted by the kernel. Faults that the monitor answers are counted by `varve-memory-tiers`.
 //!
 //! UNSAFETY: kvm-ioctls has no wrapper for KVM_GET_STATS_FD yet, rustix none for getrusage(2).
 #![allow(unsafe_code)]
@@ -13,13 +13,14 @@ use std::os::unix::fs::FileExt;
 
 use kvm_bindings::{KVMIO, kvm_stats_desc, kvm_stats_header};
 use kvm_ioctls::VcpuFd;
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vmm_sys_util::ioctl::ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 
-/// Faults since the machine was built. They do not depend on what the guest does with its own page
+/// What was counted since the machine was built. Faults do not depend on what the guest does with its own page
 /// tables, only on host memory and second-level tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct VcpuFaults {
@@ -31,13 +32,20 @@ pub struct VcpuFaults {
     /// Faults of second-level page tables that KVM answered by mapping a page; each is an exit. `None`
     /// if KVM does not count them (before Linux 5.14).
     pub stage2: Option<u64>,
+    /// Times that the vCPUs left the guest, for whatever reason. `None` as above.
+    pub exits: Option<u64>,
+    /// Processor time of the vCPUs' threads, the guest's included, in microseconds.
+    #[serde(skip)]
+    pub cpu_us: u64,
 }
 
 impl VcpuFaults {
     /// Those of one vCPU; to be called on its own thread.
     pub fn of_this_thread(vcpu: &VcpuFd) -> io::Result<VcpuFaults> {
-        let (minor, major) = of_this_thread()?;
-        Ok(VcpuFaults { minor, major, stage2: stage2(vcpu).ok() })
+        let Usage { minor, major, cpu_us } = of_this_thread()?;
+        let stats = stats(vcpu);
+        let stat = |name| stats.as_ref().ok().and_then(|file| stat(file, name).ok());
+        Ok(VcpuFaults { minor, major, stage2: stat("pf_fixed"), exits: stat("exits"), cpu_us })
     }
 }
 
@@ -46,19 +54,51 @@ impl AddAssign for VcpuFaults {
         self.minor += other.minor;
         self.major += other.major;
         self.stage2 = self.stage2.zip(other.stage2).map(|(a, b)| a + b);
+        self.exits = self.exits.zip(other.exits).map(|(a, b)| a + b);
+        self.cpu_us += other.cpu_us;
     }
 }
 
 impl std::iter::Sum for VcpuFaults {
     fn sum<I: Iterator<Item = VcpuFaults>>(all: I) -> VcpuFaults {
-        let mut sum = VcpuFaults { stage2: Some(0), ..VcpuFaults::default() };
+        let mut sum = VcpuFaults { stage2: Some(0), exits: Some(0), ..VcpuFaults::default() };
         all.for_each(|one| sum += one);
         sum
     }
 }
 
-/// Minor and major faults of this thread. Not from /proc, which a jail has not.
-fn of_this_thread() -> io::Result<(u64, u64)> {
+/// Processor time, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CpuTime {
+    /// Of the vCPUs' threads, the guest's included.
+    pub vcpus_us: u64,
+    /// Of the whole process, threads that have ended included.
+    pub process_us: u64,
+}
+
+impl CpuTime {
+    /// Until now, with what vCPUs were found to have used.
+    pub fn now(vcpus: &VcpuFaults) -> CpuTime {
+        let process_us = nanos(ClockId::ProcessCPUTime) / 1000;
+        CpuTime { vcpus_us: vcpus.cpu_us, process_us }
+    }
+}
+
+/// A clock's time in nanoseconds.
+pub fn nanos(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+/// What the kernel counts of a thread.
+struct Usage {
+    minor: u64,
+    major: u64,
+    cpu_us: u64,
+}
+
+/// Of this thread. Not from /proc, which a jail has not.
+fn of_this_thread() -> io::Result<Usage> {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the call fills the structure that it is given.
     if unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) } != 0 {
@@ -66,19 +106,24 @@ fn of_this_thread() -> io::Result<(u64, u64)> {
     }
     // SAFETY: plain numbers, all of which were zeroed before.
     let usage = unsafe { usage.assume_init() };
-    Ok((usage.ru_minflt.unsigned_abs(), usage.ru_majflt.unsigned_abs()))
+    let micros =
+        |time: libc::timeval| time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_usec.unsigned_abs();
+    Ok(Usage {
+        minor: usage.ru_minflt.unsigned_abs(),
+        major: usage.ru_majflt.unsigned_abs(),
+        cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime),
+    })
 }
 
-/// `pf_fixed` of a vCPU.
-fn stage2(vcpu: &VcpuFd) -> io::Result<u64> {
+/// The file with a vCPU's statistics.
+fn stats(vcpu: &VcpuFd) -> io::Result<File> {
     // SAFETY: the call takes no argument.
     let fd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is new and nobody else's.
-    let file = unsafe { File::from_raw_fd(fd) };
-    stat(&file, "pf_fixed")
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// One number of a file of statistics (KVM API, 4.133).
@@ -113,7 +158,7 @@ mod tests {
 
     #[test]
     fn faults_of_a_thread() {
-        let own = || of_this_thread().unwrap().0;
+        let own = || of_this_thread().unwrap().minor;
         let before = own();
         let touched = std::hint::black_box(vec![1u8; 8 << 20]);
         assert!(own() >= before + 4, "{before} {} {}", own(), touched.len());
@@ -121,9 +166,10 @@ mod tests {
 
     #[test]
     fn a_sum_is_unknown_where_a_part_is() {
-        let known = VcpuFaults { minor: 1, major: 2, stage2: Some(3) };
+        let known = VcpuFaults { minor: 1, major: 2, stage2: Some(3), exits: Some(9), cpu_us: 5 };
         let sum: VcpuFaults = [known, known].into_iter().sum();
-        assert_eq!(sum, VcpuFaults { minor: 2, major: 4, stage2: Some(6) });
+        let twice = VcpuFaults { minor: 2, major: 4, stage2: Some(6), exits: Some(18), cpu_us: 10 };
+        assert_eq!(sum, twice);
         let unknown = VcpuFaults { stage2: None, ..known };
         assert_eq!([known, unknown].into_iter().sum::<VcpuFaults>().stage2, None);
     }

@@ -1,16 +1,17 @@
 //! `varve-bench`: measures, shows a table, saves a report.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use varve_benches::compare::command::CompareArgs;
+use varve_benches::environment;
 use varve_benches::parts::{Effort, Part};
-use varve_benches::recorder::Recorder;
 use varve_benches::replay::command::ReplayArgs;
 use varve_benches::replay::once;
-use varve_benches::report::{Report, SCHEMA};
-use varve_benches::{environment, table};
-use varve_tests::images::root;
+use varve_benches::report::{Report, save};
+use varve_benches::session::Session;
+use varve_benches::summary::{self, page};
 
 /// Measures varve on this machine's KVM, or in the lab
 #[derive(Debug, Parser)]
@@ -57,6 +58,26 @@ enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Compare restore methods: functions, page cache cold and warm, inputs, machines at once
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare {
+        #[command(flatten)]
+        args: Box<CompareArgs>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Make summary and page of reports that were saved, side by side
+    Report {
+        /// Reports (JSON), such as one from the lab and one of replays outside of it
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Where the page goes
+        #[arg(long, value_name = "FILE", default_value = "target/bench/report.html")]
+        html: PathBuf,
+        /// Where the summary goes
+        #[arg(long, value_name = "FILE", default_value = "target/bench/report.md")]
+        markdown: PathBuf,
+    },
     /// One run of a replay
     #[command(name = once::COMMAND, hide = true)]
     Once {
@@ -65,61 +86,78 @@ enum Command {
     },
 }
 
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  Everything, which takes hours in the lab; what was cut short goes on from its report:
+    make bench
+    make bench BENCH='compare --resume target/bench/20261126T110000Z-compare.json'
+
+  Three functions, one machine at a time, by a new input:
+    make bench BENCH='compare --quick --vms 1 --input new'
+
+  One function, where KVM works, beside Firecracker:
+    target/release/varve-bench compare --function json --monitor firecracker=/usr/bin/firecracker
+
+  Keep the snapshots that the lab made, replay them on this machine, and show both:
+    make bench BENCH='compare --ways machine --keep target/bench/snapshots --json target/bench/lab.json'
+    target/release/varve-bench compare --ways replay,latency,shapes --folder target/bench/snapshots --json here.json
+    target/release/varve-bench report target/bench/lab.json here.json";
+
 const RUNS: u16 = 5;
 const QUICK_RUNS: u16 = 2;
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
-        None => measure(cli.how, cli.part.name(), |effort, recorder, save| {
+        None => {
+            let mut session = Session::begin(cli.part.name(), cli.how.json.clone())?;
             let folder = environment::memory_folder()?;
             for part in cli.part.each() {
-                part.run(effort, &folder, recorder)
+                part.run(cli.how.effort(), &folder, &mut session.recorder)
                     .with_context(|| format!("measuring {}", part.name()))?;
-                // After each part: what is done stays, whatever becomes of the rest.
-                save(recorder)?;
+                session.save()?;
             }
+            session.show()
+        }
+        Some(Command::Compare { args, how }) => {
+            let mut session = match &args.resume {
+                Some(path) => Session::resume(path)?,
+                None => Session::begin("compare", how.json.clone())?,
+            };
+            args.run(how.effort(), &mut session)?;
+            let (report, path) = session.end()?;
+            let html = args.html.clone().unwrap_or_else(|| path.with_extension("html"));
+            let markdown = args.markdown.clone().unwrap_or_else(|| path.with_extension("md"));
+            write(&[report], &html, &markdown)?;
+            println!("saved as {}", path.display());
             Ok(())
-        }),
+        }
+        Some(Command::Report { files, html, markdown }) => {
+            let reports = files.iter().map(|f| Report::load(f)).collect::<Result<Vec<_>>>()?;
+            write(&reports, &html, &markdown)
+        }
         Some(Command::Replay { args, how }) => {
-            measure(how, "replay", |effort, recorder, _| args.run(effort.runs, recorder))
+            let mut session = Session::begin("replay", how.json.clone())?;
+            args.run(how.effort().runs, &mut session)?;
+            session.show()
         }
         Some(Command::Once { conditions }) => once::main(&conditions),
     }
 }
 
-/// Saves what is measured so far.
-type Save<'a> = &'a mut dyn FnMut(&Recorder) -> Result<()>;
+impl How {
+    fn effort(&self) -> Effort {
+        let runs = self.runs.unwrap_or(if self.quick { QUICK_RUNS } else { RUNS });
+        Effort { runs: runs.into(), quick: self.quick }
+    }
+}
 
-/// Measures, shows a table, saves a report.
-fn measure(
-    how: How,
-    name: &str,
-    what: impl FnOnce(Effort, &mut Recorder, Save) -> Result<()>,
-) -> Result<()> {
-    let runs = how.runs.unwrap_or(if how.quick { QUICK_RUNS } else { RUNS });
-    let effort = Effort { runs: runs.into(), quick: how.quick };
-    let mut report = Report {
-        schema: SCHEMA,
-        date: environment::date(),
-        command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
-        revision: environment::revision(),
-        monitor: environment::monitor()?,
-        machine: environment::machine()?,
-        figures: Vec::new(),
-    };
-    let path = how.json.unwrap_or_else(|| {
-        let date = report.date.replace([':', '-'], "");
-        root().join(format!("target/bench/{date}-{name}.json"))
-    });
-    let mut recorder = Recorder::default();
-    let mut save = |recorder: &Recorder| {
-        report.figures = recorder.figures();
-        report.save(&path)
-    };
-    what(effort, &mut recorder, &mut save)?;
-    save(&recorder)?;
-    print!("{}", table::render(&report));
-    println!("\nsaved as {}", path.display());
+/// The summary, shown as well, and the page.
+fn write(reports: &[Report], html: &Path, markdown: &Path) -> Result<()> {
+    let summary = summary::render(reports);
+    print!("{summary}");
+    save(markdown, &summary)?;
+    save(html, &page::render(reports))?;
+    println!("\nThe same: {}\nWith plots: {}", markdown.display(), html.display());
     Ok(())
 }

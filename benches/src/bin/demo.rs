@@ -8,7 +8,7 @@ use varve_benches::demo::columns::Row;
 use varve_benches::demo::life::{Options, live};
 use varve_benches::demo::{QUICK_STRATEGIES, STRATEGIES, boot, page};
 use varve_benches::environment;
-use varve_benches::report::Host;
+use varve_benches::report::{Host, save};
 use varve_tests::images::root;
 
 /// Shows the whole life of a function on this machine's KVM, or in the lab
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     for function in &cli.functions {
         lives.push(live(function, &options)?);
         // After each: what was found stays, whatever becomes of the rest.
-        page::save(&path, &page::render(&facts, &lives))?;
+        save(&path, &page::render(&facts, &lives))?;
     }
     println!("\nThe same with plots and memory maps: {}", path.display());
     let trimming = lives.iter().flat_map(|life| &life.trimming).map(|saved| &saved.row);

@@ -13,6 +13,7 @@ use super::command::{json, output, words};
 use super::said::{Restored, Tiered};
 use super::text::{align, mib, millis};
 use super::trim::{self, Saved};
+use crate::prepare;
 use crate::progress::Progress;
 
 /// Memory of the machine.
@@ -210,10 +211,7 @@ fn record(
     for seed in RECORDED_INPUTS {
         let progress = begin("record", &format!("{function} {seed}"));
         let trace = folder.join(format!("trace-{seed}"));
-        let call = format!("{function} {seed}");
-        let (run, took): (Restored, f64) = json(words![
-            "snapshot", "record", snapshot, "--trace", &trace, "--invoke", &call, "--json"
-        ])?;
+        let (run, took) = prepare::record(snapshot, &trace, function, seed)?;
         let (touched, written) = run.recorded.context("varve snapshot record recorded nothing")?;
         drop(progress);
         let outcome = format!("{touched} pages touched, {written} of them written");
@@ -225,11 +223,7 @@ fn record(
 
 fn tier(snapshot: &Path, traces: &[PathBuf], steps: &mut Steps) -> Result<Tiered> {
     let progress = begin("tier", "classifying and packing");
-    let mut words = words!["snapshot", "tier", snapshot, "--json"].to_vec();
-    for trace in traces {
-        words.extend(words!["--trace", trace]);
-    }
-    let (tiered, took): (Tiered, f64) = json(words)?;
+    let (tiered, took) = prepare::tier(snapshot, traces)?;
     drop(progress);
     let images = tiered.images.iter().map(|i| format!("{} {}", i.image, mib(i.stored_bytes)));
     steps.done("snapshot tier", took, images.collect::<Vec<_>>().join(", "));

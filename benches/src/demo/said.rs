@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use varve_memory_tiers::Bucket;
 
 /// What `varve restore` says.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -21,6 +22,61 @@ pub struct Restored {
     pub counters: Option<Counters>,
     /// What memory consisted of at the end, by class; not of a recording.
     pub census: Option<BTreeMap<String, ClassCensus>>,
+}
+
+/// What `varve restore` says without having been asked to call anything.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Started {
+    /// When the process began to work, by CLOCK_MONOTONIC.
+    pub began_ns: u64,
+    /// Milliseconds from then until the vCPUs ran.
+    pub resumed_ms: f64,
+}
+
+/// What `GET /memory` says.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Memory {
+    /// The method that was used.
+    pub strategy: Option<String>,
+    /// What the restore has done so far.
+    pub counters: Option<Counters>,
+    /// What memory consists of, by class.
+    pub census: Option<BTreeMap<String, ClassCensus>>,
+    /// What the kernel has counted for the vCPUs.
+    pub vcpu_faults: VcpuFaults,
+    /// Processor time.
+    pub cpu: Cpu,
+}
+
+/// What the kernel counts for vCPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+pub struct VcpuFaults {
+    /// Host faults without I/O.
+    pub minor: u64,
+    /// Host faults that waited for I/O.
+    pub major: u64,
+    /// Faults of second-level page tables.
+    pub stage2: Option<u64>,
+    /// Exits.
+    pub exits: Option<u64>,
+}
+
+/// Processor time in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+pub struct Cpu {
+    /// Of vCPUs' threads.
+    pub vcpus_us: u64,
+    /// Of the whole process.
+    pub process_us: u64,
+}
+
+/// Time of a restore in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+pub struct Times {
+    /// Laying mappings and watches.
+    pub lay: f64,
+    /// Copying before the guest ran.
+    pub copy: f64,
 }
 
 /// One answer.
@@ -43,6 +99,11 @@ pub struct Counters {
     pub sources: Vec<Source>,
     /// Mappings that guest memory consists of.
     pub mappings: Option<u64>,
+    /// Time.
+    pub times: Option<Times>,
+    /// How long answers to faults took.
+    #[serde(default)]
+    pub fault_latency: Vec<Bucket>,
 }
 
 /// Faults by access.
@@ -80,6 +141,8 @@ pub struct Pages {
 pub struct Source {
     /// Its name.
     pub image: String,
+    /// Where it is.
+    pub tier: Option<String>,
     /// Bytes that the monitor read from it.
     pub bytes_read: u64,
 }
@@ -163,7 +226,7 @@ pub(crate) mod tests {
                     "zeroed":0},
                 "sources":[{"image":"memory","tier":"local","bytes_read":0},
                     {"image":"cold","tier":"local","bytes_read":3145728}],
-                "mappings":null,"times":{}},
+                "mappings":null,"times":{"lay":1.0,"copy":2.0}},
             "census":{"rw":{"pages":9,"present":9,"private":30,"mapped":0,"mapped_private":0}}}"#;
         let restored: Restored = serde_json::from_str(text).unwrap();
         Restored { first_answer_ms: first, ..restored }

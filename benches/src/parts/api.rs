@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use varve_snapshot::{STATE_FILE, StateFile};
 use varve_tests::Vm;
 
-use super::{Effort, sizes};
+use super::Effort;
+use crate::prepare::Recipe;
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
@@ -20,9 +21,9 @@ const BACKENDS: [&str; 2] = ["File", "Tiered"];
 pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()> {
     let mut progress = Progress::new("api", 1 + (effort.runs + 1) * BACKENDS.len());
     let folder = tempfile::Builder::new().prefix("varve-bench").tempdir_in(folder)?;
-    let snapshot = folder.path().join("snapshot");
     progress.step("boot, record, tier");
-    sizes::prepare(MEMORY, folder.path(), &snapshot).context("a snapshot to load")?;
+    let made = Recipe::least("hello", MEMORY).make(folder.path(), |_| ());
+    let snapshot = made.context("a snapshot to load")?.snapshot();
     let state = snapshot.join(STATE_FILE);
     let memory = StateFile::read(&state)?.memory_file.context("the snapshot has no memory file")?;
     // The first round only brings files into the page cache.

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use varve_tests::images::image;
+use anyhow::Result;
 
 use super::Effort;
-use crate::demo::command::{json, output, words};
+use crate::demo::command::{json, words};
 use crate::demo::said::Restored;
+use crate::prepare::Recipe;
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
@@ -26,17 +26,20 @@ pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()>
     for size in sizes {
         let folder = tempfile::Builder::new().prefix("varve-bench").tempdir_in(folder)?;
         progress.step(&format!("{size}: boot, record, tier"));
-        let snapshot = folder.path().join("snapshot");
-        prepare(size, folder.path(), &snapshot).with_context(|| format!("a guest of {size}"))?;
+        let made = Recipe::least(FUNCTION, size).make(folder.path(), |_| ())?;
+        let snapshot = made.snapshot();
         for _ in 0..effort.runs {
             for strategy in STRATEGIES {
                 progress.step(&format!("{size}, {strategy}"));
                 let call = format!("{FUNCTION} 3");
+                let vsock = folder.path().join("v.sock");
                 let words = words![
                     "restore",
                     &snapshot,
                     "--strategy",
                     strategy,
+                    "--vsock",
+                    &vsock,
                     "--json",
                     "--invoke",
                     &call
@@ -54,39 +57,5 @@ pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()>
             }
         }
     }
-    Ok(())
-}
-
-/// A tiered snapshot of a guest that has answered once, recorded with another input.
-pub fn prepare(memory: &str, folder: &Path, snapshot: &Path) -> Result<()> {
-    let rootfs = format!("{}:ro", image("functions.ext4").display());
-    let vsock = format!("cid=3,uds={}", folder.join("vsock").display());
-    let console = format!("file={}", folder.join("console").display());
-    let (kernel, initrd) = (image("vmlinux"), image("initramfs.cpio"));
-    let call = format!("{FUNCTION} 1");
-    output(words![
-        "run",
-        "--kernel",
-        &kernel,
-        "--initrd",
-        &initrd,
-        "--rootfs",
-        &rootfs,
-        "--memory",
-        memory,
-        "--vsock",
-        &vsock,
-        "--console",
-        &console,
-        "--cmdline",
-        "console=ttyS0 reboot=k panic=-1 init_on_free=1",
-        "--invoke",
-        &call,
-        "--snapshot-on-ready",
-        snapshot
-    ])?;
-    let (trace, call) = (folder.join("trace"), format!("{FUNCTION} 2"));
-    output(words!["snapshot", "record", snapshot, "--trace", &trace, "--invoke", &call])?;
-    output(words!["snapshot", "tier", snapshot, "--trace", &trace])?;
     Ok(())
 }

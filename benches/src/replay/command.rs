@@ -10,7 +10,7 @@ use varve_tests::images::root;
 use super::once::Conditions;
 use super::synthetic::{self, Shape};
 use super::{Comparison, PageCache, compare, name};
-use crate::recorder::Recorder;
+use crate::session::Session;
 
 /// Options of `varve-bench replay`.
 #[derive(Clone, Debug, Args)]
@@ -45,7 +45,7 @@ impl ReplayArgs {
     /// # Errors
     ///
     /// If the snapshot cannot be made or restored.
-    pub fn run(&self, runs: usize, recorder: &mut Recorder) -> Result<()> {
+    pub fn run(&self, runs: usize, session: &mut Session) -> Result<()> {
         ensure!(!self.strategy.is_empty() && !self.cache.is_empty(), "nothing to compare");
         let mut conditions = self.conditions.clone();
         if conditions.calibrate {
@@ -70,6 +70,10 @@ impl ReplayArgs {
             }
         };
         let (strategies, caches) = (self.strategy.clone(), self.cache.clone());
-        compare(&Comparison { name, strategies, caches, runs, conditions }, recorder)
+        let labels = vec![("snapshot", name)];
+        compare(
+            &Comparison { part: "replay", labels, strategies, caches, runs, conditions },
+            session,
+        )
     }
 }

@@ -4,7 +4,7 @@
 //! Each measurement is a process of its own ([`once`]); this starts them in turn and puts their
 //! figures together.
 
-mod cache;
+pub mod cache;
 pub mod command;
 pub mod once;
 pub mod synthetic;
@@ -19,6 +19,7 @@ use varve_memory_tiers::Strategy;
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
+use crate::session::Session;
 use once::{Conditions, Ran};
 
 /// Whether images are in the page cache when a restore begins.
@@ -31,7 +32,8 @@ pub enum PageCache {
 }
 
 impl PageCache {
-    fn name(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         match self {
             PageCache::Warm => "warm",
             PageCache::Cold => "cold",
@@ -42,8 +44,10 @@ impl PageCache {
 /// What is compared.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// What the snapshot is called in the report.
-    pub name: String,
+    /// The part that figures belong to.
+    pub part: &'static str,
+    /// What tells the snapshot, and the input, from others in the report.
+    pub labels: Vec<(&'static str, String)>,
     /// The methods; the first is what the others are compared with.
     pub strategies: Vec<Strategy>,
     /// Page cache states.
@@ -59,7 +63,7 @@ pub struct Comparison {
 /// # Errors
 ///
 /// If a run fails, or restores another snapshot's trace.
-pub fn compare(what: &Comparison, recorder: &mut Recorder) -> Result<()> {
+pub fn compare(what: &Comparison, session: &mut Session) -> Result<()> {
     let each = what.caches.len() * what.strategies.len();
     let mut progress = Progress::new("replay", each * (what.runs + 1));
     // A round that does not count: the program comes into the page cache.
@@ -70,14 +74,20 @@ pub fn compare(what: &Comparison, recorder: &mut Recorder) -> Result<()> {
                 cache::fill(&what.conditions.snapshot)?;
             }
             for &strategy in &what.strategies {
-                progress.step(&format!("{} {strategy} {}", what.name, cache.name()));
+                progress.step(&format!("{} {strategy} {}", what.name(), cache.name()));
+                let chosen = what.series(OVERHEAD, Unit::Micros, cache, strategy);
+                if session.recorder.value(&chosen, round.max(1) - 1).is_some() {
+                    // Measured before the run was cut short that this one goes on with.
+                    continue;
+                }
                 if cache == PageCache::Cold {
                     cache::drop(&what.conditions.snapshot)?;
                 }
                 let ran = run(&Conditions { strategy, ..what.conditions.clone() })
-                    .with_context(|| format!("{}, strategy {strategy}", what.name))?;
+                    .with_context(|| format!("{}, strategy {strategy}", what.name()))?;
                 if round > 0 {
-                    record(what, cache, strategy, &ran, first.as_ref(), recorder)?;
+                    what.record(cache, strategy, &ran, first.as_ref(), &mut session.recorder)?;
+                    session.save()?;
                 }
                 first.get_or_insert(ran);
             }
@@ -101,46 +111,62 @@ fn run(conditions: &Conditions) -> Result<Ran> {
     Ok(ran)
 }
 
-fn record(
-    what: &Comparison,
-    cache: PageCache,
-    strategy: Strategy,
-    ran: &Ran,
-    first: Option<&Ran>,
-    recorder: &mut Recorder,
-) -> Result<()> {
-    let mut labels = vec![
-        ("snapshot", what.name.as_str()),
-        ("strategy", strategy.name()),
-        ("page cache", cache.name()),
-    ];
-    if ran.strategy != strategy.name() {
-        labels.push(("chosen", &ran.strategy));
+/// What restoring adds to the accesses.
+pub const OVERHEAD: &str = "overhead";
+/// The same as a multiple of the first strategy's in the same round.
+pub const OVERHEAD_COMPARED: &str = "overhead, compared";
+/// How long each access took, the first to its page.
+pub const TOUCH: &str = "first access to a page";
+
+impl Comparison {
+    /// What the snapshot is called.
+    fn name(&self) -> String {
+        self.labels.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(" ")
     }
-    let mut add = |name: &str, unit, value: f64| {
-        recorder.add(&Series::new("replay", name, unit).with(&labels), value)
-    };
-    let base = first.unwrap_or(ran);
-    add("overhead, compared", Unit::Times, overhead(ran) / overhead(base))?;
-    add("total, compared", Unit::Times, ran.end_us / base.end_us)?;
-    add("overhead", Unit::Micros, overhead(ran))?;
-    add("total", Unit::Micros, ran.end_us)?;
-    add("to mapped", Unit::Micros, ran.mapped_us)?;
-    add("to mapped: metadata and plan", Unit::Micros, ran.plan_us)?;
-    add("replay", Unit::Micros, ran.end_us - ran.mapped_us)?;
-    add("processor time", Unit::Micros, ran.cpu_us)?;
-    add("faults of the accesses", Unit::Count, ran.faults as f64)?;
-    add("of these major", Unit::Count, ran.major_faults as f64)?;
-    add("mappings", Unit::Count, ran.mappings as f64)?;
-    add("Pss", Unit::Kib, ran.pss_kib as f64)?;
-    add("read from disk", Unit::Kib, ran.disk_bytes as f64 / 1024.0)?;
-    for (tier, bytes) in &ran.read {
-        add(&format!("copied from {tier}"), Unit::Kib, *bytes as f64 / 1024.0)?;
+
+    fn series(&self, name: &str, unit: Unit, cache: PageCache, strategy: Strategy) -> Series {
+        let own = [("strategy", strategy.name()), ("page cache", cache.name())];
+        let labels = self.labels.iter().map(|(key, value)| (*key, value.as_str())).chain(own);
+        Series::new(self.part, name, unit).with(&labels.collect::<Vec<_>>())
     }
-    for (image, pages) in &ran.in_place {
-        add(&format!("touched in place in {image}"), Unit::Kib, *pages as f64 * 4.0)?;
+
+    fn record(
+        &self,
+        cache: PageCache,
+        strategy: Strategy,
+        ran: &Ran,
+        first: Option<&Ran>,
+        recorder: &mut Recorder,
+    ) -> Result<()> {
+        let mut add = |name: &str, unit, value: f64| {
+            recorder.add(&self.series(name, unit, cache, strategy), value)
+        };
+        let base = first.unwrap_or(ran);
+        add(OVERHEAD_COMPARED, Unit::Times, overhead(ran) / overhead(base))?;
+        add("total, compared", Unit::Times, ran.end_us / base.end_us)?;
+        add(OVERHEAD, Unit::Micros, overhead(ran))?;
+        add("total", Unit::Micros, ran.end_us)?;
+        add("to mapped", Unit::Micros, ran.mapped_us)?;
+        add("to mapped: metadata and plan", Unit::Micros, ran.plan_us)?;
+        add("replay", Unit::Micros, ran.end_us - ran.mapped_us)?;
+        add("processor time", Unit::Micros, ran.cpu_us)?;
+        add("faults of the accesses", Unit::Count, ran.faults as f64)?;
+        add("of these major", Unit::Count, ran.major_faults as f64)?;
+        add("mappings", Unit::Count, ran.mappings as f64)?;
+        add("Pss", Unit::Kib, ran.pss_kib as f64)?;
+        add("read from disk", Unit::Kib, ran.disk_bytes as f64 / 1024.0)?;
+        for (tier, bytes) in &ran.read {
+            add(&format!("copied from {tier}"), Unit::Kib, *bytes as f64 / 1024.0)?;
+        }
+        for (image, pages) in &ran.in_place {
+            add(&format!("touched in place in {image}"), Unit::Kib, *pages as f64 * 4.0)?;
+        }
+        if ran.strategy != strategy.name() {
+            add(&format!("chose {}", ran.strategy), Unit::Count, 1.0)?;
+        }
+        recorder.add_all(&self.series(TOUCH, Unit::Nanos, cache, strategy), &ran.touches);
+        Ok(())
     }
-    Ok(())
 }
 
 /// What restoring adds to the accesses themselves. Not less than a microsecond: it is divided by.

@@ -8,19 +8,22 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use clap::Args;
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, FromArgMatches};
 use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use varve_memory_tiers::{
-    ColdPages, Costs, Elsewhere, GuestMemory, GuestRam, Hooks, HugePages, ImageInfo, ImageSource,
-    PageSource, Plan, Policy, ReadOnlyPages, Restore, SourceError, Strategy, Tier, Wait, open,
+    Bucket, ColdPages, Costs, Elsewhere, GuestMemory, GuestRam, Histogram, Hooks, HugePages,
+    ImageInfo, ImageSource, PageSource, Plan, Policy, ReadOnlyPages, Restore, SourceError,
+    Strategy, Tier, Wait, open,
 };
 use varve_snapshot::{
     Access, Image, ImageEntry, ImageReader, ManifestReader, PAGE_SIZE, PageRange, Trace,
 };
 use vm_memory::{Bytes, GuestAddress};
+
+use crate::outside::{number_after, thread_faults};
 
 /// The command that runs this; its one argument is [`Conditions`] as JSON.
 pub const COMMAND: &str = "replay-once";
@@ -111,6 +114,8 @@ pub struct Ran {
     pub read: BTreeMap<String, u64>,
     /// Pages that were touched and only read in place, by image.
     pub in_place: BTreeMap<String, u64>,
+    /// How long the accesses took, the reading of the clock included.
+    pub touches: Vec<Bucket>,
 }
 
 /// A value by the name that reports have for it.
@@ -169,13 +174,15 @@ pub fn once(conditions: &Conditions) -> Result<Ran> {
     let (touches, in_place) = touches(&trace, restore.plan(), conditions.threads.max(1));
     let pause = pause.elapsed().as_secs_f64() * 1e6;
     restore.populate_beside()?;
-    let faults = replay(ram.memory(), &touches, conditions)?;
+    let latency = Histogram::default();
+    let faults = replay(ram.memory(), &touches, conditions, &latency)?;
     let end_us = us() - pause;
     let cpu_us = cpu_us() - cpu - pause;
     // What still populates belongs to the memory that the machine takes.
     restore.wait_populated();
     let start = Instant::now();
-    replay(ram.memory(), &touches, &Conditions { delay: 0, ..conditions.clone() })?;
+    let local = Conditions { delay: 0, ..conditions.clone() };
+    replay(ram.memory(), &touches, &local, &Histogram::default())?;
     let warm_us = start.elapsed().as_secs_f64() * 1e6;
     let counters = restore.counters();
     let mut read = BTreeMap::new();
@@ -197,7 +204,18 @@ pub fn once(conditions: &Conditions) -> Result<Ran> {
         disk_bytes: disk_bytes()? - disk,
         read,
         in_place,
+        touches: latency.buckets(),
     })
+}
+
+impl Default for Conditions {
+    /// What the command line has without options.
+    fn default() -> Conditions {
+        let command = Conditions::augment_args(clap::Command::new("replay"));
+        let defaults = command.try_get_matches_from(["replay"]);
+        let read = defaults.and_then(|found| Conditions::from_arg_matches(&found));
+        read.unwrap_or_else(|error| unreachable!("defaults are values: {error}"))
+    }
 }
 
 impl Conditions {
@@ -300,6 +318,7 @@ fn replay(
     memory: &GuestMemory,
     touches: &[Vec<Touch>],
     conditions: &Conditions,
+    latency: &Histogram,
 ) -> Result<(u64, u64)> {
     let delay = Duration::from_nanos(conditions.delay) * conditions.accesses;
     let compute = Duration::from_nanos(conditions.compute);
@@ -309,12 +328,14 @@ fn replay(
         together.wait();
         for touch in touches {
             let at = GuestAddress(touch.page);
+            let start = Instant::now();
             if touch.read {
                 memory.read_obj::<u64>(at)?;
             }
             if touch.write {
                 memory.write_obj(touch.page, at)?;
             }
+            latency.add(start.elapsed());
             spin(if touch.in_place { delay + compute } else { compute });
         }
         let after = faults()?;
@@ -343,14 +364,10 @@ fn spin(time: Duration) {
     }
 }
 
-/// This thread's minor and major faults (proc(5), `stat`).
+/// This thread's faults, and those of them that waited for a disk.
 fn faults() -> Result<(u64, u64)> {
     let text = fs::read_to_string("/proc/thread-self/stat").context("/proc/thread-self/stat")?;
-    // The name, in brackets, may hold anything.
-    let fields = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-    let field = |nth: usize| fields.split_whitespace().nth(nth).and_then(|f| f.parse().ok());
-    let (minor, major): (Option<u64>, Option<u64>) = (field(7), field(9));
-    let (minor, major) = minor.zip(major).with_context(|| format!("no faults in {text:?}"))?;
+    let (major, minor) = thread_faults(&text).with_context(|| format!("no faults in {text:?}"))?;
     Ok((minor + major, major))
 }
 
@@ -367,13 +384,10 @@ fn pss_kib() -> Result<u64> {
     number(Path::new("/proc/self/smaps_rollup"), "Pss:")
 }
 
-/// The number after `name` at the beginning of a line.
+/// The number after `name` in a file.
 fn number(path: &Path, name: &str) -> Result<u64> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name));
-    let number = value.and_then(|v| v.split_whitespace().next()?.parse().ok());
-    ensure!(number.is_some(), "{} has no {name}", path.display());
-    Ok(number.unwrap_or_default())
+    number_after(&text, name).with_context(|| format!("{} has no {name}", path.display()))
 }
 
 #[cfg(test)]

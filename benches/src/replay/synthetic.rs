@@ -198,14 +198,13 @@ mod tests {
         let trace = Trace::read(&made.trace).unwrap();
         assert!(trace.pages().len() > 300);
         for strategy in ["lazy", "eager", "reap", "faasnap", "tiered", "template", "auto"] {
-            let conditions = serde_json::json!({
-                "snapshot": made.snapshot, "trace": made.trace, "strategy": strategy,
-                "read_only": "auto", "cold_pages": "mapped", "wait": "nothing",
-                "huge_pages": "off", "populate_threads": 1, "threads": 2, "compute": 0,
-                "delay": 0, "accesses": 1, "fetch_delay": 0, "remote": [], "calibrate": false,
-                "costs": null,
-            });
-            let conditions: Conditions = serde_json::from_value(conditions).unwrap();
+            let conditions = Conditions {
+                snapshot: made.snapshot.clone(),
+                trace: made.trace.clone(),
+                strategy: strategy.parse().unwrap(),
+                threads: 2,
+                ..Conditions::default()
+            };
             let ran = match once(&conditions) {
                 Err(e) if strategy == "reap" && format!("{e:#}").contains("userfaultfd") => {
                     println!("skipped: {e:#}");
@@ -214,6 +213,7 @@ mod tests {
                 ran => ran.unwrap(),
             };
             assert_eq!(ran.accesses, trace.pages().len() as u64, "{strategy}");
+            assert_eq!(ran.touches.iter().map(|b| b.count).sum::<u64>(), ran.accesses);
             assert!(ran.plan_us < ran.mapped_us && ran.mapped_us < ran.end_us, "{ran:?}");
             match strategy {
                 // Every page is there before it is touched.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 use varve_devices::boot_timer::{AGENT_READY, INIT_REACHED};
 use varve_devices::mmds::StoreError;
 use varve_snapshot::StateFile;
@@ -19,6 +19,7 @@ use crate::api::MAX_BODY;
 use crate::config::firecracker::{self, Resources};
 use crate::config::{ConfigError, Console};
 use crate::error::VmmError;
+use crate::faults::nanos;
 use crate::instance::{FIRECRACKER_VERSION, InstanceId};
 use crate::metrics;
 use crate::monitor::Monitor;
@@ -190,11 +191,7 @@ impl FirecrackerArgs {
 
     /// How long it took until now, if whoever started the process said when that was.
     fn report_start(&self, metrics: &metrics::ApiServer) {
-        let micros = |clock| {
-            let now = clock_gettime(clock);
-            // Neither clock is ever negative.
-            now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000
-        };
+        let micros = |clock| nanos(clock) / 1000;
         if let Some(start) = self.start_time_us {
             let took = micros(ClockId::Monotonic).saturating_sub(start);
             metrics.process_startup_time_us.set(took);

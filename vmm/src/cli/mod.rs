@@ -28,6 +28,7 @@ mod run;
 mod seccomp;
 mod session;
 mod snapshot;
+mod trace;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -69,6 +70,9 @@ enum Command {
     /// Make snapshots and work on them
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Look at recorded traces
+    #[command(subcommand)]
+    Trace(trace::TraceCommand),
     /// Print what a machine has counted, in Prometheus' text format
     #[command(after_help = metrics::EXAMPLES)]
     Metrics(metrics::MetricsArgs),
@@ -95,6 +99,7 @@ pub fn main(start: Instant) -> ExitCode {
         Some(Command::Run(args)) => run::main(*args, start),
         Some(Command::Restore(args)) => restore::main(*args, start),
         Some(Command::Snapshot(command)) => snapshot::main(command, start),
+        Some(Command::Trace(command)) => trace::main(command),
         Some(Command::Metrics(args)) => metrics::main(args),
         Some(Command::Pager(args)) => pager::main(&args),
         Some(Command::Pool(command)) => pool::main(command),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use rustix::time::ClockId;
 use serde::Serialize;
 use varve_memory_tiers::{Census, Counters};
 
@@ -21,7 +22,7 @@ use crate::cli::out::outln;
 use crate::config::Console;
 use crate::end::End;
 use crate::error::{VmmError, chain};
-use crate::faults::VcpuFaults;
+use crate::faults::{CpuTime, VcpuFaults, nanos};
 use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::snapshot::restore::{Overrides, Wanted, restore};
@@ -84,6 +85,10 @@ struct Report {
     counters: Option<Counters>,
     census: Option<Census>,
     vcpu_faults: VcpuFaults,
+    cpu: CpuTime,
+    /// When the process began to work, by the host's CLOCK_MONOTONIC, in nanoseconds: whoever started it
+    /// tells from this what came before.
+    began_ns: u64,
     end: String,
 }
 
@@ -133,7 +138,7 @@ pub fn run(args: &SessionArgs, wanted: Wanted, start: Instant) -> Result<ExitCod
     }
     monitor.pause()?;
     let recorded = monitor.save_trace()?;
-    let report = report(&monitor, resumed, invoked, recorded, &end)?;
+    let report = report(&monitor, start, resumed, invoked, recorded, &end)?;
     drop(monitor);
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&report)?);
@@ -176,6 +181,7 @@ fn start_calls(
 /// Figures are taken with the guest standing still.
 fn report(
     monitor: &Monitor,
+    start: Instant,
     resumed: Duration,
     invocations: Vec<Invoked>,
     recorded: Option<(u64, u64)>,
@@ -183,6 +189,7 @@ fn report(
 ) -> Result<Report, Box<dyn Error>> {
     let restored = monitor.machine()?.restored().ok_or(VmmError::NoMachine)?;
     let planned = restored.planned();
+    let vcpu_faults = monitor.machine()?.vcpu_faults()?;
     Ok(Report {
         strategy: restored.method(),
         resumed_ms: resumed.as_secs_f64() * 1e3,
@@ -191,7 +198,9 @@ fn report(
         recorded,
         counters: planned.map(|r| r.counters()),
         census: planned.and_then(|r| r.census().ok()),
-        vcpu_faults: monitor.machine()?.vcpu_faults()?,
+        cpu: CpuTime::now(&vcpu_faults),
+        vcpu_faults,
+        began_ns: nanos(ClockId::Monotonic).saturating_sub(start.elapsed().as_nanos() as u64),
         end: end.to_string(),
     })
 }

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{Monitor, Outcome, Response, RunState};
 use crate::config::firecracker::FullConfig;
+use crate::faults::CpuTime;
 use crate::instance::FIRECRACKER_VERSION;
 
 pub fn instance(monitor: &Monitor) -> Outcome {
@@ -41,6 +42,7 @@ pub fn memory(monitor: &Monitor) -> Outcome {
     let machine = monitor.machine()?;
     let (ram, restored) = (machine.ram(), machine.restored());
     let planned = restored.and_then(|r| r.planned());
+    let vcpu_faults = machine.vcpu_faults()?;
     let recording = restored.and_then(|r| r.recording()).map(|recording| {
         let (pages, written) = recording.seen().unzip();
         json!({
@@ -60,6 +62,7 @@ pub fn memory(monitor: &Monitor) -> Outcome {
         "counters": planned.map(|restore| restore.counters()),
         "census": planned.and_then(|restore| restore.census().ok()),
         "recording": recording,
-        "vcpu_faults": machine.vcpu_faults()?,
+        "cpu": CpuTime::now(&vcpu_faults),
+        "vcpu_faults": vcpu_faults,
     })))
 }

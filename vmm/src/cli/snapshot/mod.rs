@@ -3,6 +3,7 @@
 mod create;
 mod inspect;
 mod merge;
+pub mod predict;
 mod record;
 mod tier;
 mod trim;

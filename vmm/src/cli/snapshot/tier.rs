@@ -1,18 +1,17 @@
 //! `varve snapshot tier`: a tiered snapshot from a flat one and recorded traces.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
-use varve_memory_tiers::{Policy, Strategy, open};
 use varve_snapshot::{
-    ClassifyOptions, Compression, HotIf, LocalFiles, MEMORY_FILE, ManifestReader, STATE_FILE,
-    StateFile, TierInput, TierOptions, Trace, tier,
+    ClassifyOptions, Compression, HotIf, LocalFiles, MEMORY_FILE, STATE_FILE, StateFile, TierInput,
+    TierOptions, Trace, tier,
 };
 
 use super::inspect::print_classes;
+use super::predict::{Prediction, predict};
 use crate::cli::out::{human, outln};
 
 /// Options of `varve snapshot tier`.
@@ -117,28 +116,6 @@ pub fn main(args: &TierArgs) -> Result<ExitCode, Box<dyn Error>> {
         outln!("      {strategy:<9} {cost_ms:>9.2} ms {mappings:>6} mappings");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What the cost model says of a strategy.
-#[derive(Debug, Serialize)]
-struct Prediction {
-    strategy: &'static str,
-    cost_ms: f64,
-    mappings: usize,
-}
-
-fn predict(manifest: &Path) -> Result<Vec<Prediction>, Box<dyn Error>> {
-    let snapshot = ManifestReader::open(manifest)?;
-    let mut predictions = Vec::new();
-    for strategy in Strategy::ALL.into_iter().filter(|&s| s != Strategy::Auto) {
-        let (plan, _) = open(&snapshot, &Policy::new(strategy), &())?;
-        predictions.push(Prediction {
-            strategy: strategy.name(),
-            cost_ms: plan.cost().total() / 1e6,
-            mappings: plan.mappings(),
-        });
-    }
-    Ok(predictions)
 }
 
 fn parse_hot_if(text: &str) -> Result<HotIf, String> {

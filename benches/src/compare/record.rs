@@ -1,0 +1,158 @@
+//! What is recorded of each measurement: names, units, sums and means over machines.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+
+use super::Conditions;
+use super::machine::Taken;
+use crate::recorder::{Recorder, Series};
+use crate::report::Unit;
+
+/// The part that machines belong to; replays have their own.
+pub const PART: &str = "machine";
+/// What restoring adds to the call: first answer less warm answer.
+pub const OVERHEAD: Name = Name("overhead", Unit::Millis);
+/// The same as a multiple of the first column's in the same round.
+pub const OVERHEAD_COMPARED: Name = Name("overhead, compared", Unit::Times);
+/// From before the process's start until the vCPUs run.
+pub const RESUMED: Name = Name("to resumed", Unit::Millis);
+/// From before the process's start until the first answer.
+pub const ANSWERED: Name = Name("to first answer", Unit::Millis);
+/// The same call again.
+pub const WARM: Name = Name("warm answer", Unit::Millis);
+/// All faults, host and stage-2.
+pub const FAULTS: Name = Name("faults in all", Unit::Count);
+/// Mapping and copying.
+pub const LAID: Name = Name("mapping and copying", Unit::Millis);
+/// Memory.
+pub const PSS: Name = Name("memory of a machine (Pss)", Unit::Kib);
+/// Memory of all machines that could be shared.
+pub const SHAREABLE: Name = Name("memory of what is not written, all machines", Unit::Kib);
+/// Machines that were lost and started again.
+pub const REPEATED: Name = Name("machines lost", Unit::Count);
+/// How long the monitor took to answer faults.
+pub const FAULT_LATENCY: Name = Name("fault answered", Unit::Nanos);
+
+/// What is measured, and what it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Name(pub &'static str, pub Unit);
+
+/// Series of the same conditions and column.
+#[derive(Clone, Debug)]
+pub struct Of(BTreeMap<&'static str, String>);
+
+/// Those of a column.
+pub fn series(at: &Conditions, column: &str) -> Of {
+    Of([
+        ("function", at.function.to_owned()),
+        ("strategy", column.to_owned()),
+        ("page cache", at.cache.name().to_owned()),
+        ("input", at.input.name().to_owned()),
+        ("machines", at.machines.to_string()),
+    ]
+    .into())
+}
+
+/// The mean of several machines.
+pub fn overhead(taken: &[Taken]) -> f64 {
+    // Not less than a microsecond: it is divided by.
+    mean(taken, |one| one.answered_ms - one.warm_ms).max(0.001)
+}
+
+fn mean(taken: &[Taken], what: impl Fn(&Taken) -> f64) -> f64 {
+    taken.iter().map(what).sum::<f64>() / taken.len().max(1) as f64
+}
+
+impl Of {
+    /// One of them.
+    pub fn series(&self, name: Name) -> Series {
+        self.named(name.0, name.1)
+    }
+
+    fn named(&self, name: &str, unit: Unit) -> Series {
+        let labels: Vec<_> = self.0.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        Series::new(PART, name, unit).with(&labels)
+    }
+
+    /// Records a measurement; `base` is the overhead of the first column in this round.
+    ///
+    /// # Errors
+    ///
+    /// If something was measured that is no number.
+    pub fn record(&self, taken: &[Taken], base: f64, recorder: &mut Recorder) -> Result<()> {
+        let one = taken.first().context("no machine was measured")?;
+        let mut add = |name: Name, value: f64| recorder.add(&self.series(name), value);
+        add(OVERHEAD, overhead(taken))?;
+        add(OVERHEAD_COMPARED, overhead(taken) / base)?;
+        add(RESUMED, mean(taken, |t| t.resumed_ms))?;
+        add(Name("resumed to first answer", Unit::Millis), {
+            mean(taken, |t| t.answered_ms - t.resumed_ms)
+        })?;
+        add(ANSWERED, mean(taken, |t| t.answered_ms))?;
+        add(WARM, mean(taken, |t| t.warm_ms))?;
+        if let Some(ms) = optional(taken, |t| t.laid_ms) {
+            add(LAID, ms)?;
+        }
+        let answered = |t: &Taken| {
+            let sums = t.answered_faults.values().map(|by| by.read + by.write);
+            sums.sum::<u64>() as f64
+        };
+        let host = optional(taken, |t| t.host_faults.map(|(a, b)| (a + b) as f64));
+        let stage2 = optional(taken, |t| t.stage2_faults.map(|n| n as f64));
+        if let (Some(host), Some(stage2)) = (host, stage2) {
+            add(FAULTS, host + stage2)?;
+            add(Name("faults: host", Unit::Count), host)?;
+            add(Name("faults: stage-2", Unit::Count), stage2)?;
+        }
+        if let Some(major) = optional(taken, |t| t.host_faults.map(|(major, _)| major as f64)) {
+            add(Name("faults: host, major", Unit::Count), major)?;
+        }
+        if one.strategy.is_some() {
+            add(Name("faults: answered by the monitor", Unit::Count), mean(taken, answered))?;
+        }
+        for (class, by) in &one.answered_faults {
+            for (access, count) in [("read", by.read), ("write", by.write)] {
+                if count > 0 {
+                    let name = format!("faults: {class} {access}");
+                    recorder.add(&self.named(&name, Unit::Count), count as f64)?;
+                }
+            }
+        }
+        let mut add = |name: Name, value: f64| recorder.add(&self.series(name), value);
+        if let Some(exits) = optional(taken, |t| t.exits.map(|n| n as f64)) {
+            add(Name("exits", Unit::Count), exits)?;
+        }
+        if let Some(guest) = optional(taken, |t| t.cpu_ms.map(|(guest, _)| guest)) {
+            add(Name("processor time: vCPUs", Unit::Millis), guest)?;
+        }
+        if let Some(other) = optional(taken, |t| t.cpu_ms.map(|(_, other)| other)) {
+            add(Name("processor time: monitor", Unit::Millis), other)?;
+        }
+        add(PSS, mean(taken, |t| t.outside.pss as f64))?;
+        if let Some(unwritten) = optional(taken, |t| t.private_unwritten.map(|n| n as f64)) {
+            let shared = mean(taken, |t| t.outside.pss_shared as f64);
+            add(SHAREABLE, (shared + unwritten * 4.0) * taken.len() as f64)?;
+        }
+        add(Name("read from disk", Unit::Kib), {
+            mean(taken, |t| t.outside.disk as f64) * taken.len() as f64
+        })?;
+        if let Some(mappings) = optional(taken, |t| t.mappings.map(|n| n as f64)) {
+            add(Name("mappings", Unit::Count), mappings)?;
+        }
+        for (tier, bytes) in &one.read {
+            let name = format!("read by the monitor: {tier}");
+            recorder.add(&self.named(&name, Unit::Kib), *bytes as f64 / 1024.0)?;
+        }
+        for machine in taken {
+            recorder.add_all(&self.series(FAULT_LATENCY), &machine.fault_latency);
+        }
+        Ok(())
+    }
+}
+
+/// The mean, if all machines have it.
+fn optional(taken: &[Taken], what: impl Fn(&Taken) -> Option<f64>) -> Option<f64> {
+    let values = taken.iter().map(what).collect::<Option<Vec<f64>>>()?;
+    Some(values.iter().sum::<f64>() / values.len().max(1) as f64)
+}
