@@ -45,13 +45,17 @@ impl Session {
         Ok(Session { recorder: Recorder::default(), report, path })
     }
 
-    /// Goes on with the report at `path`, which must have been made in the same place.
+    /// Goes on with the report at `path`, which must have been made in the same place; begins it if it
+    /// is not there yet, so that a command that is repeated until it is through can be the same each time.
     ///
     /// # Errors
     ///
     /// If it cannot be read, or was made elsewhere or with another monitor.
     pub fn resume(path: &Path) -> Result<Session> {
         let now = Session::begin("", Some(path.into()))?;
+        if !path.exists() {
+            return Ok(now);
+        }
         Session::go_on(now, Report::load(path)?)
     }
 

@@ -91,7 +91,7 @@ pub struct CompareArgs {
     /// Computing between two accesses of a replay, in nanoseconds
     #[arg(long, value_name = "NS", default_value_t = 4000)]
     compute: u64,
-    /// Go on with a report of a run that was cut short
+    /// Report of a run that may have been cut short: go on with it, or begin it
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     pub resume: Option<PathBuf>,
     /// Where the page goes [default: beside the report]

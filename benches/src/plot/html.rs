@@ -13,7 +13,7 @@ th:first-child, td:first-child, table.steps td { text-align: left }
 th[title] { text-decoration: underline dotted #8a97a5; cursor: help }
 .wrong { color: #b00; font-weight: bold } .note { color: #5a6875 }
 .maps svg { width: 270px }
-.charts { margin-top: 1.5em; display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: .5em 2em }
+.charts { margin-top: 1.5em; display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: .5em 2em }
 .maps { display: flex; flex-wrap: wrap; gap: 1.5em }
 figure { margin: 0 0 1em } figcaption { font-weight: 600; margin-bottom: .4em }
 svg { max-width: 100%; height: auto } svg text { font-size: 12px; fill: #1c2733 }

@@ -84,14 +84,24 @@ impl Scale {
     /// Values to be named.
     fn ticks(&self) -> Vec<f64> {
         if self.log {
-            // Powers of ten, or of two where that would be too few.
+            // Powers of ten; where that would be too few, of two, or 1, 2, 5.
             let powers = |base: f64| -> Vec<f64> {
                 let first = (self.low.ln() / base.ln() - 1e-9).ceil() as i32;
                 let all = (first..).map(|power| base.powi(power));
                 all.take_while(|value| *value <= self.high * 1.000_001).collect()
             };
             let tens = powers(10.0);
-            return if tens.len() >= 3 { tens } else { powers(2.0) };
+            let is_power_of_two = self.low.log2().fract() == 0.0;
+            return match tens.len() {
+                3.. => tens,
+                _ if is_power_of_two => powers(2.0),
+                _ => {
+                    let first = 10f64.powf(self.low.log10().floor());
+                    let steps = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+                    let all = steps.map(|step| step * first);
+                    all.into_iter().filter(|v| (self.low..=self.high).contains(v)).collect()
+                }
+            };
         }
         let rough = (self.high - self.low) / TICKS as f64;
         let ten = 10f64.powf(rough.log10().floor());
