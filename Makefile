@@ -22,12 +22,15 @@ test-fast: images lab
 	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
 
 test-vm: images clients lab
-	cargo build -p varve-vmm -p varve-jailer
+	cargo build -p varve-vmm -p varve-jailer -p varve-benches
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(LAB) exec --" \
 		cargo test -p varve-tests -- --test-threads=1
 
-# Figures are printed, and saved in target/bench. BENCH="boot --runs 10" measures a part.
-bench: VARVE_LAB_OPTS += --rw target/bench
+# Compares restore methods, by virtual time in the lab, which takes hours. Figures are printed, and saved in
+# target/bench. BENCH="compare --quick" does less, BENCH=all measures everything else, BENCH="boot --runs 10" a
+# part of it.
+BENCH ?= compare
+bench: VARVE_LAB_OPTS = --mem 6144 --timeout 172800 --icount --rw target/bench
 bench: images lab
 	cargo build --release -p varve-vmm -p varve-benches
 	mkdir -p target/bench

@@ -23,3 +23,4 @@ pub mod smaps;
 pub mod stats;
 pub mod summary;
 pub mod table;
+pub mod tune;

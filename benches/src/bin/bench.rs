@@ -12,6 +12,7 @@ use varve_benches::replay::once;
 use varve_benches::report::{Report, save};
 use varve_benches::session::Session;
 use varve_benches::summary::{self, page};
+use varve_benches::tune::TuneArgs;
 
 /// Measures varve on this machine's KVM, or in the lab
 #[derive(Debug, Parser)]
@@ -25,7 +26,8 @@ Examples:
   target/release/varve-bench boot --runs 10         # where KVM works
   VARVE_LAB_OPTS='--mem 3072 --rw target/bench' tests/run target/release/varve-bench vsock
   target/release/varve-bench plan                   # without KVM, as mechanisms and replay
-  target/release/varve-bench replay --strategy lazy,reap,tiered,template --cache warm,cold")]
+  target/release/varve-bench replay --strategy lazy,reap,tiered,template --cache warm,cold
+  make bench BENCH='compare --quick'                # restore methods: varve-bench compare --help")]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -63,6 +65,13 @@ enum Command {
     Compare {
         #[command(flatten)]
         args: Box<CompareArgs>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Try options of tiering and restoring on a function by replays, and print the best
+    Tune {
+        #[command(flatten)]
+        args: Box<TuneArgs>,
         #[command(flatten)]
         how: How,
     },
@@ -135,6 +144,10 @@ fn main() -> Result<()> {
         Some(Command::Report { files, html, markdown }) => {
             let reports = files.iter().map(|f| Report::load(f)).collect::<Result<Vec<_>>>()?;
             write(&reports, &html, &markdown)
+        }
+        Some(Command::Tune { args, how }) => {
+            let mut session = Session::begin("tune", how.json.clone())?;
+            args.run(how.effort().runs, &mut session)
         }
         Some(Command::Replay { args, how }) => {
             let mut session = Session::begin("replay", how.json.clone())?;

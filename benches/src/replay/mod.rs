@@ -97,7 +97,11 @@ pub fn compare(what: &Comparison, session: &mut Session) -> Result<()> {
 }
 
 /// One run, in a process of its own.
-fn run(conditions: &Conditions) -> Result<Ran> {
+///
+/// # Errors
+///
+/// If it fails.
+pub fn run(conditions: &Conditions) -> Result<Ran> {
     let program = std::env::current_exe().context("where this program is")?;
     let mut command = Command::new(program);
     command.arg(once::COMMAND).arg(serde_json::to_string(conditions)?);
@@ -170,7 +174,7 @@ impl Comparison {
 }
 
 /// What restoring adds to the accesses themselves. Not less than a microsecond: it is divided by.
-fn overhead(ran: &Ran) -> f64 {
+pub fn overhead(ran: &Ran) -> f64 {
     (ran.end_us - ran.warm_us).max(1.0)
 }
 

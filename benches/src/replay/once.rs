@@ -219,7 +219,8 @@ impl Default for Conditions {
 }
 
 impl Conditions {
-    fn policy(&self) -> Policy {
+    /// What the memory crate is told.
+    pub fn policy(&self) -> Policy {
         let mut policy = Policy::new(self.strategy);
         policy.read_only = self.read_only;
         policy.cold = self.cold_pages;
