@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use varve_snapshot::{
-    FlatFile, Image, ImageEntry, ImageId, MEMORY_FILE, ManifestReader, PAGE_SIZE, PageClass,
-    PageRange, Region, RegionMap, SnapshotError, Stored, layout,
+    FlatFile, Image, ImageEntry, ImageId, ImageReader, MEMORY_FILE, ManifestReader, PAGE_SIZE,
+    PageClass, PageRange, Region, RegionMap, SnapshotError, Stored, layout,
 };
 
 use crate::disk;
@@ -21,10 +22,16 @@ use crate::strategy::{Strategy, is_hot};
 
 /// Where images are that are not used from the snapshot's own files.
 pub trait Elsewhere {
-    /// What a plan has to know of an image, given what it would be as a local file.
-    fn info(&self, entry: &ImageEntry, local: ImageInfo) -> ImageInfo;
+    /// What a plan has to know of an image, given what it would be as a local file; none if it is not
+    /// there.
+    fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo>;
 
-    /// Opens the image, if it is elsewhere.
+    /// Another file with the image's bytes, if that is what it is in.
+    fn file(&self, _entry: &ImageEntry) -> Option<io::Result<File>> {
+        None
+    }
+
+    /// Opens the image, if it is there and in no file.
     fn open(
         &self,
         image: &Image,
@@ -34,8 +41,8 @@ pub trait Elsewhere {
 
 /// All images are local files.
 impl Elsewhere for () {
-    fn info(&self, _entry: &ImageEntry, local: ImageInfo) -> ImageInfo {
-        local
+    fn info(&self, _entry: &ImageEntry, _local: &ImageInfo) -> Option<ImageInfo> {
+        None
     }
 
     fn open(
@@ -47,6 +54,28 @@ impl Elsewhere for () {
     }
 }
 
+/// Several places side by side: each image comes from the first that has it, or from its local file.
+impl Elsewhere for Vec<Box<dyn Elsewhere>> {
+    fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
+        self.iter().find_map(|place| place.info(entry, local))
+    }
+
+    fn file(&self, entry: &ImageEntry) -> Option<io::Result<File>> {
+        let local = image_info(entry);
+        self.iter().find(|place| place.info(entry, &local).is_some())?.file(entry)
+    }
+
+    fn open(
+        &self,
+        image: &Image,
+        info: &ImageInfo,
+    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
+        let local = image_info(&image.entry);
+        let place = self.iter().find(|place| place.info(&image.entry, &local).is_some());
+        place.map_or(Ok(None), |place| place.open(image, info))
+    }
+}
+
 /// The plan for a tiered snapshot, with its images open. `auto` compares the methods that the
 /// snapshot was prepared for.
 pub fn open(
@@ -54,8 +83,7 @@ pub fn open(
     policy: &Policy,
     elsewhere: &dyn Elsewhere,
 ) -> Result<(Plan, Sources), TierError> {
-    let info = |entry| elsewhere.info(entry, image_info(entry));
-    let images: Vec<ImageInfo> = snapshot.images().iter().map(info).collect();
+    let images = infos(snapshot, elsewhere);
     let plan = |strategy: Strategy, name: &str| {
         let mut layout = snapshot.layout(name)?;
         let mapped = name == layout::TIERED && !policy.asks_for_cold();
@@ -84,6 +112,15 @@ pub fn open(
     Ok((plan, sources))
 }
 
+/// What is to be known of each image, wherever it is.
+pub(crate) fn infos(snapshot: &ManifestReader, elsewhere: &dyn Elsewhere) -> Vec<ImageInfo> {
+    let info = |entry| {
+        let local = image_info(entry);
+        elsewhere.info(entry, &local).unwrap_or(local)
+    };
+    snapshot.images().iter().map(info).collect()
+}
+
 /// Opens an image; `verified` if it is not only mapped, or read by the kernel straight to its place.
 pub(crate) fn open_image(
     snapshot: &ManifestReader,
@@ -93,15 +130,28 @@ pub(crate) fn open_image(
     elsewhere: &dyn Elsewhere,
 ) -> Result<Arc<dyn PageSource>, TierError> {
     let lost = |source| TierError::Image { image: info.name.clone(), tier: info.tier, source };
-    if info.tier != Tier::Local
-        && let Some(source) = elsewhere.open(&snapshot.image_table(id)?, info).map_err(lost)?
-    {
-        return Ok(source);
-    }
-    if info.mappable && !verified {
-        return Ok(Arc::new(FileSource::with_info(info.clone(), snapshot.image_file(id)?)));
-    }
-    Ok(Arc::new(ImageSource::new(snapshot.image(id)?, info.clone())))
+    let entry = snapshot.entry(id)?;
+    let file = elsewhere.file(entry).transpose().map_err(|e| lost(e.into()))?;
+    let verified = verified || !info.mappable;
+    Ok(match file {
+        Some(file) if verified => {
+            let reader = ImageReader::over(snapshot.image_table(id)?, &info.name, file);
+            Arc::new(ImageSource::new(reader, info.clone()))
+        }
+        Some(file) => Arc::new(FileSource::with_info(info.clone(), file)),
+        None => {
+            if info.tier != Tier::Local
+                && let Some(source) =
+                    elsewhere.open(&snapshot.image_table(id)?, info).map_err(lost)?
+            {
+                return Ok(source);
+            }
+            match verified {
+                true => Arc::new(ImageSource::new(snapshot.image(id)?, info.clone())),
+                false => Arc::new(FileSource::with_info(info.clone(), snapshot.image_file(id)?)),
+            }
+        }
+    })
 }
 
 /// Has the disk begin with the images that hold nothing but what will be used, in the time that
@@ -210,7 +260,7 @@ pub fn flat(file: &Path, memory: &[PageRange]) -> Result<(RegionMap, Sources), T
 }
 
 /// What a plan has to know of an image of a snapshot.
-pub(crate) fn image_info(entry: &ImageEntry) -> ImageInfo {
+fn image_info(entry: &ImageEntry) -> ImageInfo {
     ImageInfo {
         name: entry.name.clone(),
         tier: Tier::Local,

@@ -19,10 +19,15 @@ impl Digest {
 
     /// Of a file's content.
     pub fn of_file(path: &Path) -> io::Result<Digest> {
-        let (mut file, mut hasher) = (File::open(path)?, Hasher::default());
+        Digest::of_reader(File::open(path)?)
+    }
+
+    /// Of all that a reader gives.
+    pub fn of_reader(mut reader: impl Read) -> io::Result<Digest> {
+        let mut hasher = Hasher::default();
         let mut buf = vec![0; 1 << 16];
         loop {
-            match file.read(&mut buf)? {
+            match reader.read(&mut buf)? {
                 0 => return Ok(hasher.finish()),
                 n => hasher.update(&buf[..n]),
             }

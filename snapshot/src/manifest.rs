@@ -280,7 +280,8 @@ impl ManifestReader {
         Ok(Image { entry: entry.clone(), chunks })
     }
 
-    fn entry(&self, id: ImageId) -> Result<&ImageEntry, SnapshotError> {
+    /// What the manifest says of the image of that number.
+    pub fn entry(&self, id: ImageId) -> Result<&ImageEntry, SnapshotError> {
         self.head.images.get(usize::from(id.0)).ok_or_else(|| {
             let value = id.0.to_string();
             let wanted = "not one of the manifest's";

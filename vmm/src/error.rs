@@ -126,6 +126,9 @@ pub enum VmmError {
     /// The pool, or what the snapshot says of it.
     #[error(transparent)]
     Pool(#[from] varve_pool::PoolError),
+    /// A tier that images were published to, or what the snapshot says of it.
+    #[error(transparent)]
+    Shared(#[from] varve_shared::SharedError),
     /// The snapshot's guest uses processor features that this host lacks.
     #[error("this host cannot run the snapshot's guest: {0}")]
     OtherProcessor(String),

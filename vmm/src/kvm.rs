@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES,
+    CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_GUEST_MEMFD, KVM_CAP_MEMORY_FAULT_INFO,
+    KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap,
     kvm_pit_config, kvm_userspace_memory_region,
 };
@@ -222,6 +223,21 @@ impl KvmVm {
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(call("KVM_IOEVENTFD"))
     }
+}
+
+/// What a host's KVM can do beyond what the monitor cannot do without: names, and whether it can.
+pub fn options() -> Result<Vec<(&'static str, bool)>, KvmError> {
+    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    let has = |number: u32| kvm.check_extension_raw(number.into()) > 0;
+    Ok([
+        ("pre_fault_memory", KVM_CAP_PRE_FAULT_MEMORY),
+        ("disable_exits", KVM_CAP_X86_DISABLE_EXITS),
+        ("dirty_log_ring", KVM_CAP_DIRTY_LOG_RING),
+        ("memory_fault_info", KVM_CAP_MEMORY_FAULT_INFO),
+        ("guest_memfd", KVM_CAP_GUEST_MEMFD),
+    ]
+    .map(|(name, number)| (name, has(number)))
+    .into())
 }
 
 /// KVM_CREATE_VM gives up when a signal comes while it waits.

@@ -39,11 +39,9 @@ impl Pool {
 }
 
 impl Elsewhere for Pool {
-    fn info(&self, entry: &ImageEntry, local: ImageInfo) -> ImageInfo {
-        match self.places.images.contains_key(&entry.name) {
-            true => ImageInfo { tier: Tier::Remote, mappable: false, ..local },
-            false => local,
-        }
+    fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
+        let there = self.places.images.contains_key(&entry.name);
+        there.then(|| ImageInfo { tier: Tier::Remote, mappable: false, ..local.clone() })
     }
 
     fn open(

@@ -14,7 +14,7 @@ use super::cache::{Cached, ChunkCache};
 use crate::answer::by_image;
 use crate::counters::Tally;
 use crate::error::TierError;
-use crate::open::{Elsewhere, image_info, open_image};
+use crate::open::{Elsewhere, infos, open_image};
 use crate::plan::{PlanInput, check};
 use crate::policy::Policy;
 use crate::source::{FileSource, ImageInfo, Sources, Tier};
@@ -48,8 +48,7 @@ impl Served {
         let tiered = names.iter().find(|l| *l == layout::TIERED).or(names.first());
         let none = || TierError::Plan("the snapshot has no layout".into());
         let layout = snapshot.layout(tiered.ok_or_else(none)?)?;
-        let info = |entry| elsewhere.info(entry, image_info(entry));
-        let images: Vec<ImageInfo> = snapshot.images().iter().map(info).collect();
+        let images = infos(snapshot, elsewhere);
         let mut sources: Sources = vec![None; images.len()];
         for stored in layout.regions().iter().filter_map(|r| r.stored) {
             let at = usize::from(stored.image.0);

@@ -119,6 +119,11 @@ pub enum Installed {
     Present,
 }
 
+/// Whether this process can have missing pages of memory that KVM uses asked for.
+pub fn can_watch() -> Result<(), UffdError> {
+    Uffd::open(Watch::MissingAndWrites).map(drop)
+}
+
 /// A userfaultfd.
 #[derive(Debug)]
 pub struct Uffd {

@@ -49,16 +49,49 @@ $B hostname lab
 ulimit -n 65536
 
 [ -e /dev/kvm ] || fail "the lab's kernel has no /dev/kvm"
+# Persistent memory is found by its address; a device appears a little after its region.
+nd=/sys/bus/nd/devices
+if [ -n "$DEVDAX" ]; then
+  step modprobe -a device_dax dax_pmem
+  tries=0
+  while region=$($B grep -lx "$DEVDAX" $nd/region*/resource); [ -z "$region" ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 500 ] || fail "the memory at $DEVDAX does not appear"
+    $B usleep 10000
+  done
+  region=${region%/resource}
+  space=namespace${region##*/region}.0
+  tries=0
+  while [ ! -e "/sys/bus/nd/drivers/nd_pmem/$space" ] || [ ! -s "$region/dax_seed" ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 500 ] || fail "$space has no driver"
+    $B usleep 10000
+  done
+  seed=$(cat "$region/dax_seed")
+  put() { echo "$1" >"$2" || fail "$2 does not take $1"; }
+  put "$space" /sys/bus/nd/drivers/nd_pmem/unbind
+  put ram "$nd/$seed/mode"
+  put 2097152 "$nd/$seed/align"
+  put "$(cat /proc/sys/kernel/random/uuid)" "$nd/$seed/uuid"
+  put "$space" "$nd/$seed/namespace"
+  put "$seed" /sys/bus/nd/drivers/dax_pmem/bind
+  tries=0
+  while [ ! -c /dev/dax0.0 ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 500 ] || fail "/dev/dax0.0 does not appear"
+    $B usleep 10000
+  done
+fi
 if [ -n "$DAX" ]; then
   tries=0
-  while [ ! -e /dev/pmem0 ]; do
+  while pmem=; for device in /dev/pmem*; do [ -b "$device" ] && pmem=$device; done; [ -z "$pmem" ]; do
     tries=$((tries + 1))
     [ $tries -lt 500 ] || fail "/dev/pmem0 does not appear"
     $B usleep 10000
   done
-  step mkfs.ext4 -qF -b 4096 /dev/pmem0
+  step mkfs.ext4 -qF -b 4096 "$pmem"
   $B mkdir -p "$DAX"
-  step $B mount -t ext4 -o dax=always /dev/pmem0 "$DAX"
+  step $B mount -t ext4 -o dax=always "$pmem" "$DAX"
 fi
 if [ -n "$NET" ]; then
   link=

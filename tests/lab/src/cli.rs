@@ -41,8 +41,8 @@ pub enum Action {
 #[command(after_help = "\
 The exit code is that of the command; 124: the time limit passed; 125: the lab failed.
 Files written in the lab vanish with it, except below a folder of --rw.
-In the command's environment, LAB=1, and LAB_DAX=/mnt/dax, LAB_CXL_NODE=1 or LAB_ICOUNT=1 with
-these options.")]
+In the command's environment, LAB=1, and LAB_DAX=/mnt/dax, LAB_DEVDAX=/dev/dax0.0, LAB_CXL_NODE=1
+or LAB_ICOUNT=1 with these options.")]
 pub struct RunOptions {
     /// The emulated host.
     #[command(flatten)]

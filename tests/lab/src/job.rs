@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
 
-use crate::machine::{DAX_PATH, Machine, RDMA_ADDRESS};
+use crate::machine::{DAX_PATH, DEVDAX_PATH, Machine, RDMA_ADDRESS};
 use crate::qemu::share_tag;
 
 /// The init reads whole blocks of this size, in bytes.
@@ -65,6 +65,9 @@ impl Job {
         set("MODULES", modules.as_os_str());
         set("INPUT", OsStr::new(if self.stdin { "1" } else { "" }));
         set("DAX", OsStr::new(if machine.dax.is_some() { DAX_PATH } else { "" }));
+        let devdax = machine.persistent().and_then(|[_, devdax]| devdax);
+        let devdax = devdax.map_or(String::new(), |(start, _)| format!("{:#x}", start << 20));
+        set("DEVDAX", OsStr::new(&devdax));
         set("RDMA", OsStr::new(if machine.rdma { RDMA_ADDRESS } else { "" }));
         set("NET", OsStr::new(machine.net.map_or("", |net| net.address())));
         text.extend_from_slice(b"shares() {\n  :\n");
@@ -89,6 +92,9 @@ impl Job {
         text.extend_from_slice(b" || exit 125\nexec env -i LAB=1");
         if machine.dax.is_some() {
             text.extend_from_slice(format!(" LAB_DAX={DAX_PATH}").as_bytes());
+        }
+        if machine.devdax.is_some() {
+            text.extend_from_slice(format!(" LAB_DEVDAX={DEVDAX_PATH}").as_bytes());
         }
         if machine.cxl.is_some() {
             text.extend_from_slice(b" LAB_CXL_NODE=1");

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::memory::dax_start;
+use crate::memory::starts;
 
 /// Where the DAX file system is mounted in the lab.
 pub const DAX_PATH: &str = "/mnt/dax";
+/// Where the device-DAX device is.
+pub const DEVDAX_PATH: &str = "/dev/dax0.0";
 /// The address of a lab's own network device, when it is joined to no other lab.
 pub const RDMA_ADDRESS: &str = "10.78.0.1";
 /// Addresses of two joined labs: of the one that listens and of the one that connects.
@@ -17,7 +19,7 @@ pub const NET_ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 /// The emulated host.
 #[derive(Args, Clone, Debug)]
 pub struct Machine {
-    /// Memory of the emulated host, in MiB (that of --dax and --cxl comes on top)
+    /// Memory of the emulated host, in MiB (that of --dax, --devdax and --cxl comes on top)
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     pub mem: u64,
 
@@ -32,6 +34,10 @@ pub struct Machine {
     /// Add a byte-addressable memory device of this size, as an ext4 with -o dax on /mnt/dax
     #[arg(long, value_name = "MIB")]
     pub dax: Option<u64>,
+
+    /// Add a device-DAX device /dev/dax0.0 of this size
+    #[arg(long, value_name = "MIB")]
+    pub devdax: Option<u64>,
 
     /// Add a NUMA node 1 of this size that has no CPU, and an HMAT: a stand-in for CXL memory
     #[arg(long, value_name = "MIB")]
@@ -90,7 +96,7 @@ fn parse_net(text: &str) -> Result<Net, String> {
 impl Machine {
     /// Memory of the node with CPUs, in MiB.
     pub fn node0(&self) -> u64 {
-        self.mem + self.dax.unwrap_or(0)
+        self.mem + self.dax.unwrap_or(0) + self.devdax.unwrap_or(0)
     }
 
     /// All memory, in MiB.
@@ -100,9 +106,12 @@ impl Machine {
 
     /// Checks what the options alone can not, and makes folders absolute.
     pub fn check(&mut self) -> Result<()> {
-        for (name, value, min) in
-            [("--mem", Some(self.mem), 256), ("--dax", self.dax, 64), ("--cxl", self.cxl, 128)]
-        {
+        for (name, value, min) in [
+            ("--mem", Some(self.mem), 256),
+            ("--dax", self.dax, 64),
+            ("--devdax", self.devdax, 64),
+            ("--cxl", self.cxl, 128),
+        ] {
             let Some(value) = value else { continue };
             if value < min || value > 1 << 16 || value % 2 != 0 {
                 bail!("{name} {value}: give an even number of MiB from {min} to 65536");
@@ -114,8 +123,8 @@ impl Machine {
         if self.icount && self.cpus != 1 {
             bail!("--icount counts the instructions of one CPU: leave --cpus away");
         }
-        if self.dax.is_some() && self.dax_start().is_none() {
-            bail!("--dax: no place for it in {} MiB of memory: raise --mem", self.mem);
+        if self.persistent().is_none() {
+            bail!("--dax, --devdax: no place for it in {} MiB of memory: raise --mem", self.mem);
         }
         if self.append.contains(['\n', '\0']) {
             bail!("--append: kernel parameters are one line");
@@ -126,9 +135,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Where the DAX device lies in physical memory, in MiB.
-    pub fn dax_start(&self) -> Option<u64> {
-        dax_start(self.node0(), self.total(), self.dax?)
+    /// Where what is called persistent lies in physical memory, as start and size in MiB: the file
+    /// system's device, and the other one. `None` if there is no place for it.
+    pub fn persistent(&self) -> Option<[Option<(u64, u64)>; 2]> {
+        let sizes: Vec<u64> = self.dax.into_iter().chain(self.devdax).collect();
+        let mut starts = starts(self.node0(), self.total(), &sizes)?.into_iter();
+        Some([self.dax, self.devdax].map(|size| size.and_then(|size| Some((starts.next()?, size)))))
     }
 }
 
@@ -163,7 +175,10 @@ mod tests {
     fn memory_adds_up() {
         let machine = machine("--mem 1024 --dax 512 --cxl 256").unwrap();
         assert_eq!((machine.node0(), machine.total()), (1536, 1792));
-        assert!(machine.dax_start().is_some());
+        assert_eq!(machine.persistent().unwrap()[0].unwrap().1, 512);
+        let both = machine("--mem 1024 --dax 64 --devdax 64").unwrap();
+        let [dax, devdax] = both.persistent().unwrap().map(Option::unwrap);
+        assert!(devdax.0 + 64 < dax.0, "apart, or the kernel takes them for one");
     }
 
     #[test]

@@ -16,22 +16,35 @@ const ALIGN: u64 = 128;
 /// Below lie the kernel and all that it needs first.
 const BOTTOM: u64 = 512;
 
-/// Where a DAX device of `dax` can start in a machine whose memory is `total`, of which the first
-/// `node0` is the node with CPUs. `None` when there is no room for it.
-pub fn dax_start(node0: u64, total: u64, dax: u64) -> Option<u64> {
+/// Where devices of `sizes` can start in a machine whose memory is `total`, of which the first `node0` is
+/// the node with CPUs: from the top down, and apart, since the kernel takes ranges that meet for one
+/// device. `None` when there is no room for them.
+pub fn starts(node0: u64, total: u64, sizes: &[u64]) -> Option<Vec<u64>> {
     let low = if total < LOW_IF_LESS { total } else { LOW_ELSE };
     // Ranges of node 0, as start and end.
     let below = (BOTTOM, node0.min(low).min(low.checked_sub(TOP)?));
     let above = (HIGH, HIGH + node0.saturating_sub(low));
-    [above, below].into_iter().find_map(|(start, end)| {
-        let at = end.checked_sub(dax)? / ALIGN * ALIGN;
-        (at >= start).then_some(at)
+    [above, below].into_iter().find_map(|(start, mut end)| {
+        let mut starts = Vec::new();
+        for size in sizes {
+            let at = end.checked_sub(*size)? / ALIGN * ALIGN;
+            if at < start {
+                return None;
+            }
+            starts.push(at);
+            end = at.checked_sub(ALIGN)?;
+        }
+        Some(starts)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn dax_start(node0: u64, total: u64, dax: u64) -> Option<u64> {
+        Some(starts(node0, total, &[dax])?[0])
+    }
 
     #[test]
     fn a_small_machine_has_it_below_the_firmware_tables() {

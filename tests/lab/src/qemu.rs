@@ -156,7 +156,7 @@ fn memory(machine: &Machine, line: &mut Line) {
 
 fn parameters(machine: &Machine) -> String {
     let mut text = PARAMETERS.to_owned();
-    if let (Some(size), Some(start)) = (machine.dax, machine.dax_start()) {
+    for (start, size) in machine.persistent().into_iter().flatten().flatten() {
         text += &format!(" memmap={size}M!{start}M");
     }
     if !machine.append.is_empty() {

@@ -28,6 +28,7 @@ mod run;
 mod seccomp;
 mod session;
 mod snapshot;
+mod tier;
 mod trace;
 
 use std::process::ExitCode;
@@ -82,6 +83,9 @@ enum Command {
     /// Keep images in the memory of other hosts
     #[command(subcommand, after_help = pool::EXAMPLES)]
     Pool(pool::PoolCommand),
+    /// Keep images once, in memory that machines and hosts share
+    #[command(subcommand, after_help = tier::EXAMPLES)]
+    Tier(tier::TierCommand),
 }
 
 /// Parses the process's arguments, does what they say, and returns the exit code. `start` is when
@@ -103,6 +107,7 @@ pub fn main(start: Instant) -> ExitCode {
         Some(Command::Metrics(args)) => metrics::main(args),
         Some(Command::Pager(args)) => pager::main(&args),
         Some(Command::Pool(command)) => pool::main(command),
+        Some(Command::Tier(command)) => tier::main(command),
         None => firecracker::main(cli.firecracker, start),
     };
     result.unwrap_or_else(|e| {

@@ -1,7 +1,7 @@
 //! Printing to standard output, whose reader may have seen enough (`varve … | head`).
 
 use std::fmt::Arguments;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 /// Writes to standard output. A reader that has gone away ends the process as it asked to; any other
 /// failure is said and ends it with an error.
@@ -38,4 +38,15 @@ pub fn human(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// What publishing reports to: a line that is written over and over, if somebody looks.
+pub fn progress(total: u64) -> impl FnMut(u64) {
+    let shown = std::io::stderr().is_terminal();
+    move |bytes| {
+        if shown {
+            let end = if bytes == total { "\n" } else { "" };
+            eprint!("\rpublishing: {} of {}{end}", human(bytes), human(total));
+        }
+    }
 }

@@ -1,14 +1,17 @@
 //! How guest memory is to come back, as users choose it: the options of `varve restore` and the
 //! `restore` object of `PUT /snapshot/load`, which have the same names, words and defaults.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Deserializer};
 use varve_memory_tiers::{ColdPages, Elsewhere, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
 use varve_pool::client::Transport;
 use varve_pool::{Keys, Places, Pool, PoolError};
+use varve_shared::Published;
+use varve_snapshot::ManifestReader;
 
+use crate::error::VmmError;
 use crate::seccomp;
 use crate::words::word;
 
@@ -48,6 +51,10 @@ pub struct Choices {
     #[arg(long = "no-prefault", action = ArgAction::SetFalse)]
     pub prefault: bool,
 
+    /// Use the snapshot's own files, also of images that were published to a tier
+    #[arg(long)]
+    pub local_files: bool,
+
     /// Fetch images that were published to a pool from there, with the keys in this file; without
     /// it the snapshot's own files serve
     #[arg(long, value_name = "FILE")]
@@ -73,6 +80,7 @@ impl Default for Choices {
             wait: Wait::default(),
             threads: 1,
             prefault: true,
+            local_files: false,
             pool_keys: None,
             pool_transport: Transport::default(),
             pager: None,
@@ -95,19 +103,28 @@ impl Choices {
         }
     }
 
-    /// Where images of the tiered snapshot in `dir` are that are not to come from its own files.
-    pub fn elsewhere(&self, dir: &Path) -> Result<Box<dyn Elsewhere>, PoolError> {
-        Ok(match &self.pool_keys {
+    /// Where images of a tiered snapshot are that are not to come from its own files: the nearest first.
+    pub fn elsewhere(
+        &self,
+        snapshot: &ManifestReader,
+    ) -> Result<Vec<Box<dyn Elsewhere>>, VmmError> {
+        let mut places: Vec<Box<dyn Elsewhere>> = Vec::new();
+        if !self.local_files {
+            places.push(Box::new(Published::attach(snapshot)?));
+        }
+        match &self.pool_keys {
             Some(path) if !seccomp::reaches_pool() => {
                 let problem = "no use in this process, whose filters keep it from a pool: start \
                                it with --allow-pool";
-                return Err(PoolError::File { path: path.clone(), problem: problem.into() });
+                return Err(PoolError::File { path: path.clone(), problem: problem.into() }.into());
             }
             Some(keys) => {
-                Box::new(Pool::new(Places::read(dir)?, Keys::read(keys)?, self.pool_transport))
+                let (there, keys) = (Places::read(snapshot.folder())?, Keys::read(keys)?);
+                places.push(Box::new(Pool::new(there, keys, self.pool_transport)));
             }
-            None => Box::new(()),
-        })
+            None => {}
+        }
+        Ok(places)
     }
 }
 
@@ -147,11 +164,11 @@ mod tests {
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Lazy, true));
         let all = both(
             "--strategy tiered --read-only copied --cold paged --wait all --threads 3 --no-prefault \
-             --pool-keys k --pool-transport tcp --pager p",
+             --local-files --pool-keys k --pool-transport tcp --pager p",
             serde_json::json!({
                 "strategy": "tiered", "read_only": "copied", "cold": "paged", "wait": "all",
-                "threads": 3, "prefault": false, "pool_keys": "k", "pool_transport": "tcp",
-                "pager": "p",
+                "threads": 3, "prefault": false, "local_files": true, "pool_keys": "k",
+                "pool_transport": "tcp", "pager": "p",
             }),
         );
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);

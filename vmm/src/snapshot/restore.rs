@@ -123,8 +123,8 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     let memory = match (memory, record) {
         (Memory::File(file), None) => MemoryRestore::flat(&file, &ranges, &policy)?,
         (Memory::Tiered(manifest, _), None) => {
-            let elsewhere = choices.elsewhere(manifest.folder())?;
-            MemoryRestore::tiered(&manifest, &policy, &*elsewhere)?
+            let elsewhere = choices.elsewhere(&manifest)?;
+            MemoryRestore::tiered(&manifest, &policy, &elsewhere)?
         }
         (Memory::File(file) | Memory::Tiered(_, file), Some(record)) => {
             MemoryRestore::record(&file, &ranges, record)?

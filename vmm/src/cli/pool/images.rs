@@ -1,7 +1,6 @@
 //! `varve pool publish`, `forget` and `status`: what nodes keep of a snapshot.
 
 use std::error::Error;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +11,7 @@ use varve_pool::{Places, Wanted};
 use varve_snapshot::ManifestReader;
 
 use super::tenant;
-use crate::cli::out::{human, outln};
+use crate::cli::out::{human, outln, progress};
 
 /// Options of `varve pool publish`.
 #[derive(Debug, Args)]
@@ -94,17 +93,6 @@ pub fn publish(args: &PublishArgs) -> Result<ExitCode, Box<dyn Error>> {
         );
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A line that is written over and over, if somebody looks.
-fn progress(total: u64) -> impl FnMut(u64) {
-    let shown = std::io::stderr().is_terminal();
-    move |bytes| {
-        if shown {
-            let end = if bytes == total { "\n" } else { "" };
-            eprint!("\rpublishing: {} of {}{end}", human(bytes), human(total));
-        }
-    }
 }
 
 /// Takes all images of a snapshot out of the pool.

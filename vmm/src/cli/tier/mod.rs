@@ -1,0 +1,62 @@
+//! `varve tier`: images in memory that machines of a host, or hosts, share.
+
+mod devices;
+mod images;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+/// Shown below the commands.
+pub const EXAMPLES: &str = "\
+Where images can be kept:
+  file:DIR                plain files, in the page cache while they are used
+  numa:NODE[:DIR]         files in memory (tmpfs) of a NUMA node, such as CXL memory without CPUs
+  dax:DIR                 files on a file system that is mounted with -o dax
+  devdax:/dev/daxX.Y      a device that is mapped as it is; with ,host=N one that hosts share
+
+Examples:
+  What this host has, and what it is good for:
+    varve tier devices
+
+  The read-only pages of a snapshot go to CXL memory; each restore then maps them there:
+    varve tier publish snapshots/json --to numa:1
+    varve restore snapshots/json --strategy tiered --read-only mapped --invoke 'json 7'
+
+  Who uses what, and freeing what nobody does:
+    varve tier status numa:1
+    varve tier revoke snapshots/json
+    varve tier gc numa:1";
+
+/// What to do with tiers.
+#[derive(Debug, Subcommand)]
+pub enum TierCommand {
+    /// Show what this host has that could keep images, and what is missing
+    Devices(devices::DevicesArgs),
+    /// Make a store of a device; what it holds is lost
+    Init(images::InitArgs),
+    /// Put images of a snapshot into a store, where restores find them
+    Publish(images::PublishArgs),
+    /// Show where a snapshot's images are published
+    List(images::ListArgs),
+    /// Show what stores keep, and who uses it
+    Status(images::StatusArgs),
+    /// Take back what a snapshot published
+    Revoke(images::RevokeArgs),
+    /// Free what neither a snapshot nor a machine uses, and what killed processes left
+    Gc(images::GcArgs),
+}
+
+/// Carries the command out.
+pub fn main(command: TierCommand) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        TierCommand::Devices(args) => devices::main(&args),
+        TierCommand::Init(args) => images::init(&args),
+        TierCommand::Publish(args) => images::publish(&args),
+        TierCommand::List(args) => images::list(&args),
+        TierCommand::Status(args) => images::status(&args),
+        TierCommand::Revoke(args) => images::revoke(&args),
+        TierCommand::Gc(args) => images::gc(&args),
+    }
+}
