@@ -4,6 +4,8 @@
 LAB := target/debug/varve-lab
 # Tests run several guests in one emulated host, one after another; it has a soft-RoCE device.
 export VARVE_LAB_OPTS ?= --mem 3072 --timeout 2400 --rdma
+# The tests of tiers have memory of other kinds, too.
+export VARVE_LAB_OPTS_TIERS ?= --cxl 256 --dax 64 --devdax 64
 
 .PHONY: demo test test-fast test-vm bench fuzz lint images clients lab tools clean
 

@@ -102,8 +102,9 @@ impl Memory {
         }
     }
 
-    /// What can come of it when a host's caches write a line back, or drop it: who looks at the line,
-    /// too, may have fetched it before.
+    /// What can come of it when a host's caches write a line back: who looks at the line, too, may have
+    /// fetched it before. (A copy that is dropped before it is looked at is like one that was never
+    /// fetched, and each look but at content in use comes after a flush.)
     fn let_go(&self, host: usize, line: usize, readers: &[(usize, Reader)]) -> Vec<Memory> {
         let mut next = self.clone();
         next.caches[host][line] = Cell::Same;
@@ -181,9 +182,8 @@ enum Reader {
     Idle,
     Attaching(Attaching),
     Using(u64),
-    Gone,
     Damaged,
-    /// The process is gone; its host holds on to the lease.
+    /// The process is gone, or the image was; its host holds on to the lease.
     Ended,
     Releasing(Release),
     /// The whole host is gone.
@@ -231,7 +231,7 @@ impl World {
     fn next(&self, defect: Defect) -> Vec<World> {
         let mut next = Vec::new();
         for (host, cache) in self.memory.caches.iter().enumerate() {
-            for line in (0..LINES).filter(|&line| cache[line] != Cell::Same) {
+            for line in (0..LINES).filter(|&line| matches!(cache[line], Cell::Dirty(_))) {
                 let after = self.memory.let_go(host, line, &self.readers).into_iter();
                 next.extend(after.map(|memory| World { memory, ..self.clone() }));
             }
@@ -262,7 +262,7 @@ impl World {
             Owner::Published => Owner::Revoking(Revoking::new(HOSTS)),
             Owner::Revoking(mut steps) => match world.step(0, defect, &mut steps) {
                 None => Owner::Revoking(steps),
-                Some(Revoke::Free) if self.epoch == EPOCHS => Owner::Done,
+                Some(Revoke::Free) if self.epoch >= EPOCHS => Owner::Done,
                 Some(Revoke::Free) => Owner::Idle,
                 // Tried again; or the host is known to be dead.
                 Some(Revoke::InUse(host)) => {
@@ -306,11 +306,10 @@ impl World {
             Reader::Attaching(mut steps) => match world.step(host, defect, &mut steps) {
                 None => Reader::Attaching(steps),
                 Some(Attach::Attached(epoch)) => Reader::Using(epoch),
-                Some(Attach::Gone) => Reader::Gone,
+                Some(Attach::Gone) => Reader::Ended,
                 Some(Attach::Damaged) => Reader::Damaged,
             },
             Reader::Using(_) => Reader::Ended,
-            Reader::Gone => Reader::Ended,
             // Its host's next collection gives the lease back, if nobody else there uses it.
             Reader::Ended if turn && !users => Reader::Releasing(Release::new(host)),
             Reader::Releasing(mut steps) => match world.step(host, defect, &mut steps) {

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fs::{self, File};
 use std::io;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// Modes of mbind(2).
 const MPOL_DEFAULT: usize = 0;
 const MPOL_BIND: usize = 2;
+const MPOL_LOCAL: usize = 4;
 /// Nodes that a mask here can name: as many as Linux has at most.
 const NODES: usize = 1024;
 
@@ -33,11 +34,12 @@ impl Window {
     }
 
     fn bind(&self, mode: usize, mask: &[u64]) -> io::Result<()> {
-        let bits = if mask.is_empty() { 0 } else { NODES + 1 };
+        // No mask at all is told by its address.
+        let (mask, bits) = if mask.is_empty() { (null(), 0) } else { (mask.as_ptr(), NODES + 1) };
         // SAFETY: the range is the mapping's, and the mask has as many bits as are said, but one, which
         // the kernel leaves out (mbind(2)).
         let done = unsafe {
-            libc::syscall(libc::SYS_mbind, self.address, self.len, mode, mask.as_ptr(), bits, 0)
+            libc::syscall(libc::SYS_mbind, self.address, self.len, mode, mask, bits, 0)
         };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
@@ -61,7 +63,11 @@ pub fn bind(file: &File, node: u32) -> io::Result<()> {
 /// Ends what [`bind`] began. Pages that are there stay where they are; those that are allocated later,
 /// and private copies, come from wherever the process that needs them runs.
 pub fn unbind(file: &File) -> io::Result<()> {
-    Window::new(file)?.bind(MPOL_DEFAULT, &[])
+    let window = Window::new(file)?;
+    // Nothing is done where a mapping has the policy already, as a new one has the default: the file's is
+    // looked at only if not.
+    window.bind(MPOL_LOCAL, &[])?;
+    window.bind(MPOL_DEFAULT, &[])
 }
 
 /// How many pages of `file` are on which node. Holes have none.

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -9,6 +10,10 @@ use crate::machine::Machine;
 
 /// Options of `run` that `exec` uses, as one string of words.
 pub const OPTIONS_VARIABLE: &str = "VARVE_LAB_OPTS";
+
+/// Begins the name of a variable with more options, for one program: its file's name follows, without the
+/// hash that cargo gives to a test.
+pub const OPTIONS_PREFIX: &str = "VARVE_LAB_OPTS_";
 
 /// Run commands in an emulated host that has real KVM
 #[derive(Debug, Parser)]
@@ -82,6 +87,16 @@ pub struct ExecOptions {
 }
 
 impl ExecOptions {
+    /// The variable that has more options for this command.
+    pub fn own_variable(&self) -> Option<String> {
+        let stem = Path::new(self.command.first()?).file_name()?.to_str()?;
+        let name = match stem.rsplit_once('-') {
+            Some((name, hash)) if hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit()) => name,
+            _ => stem,
+        };
+        Some(format!("{OPTIONS_PREFIX}{}", name.to_uppercase().replace('-', "_")))
+    }
+
     /// The options with which `run` is to run it: `words` is the value of [`OPTIONS_VARIABLE`].
     pub fn in_lab(self, words: &str) -> Result<RunOptions> {
         #[derive(Parser)]
@@ -130,6 +145,18 @@ mod tests {
         assert_eq!((options.machine.mem, options.machine.dax), (4096, Some(512)));
         assert_eq!(options.command, ["ls", "-l"]);
         assert!(format!("{:#}", exec("--nonsense").unwrap_err()).contains(OPTIONS_VARIABLE));
+    }
+
+    #[test]
+    fn a_test_can_have_options_of_its_own() {
+        for (program, variable) in [
+            ("/x/target/debug/deps/tiers-83637e87e049e296", "VARVE_LAB_OPTS_TIERS"),
+            ("target/debug/varve", "VARVE_LAB_OPTS_VARVE"),
+            ("varve-bench", "VARVE_LAB_OPTS_VARVE_BENCH"),
+        ] {
+            let exec = ExecOptions { command: vec![program.into()] };
+            assert_eq!(exec.own_variable().unwrap(), variable);
+        }
     }
 
     #[test]

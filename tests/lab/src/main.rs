@@ -40,7 +40,9 @@ fn main() -> ExitCode {
 fn exec(options: ExecOptions) -> Result<u8> {
     let verdict = detect();
     if verdict.mode == Mode::Lab {
-        let words = std::env::var(OPTIONS_VARIABLE).unwrap_or_default();
+        let variables = std::iter::once(OPTIONS_VARIABLE.to_owned()).chain(options.own_variable());
+        let words: Vec<_> = variables.filter_map(|name| std::env::var(name).ok()).collect();
+        let words = words.join(" ");
         return run_again_if_hung(options.in_lab(&words)?);
     }
     let [program, arguments @ ..] = options.command.as_slice() else {
