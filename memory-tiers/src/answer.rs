@@ -1,7 +1,7 @@
 //! The answer to a fault: the page from its source, verified, with the neighbours that were read with
 //! it; or zero, where that is what the page holds.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, RegionMap, Stored};
@@ -11,9 +11,13 @@ use crate::counters::Tally;
 use crate::deadline::{Pending, lock};
 use crate::error::{RamError, TierError};
 use crate::faults::Work;
+use crate::guest_ram::GuestRam;
 use crate::plan::stored_at;
+use crate::policy::Policy;
+use crate::ranges::RangeSet;
 use crate::regions::Regions;
 use crate::source::{Sources, lost, source_of};
+use crate::strategy::Strategy;
 use crate::sys::uffd::{Fault, Install, Installed};
 use crate::watch::Watched;
 
@@ -34,6 +38,37 @@ pub(crate) struct Asked {
     pub deadline: Duration,
     /// Called when a page cannot be had.
     pub on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
+}
+
+impl Asked {
+    /// What `watched`, of memory that comes from nowhere, asks for: what was not taken out is zero.
+    pub fn of_nothing(
+        ram: &GuestRam,
+        watched: Arc<Watched>,
+        on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
+    ) -> Result<Asked, TierError> {
+        let memory: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
+        let layout =
+            RegionMap::new(Vec::new(), &memory).map_err(|e| TierError::Plan(e.to_string()))?;
+        Ok(Asked {
+            regions: ram.places().clone(),
+            page_size: PAGE_SIZE,
+            watched,
+            layout: Arc::new(layout),
+            order: Arc::default(),
+            sources: Sources::new(),
+            tally: Arc::new(Tally::new(0)),
+            deadline: Policy::new(Strategy::Lazy).deadline,
+            on_fatal,
+        })
+    }
+
+    /// Whether it still counts for a page what its source holds.
+    fn is_at_source(&self, page: u64) -> bool {
+        let has =
+            |set: &RwLock<RangeSet>| set.read().unwrap_or_else(PoisonError::into_inner).has(page);
+        has(&self.watched.pages) && !has(&self.watched.emptied)
+    }
 }
 
 /// Where the pages of each image belong, by image and page in it.
@@ -75,9 +110,13 @@ impl Answerer {
     /// Whether the page may be long in coming.
     fn is_far(&self, fault: &Fault) -> bool {
         let asked = &self.asked;
-        let page = asked.regions.guest_address(fault.address);
-        let from = page.filter(|&p| !self.emptied(p)).and_then(|p| stored_at(&asked.layout, p));
-        let Some(from) = from else { return false };
+        let Some(page) = asked.regions.guest_address(fault.address) else { return false };
+        if asked.watched.away.is_far(page) {
+            return true;
+        }
+        let Some(from) = stored_at(&asked.layout, page).filter(|_| asked.is_at_source(page)) else {
+            return false;
+        };
         source_of(&asked.sources, from.image).is_ok_and(|source| {
             let unit = source.info().chunk_pages.max(1);
             source.is_far(from.page / unit * unit)
@@ -93,12 +132,11 @@ impl Answerer {
             let source = std::io::ErrorKind::AddrNotAvailable.into();
             return (asked.on_fatal)(TierError::Fault { address, source });
         };
-        let region = asked.layout.find(page);
-        asked.tally.fault(region.map_or(PageClass::Zero, |r| r.class), fault.write);
-        let done = match stored_at(&asked.layout, page) {
-            _ if asked.page_size != PAGE_SIZE => self.whole(page),
-            Some(from) if !self.emptied(page) => self.fetch(page, from),
-            _ => self.zero(page, fault.write),
+        let back = asked.watched.bring_back(&asked.regions, page, &mut self.buffer);
+        let done = match back {
+            Ok(true) => one(page).and_then(|pages| self.wake(pages)),
+            Ok(false) => self.answer_from_source(page, fault.write),
+            Err(error) => Err(error),
         };
         match done {
             Ok(()) => {
@@ -111,31 +149,47 @@ impl Answerer {
         }
     }
 
-    fn emptied(&self, page: u64) -> bool {
-        self.asked.watched.emptied.read().unwrap_or_else(PoisonError::into_inner).has(page)
+    /// A page that was not taken out.
+    fn answer_from_source(&mut self, page: u64, write: bool) -> Result<(), TierError> {
+        let asked = self.asked.clone();
+        let region = asked.layout.find(page);
+        asked.tally.fault(region.map_or(PageClass::Zero, |r| r.class), write);
+        match stored_at(&asked.layout, page) {
+            _ if asked.page_size != PAGE_SIZE => self.whole(page),
+            Some(from) if asked.is_at_source(page) => self.fetch(page, from),
+            _ => self.zero(page, write),
+        }
     }
 
-    /// Zero: a page to write on at once, or the one that all share.
+    /// Zero: a page to write on at once, or the one that all share. One that was taken out meanwhile is
+    /// left alone: who waits looks again.
     fn zero(&self, page: u64, write: bool) -> Result<(), TierError> {
-        let (pages, uffd) = (one(page)?, &self.asked.watched.uffd);
+        let Asked { watched, tally, .. } = &*self.asked;
+        let (pages, uffd) = (one(page)?, &watched.uffd);
         let at = self.asked.regions.host(pages)?;
         let zeros = [0; PAGE_SIZE as usize];
         loop {
+            let emptied = watched.emptied.read().unwrap_or_else(PoisonError::into_inner);
+            if watched.away.has(page) {
+                break;
+            }
             let done = match write {
                 true => uffd.copy(at, &zeros, Install::Quiet),
                 false => uffd.zero(at, zeros.len()),
             };
+            drop(emptied);
             match settled(pages, done)? {
                 Some(Installed::Part(_)) => {
                     self.work.make_way(&self.asked)?;
                     continue;
                 }
-                Some(Installed::All) => self.asked.tally.zeroed.add(1),
-                Some(Installed::Present) => self.asked.tally.late.add(1),
+                Some(Installed::All) => tally.zeroed.add(1),
+                Some(Installed::Present) => tally.late.add(1),
                 None => {}
             }
-            return self.wake(pages);
+            break;
         }
+        self.wake(pages)
     }
 
     /// Brings in the chunk that holds the page, all that is watched of it.

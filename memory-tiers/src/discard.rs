@@ -17,19 +17,12 @@ impl GuestRam {
     pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
         self.offset(range)?;
         self.note_changed(range);
-        let _nothing_comes_back = self.watched.get().map(|watched| watched.empty(range));
+        let _nothing_comes_back = self.watched.get().map(|watched| watched.give_back(range));
         let mut layers = self.layers();
         let (on_file, plain) = (layers.files.within(range), layers.files.outside(range));
         for part in on_file {
-            // A mapping inside a file's splits it in three; at its border, in two.
-            let beside = |at: u64| usize::from(layers.files.has(at));
-            let more = beside(part.end()) + part.start().checked_sub(1).map_or(0, beside);
-            if more <= layers.room && self.lay_zero(part).is_ok() {
-                layers.room -= more;
-                layers.files.remove(part);
-            } else {
-                self.zero(part)?;
-            }
+            let laid = layers.fits(part) && self.lay_zero(part).is_ok();
+            if laid { layers.covered(part) } else { self.zero(part)? }
         }
         for part in plain {
             self.discard_plain(part)?;
@@ -69,6 +62,19 @@ impl GuestRam {
         if let Some(watched) = self.watched.get() {
             watched.forget(range);
         }
+        Ok(())
+    }
+
+    /// Whether there is room for the mappings that [`GuestRam::lay_over_file`] makes.
+    pub(crate) fn has_room(&self, range: PageRange) -> bool {
+        self.layers().fits(range)
+    }
+
+    /// Lays fresh zero memory over a part of a file.
+    pub(crate) fn lay_over_file(&self, range: PageRange) -> Result<(), RamError> {
+        let mut layers = self.layers();
+        self.lay_zero(range)?;
+        layers.covered(range);
         Ok(())
     }
 

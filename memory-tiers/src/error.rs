@@ -105,6 +105,14 @@ pub enum TierError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A page that was offloaded cannot be had again.
+    #[error("guest pages {pages:?} were offloaded and cannot be had again")]
+    Away {
+        /// The guest's pages.
+        pages: PageRange,
+        /// Why not.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// An image cannot be used from where it is.
     #[error("{tier} image {image} cannot be used")]
     Image {

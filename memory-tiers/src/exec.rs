@@ -155,6 +155,11 @@ impl Restore {
         Census::take(&self.shared.ram, &self.shared.plan)
     }
 
+    /// Whether threads of this process answer faults.
+    pub(crate) fn answers(&self) -> bool {
+        matches!(self.answers, Some(Answers::Here { .. }))
+    }
+
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.populating.lock().unwrap_or_else(PoisonError::into_inner)
     }

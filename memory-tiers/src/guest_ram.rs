@@ -42,6 +42,26 @@ pub(crate) struct Layers {
     pub room: usize,
 }
 
+impl Layers {
+    /// Mappings that are added when a part of a file is covered: inside, it splits that in three; at
+    /// its border, in two.
+    fn added(&self, part: PageRange) -> usize {
+        let beside = |at: u64| usize::from(self.files.has(at));
+        beside(part.end()) + part.start().checked_sub(1).map_or(0, beside)
+    }
+
+    /// Whether there is room for covering a part of a file.
+    pub fn fits(&self, part: PageRange) -> bool {
+        self.added(part) <= self.room
+    }
+
+    /// A part of a file was covered.
+    pub fn covered(&mut self, part: PageRange) {
+        self.room = self.room.saturating_sub(self.added(part));
+        self.files.remove(part);
+    }
+}
+
 /// The guest's memory. Views of it ([`GuestRam::memory`]) keep no memory alive: the owner must
 /// outlive vCPUs and devices, which the monitor's machine sees to by its field order.
 #[derive(Debug)]

@@ -4,12 +4,14 @@
 //! that map memory are in `sys` and nowhere else in the project.
 
 mod answer;
+mod away;
 mod bridge;
 mod calibrate;
 mod census;
 mod copying;
 mod counters;
 mod deadline;
+mod depot;
 mod dirty;
 mod discard;
 mod disk;
@@ -23,6 +25,9 @@ mod handler;
 mod histogram;
 mod mechanisms;
 mod mispredict;
+mod offload;
+#[cfg(test)]
+mod offload_tests;
 mod open;
 mod overlay;
 mod pager;
@@ -44,6 +49,7 @@ mod source;
 mod strategy;
 mod summary;
 mod sys;
+mod taking;
 #[cfg(test)]
 mod testing;
 mod threads;
@@ -52,6 +58,7 @@ mod watch;
 
 pub use census::{Census, ClassCensus};
 pub use counters::{ByAccess, Counters, PageCounts, SourceCount, Times};
+pub use depot::Depot;
 pub use dirty::take_dirty;
 pub use error::{RamError, TierError};
 pub use exec::{Hooks, Restore, Stage2};
@@ -60,6 +67,7 @@ pub use handler::{Handler, HandlerMapping};
 pub use histogram::{Bucket, Histogram};
 pub use mechanisms::{Mechanisms, Shape};
 pub use mispredict::{Mispredicted, mispredicted};
+pub use offload::{Offload, OffloadError, OffloadReport, Phase};
 pub use open::{Elsewhere, flat, open, open_flat};
 pub use overlay::Shown;
 pub use pager::{

@@ -1,4 +1,5 @@
-//! The part of guest memory whose missing pages are asked for, and which of them were given back.
+//! The part of guest memory whose missing pages are asked for, and which of them were given back or
+//! taken out.
 //!
 //! Guest memory keeps the userfaultfd for as long as it lives. If it were closed earlier, a page that
 //! is missing would silently read as zero.
@@ -8,6 +9,7 @@ use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use varve_snapshot::PageRange;
 
+use crate::away::Away;
 use crate::ranges::RangeSet;
 use crate::regions::Regions;
 use crate::sys::uffd::{Event, Fault, Uffd, Watch};
@@ -16,14 +18,19 @@ use crate::sys::uffd::{Event, Fault, Uffd, Watch};
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub uffd: Uffd,
-    /// Pages that were given back and so are zero, whatever their source holds. Whoever puts pages
-    /// in place holds this for reading from looking here to having put them, so that a page fetched
-    /// before it was given back can not come after.
+    /// Pages for which it does not count any more what their source holds: they were given back and
+    /// are zero, or were taken out later on. Whoever puts pages in place holds this for reading from
+    /// looking here to having put them, so that a page fetched before it was given back can not come
+    /// after.
     pub emptied: RwLock<RangeSet>,
-    /// What is watched.
+    /// What is watched because it comes from a source.
     pub pages: RwLock<RangeSet>,
     /// Pages that are given back are told by the userfaultfd.
     tells: bool,
+    /// What is watched only because pages of it were taken out: what else is missing there is zero.
+    pub lent: RwLock<RangeSet>,
+    /// Pages that were taken out.
+    pub away: Away,
 }
 
 impl Watched {
@@ -38,11 +45,20 @@ impl Watched {
 
     /// What `uffd` will watch; whether it `tells` of pages that are given back.
     pub fn by(uffd: Uffd, tells: bool) -> Watched {
-        Watched { uffd, emptied: RwLock::default(), pages: RwLock::default(), tells }
+        let (emptied, pages, lent) = Default::default();
+        Watched { uffd, emptied, pages, lent, away: Away::default(), tells }
     }
 
-    /// Notes that the watched ones of `pages` are zero from now on. Nothing is put in place until the
-    /// guard is dropped, which must be when they are gone.
+    /// Notes that `pages` are zero from now on. Nothing is put in place until the guard is dropped,
+    /// which must be when they are gone.
+    pub fn give_back(&self, pages: PageRange) -> RwLockWriteGuard<'_, RangeSet> {
+        let emptied = self.empty(pages);
+        self.away.forget(pages);
+        emptied
+    }
+
+    /// Notes that the source of `pages` does not count any more. Nothing is put in place until the guard
+    /// is dropped, which must be when they are gone.
     pub fn empty(&self, pages: PageRange) -> RwLockWriteGuard<'_, RangeSet> {
         let watched = self.pages.read().unwrap_or_else(PoisonError::into_inner).within(pages);
         let mut emptied = self.emptied.write().unwrap_or_else(PoisonError::into_inner);
@@ -71,6 +87,7 @@ impl Watched {
     /// Something else was laid over `pages`, which ended the watch there.
     pub fn forget(&self, pages: PageRange) {
         self.pages.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
+        self.lent.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
     }
 
     /// Watches `pages` of `ram`.
@@ -80,11 +97,54 @@ impl Watched {
         pages: PageRange,
         watch: Watch,
     ) -> Result<(), crate::RamError> {
+        self.register(ram, pages, watch)?;
+        self.pages.write().unwrap_or_else(PoisonError::into_inner).insert(pages);
+        Ok(())
+    }
+
+    /// Watches `pages` of `ram`, which come from no source, for as long as some are taken out.
+    pub fn lend(&self, ram: &crate::GuestRam, pages: PageRange) -> Result<(), crate::RamError> {
+        self.register(ram, pages, Watch::Missing)?;
+        self.lent.write().unwrap_or_else(PoisonError::into_inner).insert(pages);
+        Ok(())
+    }
+
+    /// The parts of `pages` that are not watched.
+    pub fn not_yet(&self, pages: PageRange) -> Vec<PageRange> {
+        let outside = |set: &RwLock<RangeSet>, pages| {
+            set.read().unwrap_or_else(PoisonError::into_inner).outside(pages)
+        };
+        let parts = outside(&self.pages, pages);
+        parts.into_iter().flat_map(|part| outside(&self.lent, part)).collect()
+    }
+
+    /// Ends what [`Watched::lend`] began, if no page is out.
+    pub fn end_lending(&self, ram: &crate::GuestRam) -> Result<(), crate::RamError> {
+        // Nothing is taken out or put in place meanwhile.
+        let _still = self.emptied.write().unwrap_or_else(PoisonError::into_inner);
+        if self.away.counts() != (0, 0) {
+            return Ok(());
+        }
+        let lent = std::mem::take(&mut *self.lent.write().unwrap_or_else(PoisonError::into_inner));
+        for pages in lent.ranges() {
+            let call =
+                |source: io::Error| crate::RamError::Call { what: "unwatch", range: pages, source };
+            let offset = ram.offset(pages)?;
+            let ended = self.uffd.unregister(ram.reservation(), offset, pages.len() as usize);
+            ended.map_err(call)?;
+        }
+        Ok(())
+    }
+
+    fn register(
+        &self,
+        ram: &crate::GuestRam,
+        pages: PageRange,
+        watch: Watch,
+    ) -> Result<(), crate::RamError> {
         let call =
             |source: io::Error| crate::RamError::Call { what: "watch", range: pages, source };
         let offset = ram.offset(pages)?;
-        self.uffd.register(ram.reservation(), offset, pages.len() as usize, watch).map_err(call)?;
-        self.pages.write().unwrap_or_else(PoisonError::into_inner).insert(pages);
-        Ok(())
+        self.uffd.register(ram.reservation(), offset, pages.len() as usize, watch).map_err(call)
     }
 }

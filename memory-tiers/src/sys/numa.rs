@@ -38,9 +38,8 @@ impl Window {
         let (mask, bits) = if mask.is_empty() { (null(), 0) } else { (mask.as_ptr(), NODES + 1) };
         // SAFETY: the range is the mapping's, and the mask has as many bits as are said, but one, which
         // the kernel leaves out (mbind(2)).
-        let done = unsafe {
-            libc::syscall(libc::SYS_mbind, self.address, self.len, mode, mask, bits, 0)
-        };
+        let done =
+            unsafe { libc::syscall(libc::SYS_mbind, self.address, self.len, mode, mask, bits, 0) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }

@@ -36,11 +36,10 @@ const _: () = {
         number::UFFDIO_WRITEPROTECT
             == read_write::<raw::uffdio_writeprotect>(raw::_UFFDIO_WRITEPROTECT)
     );
-    // The one that only reads its argument: `_IOR`.
-    assert!(
-        number::UFFDIO_WAKE
-            == 2 << 30 | (size_of::<raw::uffdio_range>() as u32) << 16 | raw::UFFDIO << 8 | 2
-    );
+    // Those that only read their argument: `_IOR`.
+    let range = 2 << 30 | (size_of::<raw::uffdio_range>() as u32) << 16 | raw::UFFDIO << 8;
+    assert!(number::UFFDIO_UNREGISTER == range | raw::_UFFDIO_UNREGISTER);
+    assert!(number::UFFDIO_WAKE == range | raw::_UFFDIO_WAKE);
 };
 
 /// userfaultfd cannot be had.
@@ -194,6 +193,13 @@ impl Uffd {
         let mut arg = raw::uffdio_register { range, mode: mode.into(), ioctls: 0 };
         // SAFETY: the number belongs to this structure; the range is the reservation's.
         unsafe { self.ioctl(number::UFFDIO_REGISTER, &mut arg) }
+    }
+
+    /// Ends the watch over a range; who waits for its pages looks again.
+    pub fn unregister(&self, memory: &Reservation, offset: usize, len: usize) -> io::Result<()> {
+        let mut arg = range(memory.at(offset, len)? as u64, len)?;
+        // SAFETY: the number belongs to this structure; the range is the reservation's.
+        unsafe { self.ioctl(number::UFFDIO_UNREGISTER, &mut arg) }
     }
 
     /// Puts `data` (whole pages) in place at a host address.

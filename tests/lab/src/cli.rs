@@ -91,7 +91,11 @@ impl ExecOptions {
     pub fn own_variable(&self) -> Option<String> {
         let stem = Path::new(self.command.first()?).file_name()?.to_str()?;
         let name = match stem.rsplit_once('-') {
-            Some((name, hash)) if hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit()) => name,
+            Some((name, hash))
+                if hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit()) =>
+            {
+                name
+            }
             _ => stem,
         };
         Some(format!("{OPTIONS_PREFIX}{}", name.to_uppercase().replace('-', "_")))
