@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,8 @@ pub struct NodeClient {
     idle: Mutex<Vec<Connection>>,
     health: Mutex<Health>,
     rdma: Mutex<Rdma>,
+    /// Counts releases: a connection that was in use meanwhile may still keep what was released.
+    releases: AtomicU64,
 }
 
 impl NodeClient {
@@ -90,6 +93,7 @@ impl NodeClient {
             idle: Mutex::default(),
             health: Mutex::default(),
             rdma: Mutex::default(),
+            releases: AtomicU64::default(),
         }
     }
 
@@ -151,12 +155,67 @@ impl NodeClient {
         Ok(Publishing { node: self, connection, objects: Vec::new() })
     }
 
+    /// Begins to hold objects in the node's memory, for as long as what is returned lives.
+    pub fn begin_to_hold(&self) -> Result<Holding, PoolError> {
+        self.judge(self.connect().map_err(|e| self.link("connect to it", e))?).map(Holding)
+    }
+
+    /// Has the node hold an object; done when it does.
+    pub fn hold(
+        &self,
+        Holding(connection): &mut Holding,
+        object: ObjectId,
+        bytes: &[u8],
+    ) -> Result<(), PoolError> {
+        let request = Request::Hold { object, len: bytes.len() as u64 };
+        self.ask(connection, &request, "send pages to it", |stream| give(stream, bytes))
+    }
+
+    /// Whether the node answers, and so holds what it was given over this connection.
+    pub fn still_holds(&self, Holding(connection): &mut Holding) -> Result<(), PoolError> {
+        let request = Request::Release { objects: Vec::new() };
+        self.ask(connection, &request, "get its answer", done)
+    }
+
+    /// Releases objects that were held, also where they have been read from.
+    pub fn release(
+        &self,
+        Holding(connection): &mut Holding,
+        objects: &[ObjectId],
+    ) -> Result<(), PoolError> {
+        self.releases.fetch_add(1, Ordering::Relaxed);
+        let reaching: Vec<Connection> =
+            lock(&self.idle).extract_if(.., |kept| kept.reaches(objects)).collect();
+        for mut reader in reaching {
+            // One that fails is closed, which releases as well.
+            if let Ok(Said::Yes(())) = reader.release(objects) {
+                lock(&self.idle).push(reader);
+            }
+        }
+        self.judge(connection.release(objects).map_err(|e| self.link("release pages", e))?)
+    }
+
+    fn ask(
+        &self,
+        connection: &mut Connection,
+        request: &Request,
+        what: &'static str,
+        answer: impl FnOnce(&mut TcpStream) -> io::Result<Said<()>>,
+    ) -> Result<(), PoolError> {
+        let stream = &mut connection.stream;
+        // A store may take its time to make an object durable.
+        let slow = stream.set_read_timeout(Some(self.patience.answer * 10));
+        let said = slow.and_then(|()| send(stream, request)).and_then(|()| answer(stream));
+        self.judge(said.map_err(|e| self.link(what, e))?)
+    }
+
     /// Asks over a connection that is kept, or a new one. A kept one may have died meanwhile, which
     /// is no failure of the node's yet.
     fn with_connection<T>(
         &self,
         mut ask: impl FnMut(&mut Connection) -> io::Result<Said<T>>,
     ) -> Result<T, PoolError> {
+        let releases = self.releases.load(Ordering::Relaxed);
         let kept = lock(&self.idle).pop();
         let first = kept.map(|mut connection| ask(&mut connection).map(|said| (said, connection)));
         let asked = match first {
@@ -175,7 +234,8 @@ impl NodeClient {
             Said::Nonsense(problem) => Err(self.failed(self.protocol(problem))),
             said => {
                 let mut idle = lock(&self.idle);
-                if idle.len() < KEPT {
+                let same = releases == self.releases.load(Ordering::Relaxed);
+                if idle.len() < KEPT && (same || !connection.is_linked()) {
                     idle.push(connection);
                 }
                 self.judge(said)
@@ -279,14 +339,8 @@ impl Publishing<'_> {
     /// Sends an object, unless the node has it.
     pub fn put(&mut self, object: ObjectId, bytes: &[u8]) -> Result<(), PoolError> {
         let request = Request::Put { object, len: bytes.len() as u64 };
-        self.ask(&request, "send an object to it", |stream| match receive(stream)? {
-            Answer::Send => {
-                stream.write_all(bytes)?;
-                done(stream)
-            }
-            Answer::Done => Ok(Said::Yes(())),
-            other => Ok(said(other)),
-        })?;
+        let (node, what) = (self.node, "send an object to it");
+        node.ask(&mut self.connection, &request, what, |stream| give(stream, bytes))?;
         self.objects.push(object);
         Ok(())
     }
@@ -294,20 +348,23 @@ impl Publishing<'_> {
     /// Makes what was sent stay.
     pub fn finish(mut self, publication: PublicationId) -> Result<(), PoolError> {
         let request = Request::Publish { publication, objects: std::mem::take(&mut self.objects) };
-        self.ask(&request, "publish", done)
+        self.node.ask(&mut self.connection, &request, "publish", done)
     }
+}
 
-    fn ask(
-        &mut self,
-        request: &Request,
-        what: &'static str,
-        answer: impl FnOnce(&mut TcpStream) -> io::Result<Said<()>>,
-    ) -> Result<(), PoolError> {
-        let (node, stream) = (self.node, &mut self.connection.stream);
-        // A store may take its time to make an object durable.
-        let slow = stream.set_read_timeout(Some(node.patience.answer * 10));
-        let said = slow.and_then(|()| send(stream, request)).and_then(|()| answer(stream));
-        node.judge(said.map_err(|e| node.link(what, e))?)
+/// A connection that holds objects in a node's memory, until it is dropped.
+#[derive(Debug)]
+pub struct Holding(Connection);
+
+/// The bytes of an object, if the node wants them.
+fn give(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<Said<()>> {
+    match receive(stream)? {
+        Answer::Send => {
+            stream.write_all(bytes)?;
+            done(stream)
+        }
+        Answer::Done => Ok(Said::Yes(())),
+        other => Ok(said(other)),
     }
 }
 

@@ -16,6 +16,9 @@ use crate::wire::{
     send_magic,
 };
 
+/// Most objects that one request names; they fit into a frame.
+const MAX_NAMES: usize = 16 << 10;
+
 /// A connection whose two sides know each other.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -83,6 +86,27 @@ impl Connection {
     /// Whether reads go over RDMA.
     pub fn is_linked(&self) -> bool {
         self.link.is_some()
+    }
+
+    /// Whether the node keeps one of `objects` for this connection's link.
+    pub fn reaches(&self, objects: &[ObjectId]) -> bool {
+        let located = self.link.as_ref().map(|link| &link.located);
+        located.is_some_and(|located| objects.iter().any(|id| located.contains_key(id)))
+    }
+
+    /// Releases objects, in whatever way this connection keeps them.
+    pub fn release(&mut self, objects: &[ObjectId]) -> io::Result<Said<()>> {
+        if let Some(link) = &mut self.link {
+            link.located.retain(|id, _| !objects.contains(id));
+        }
+        for objects in objects.chunks(MAX_NAMES) {
+            send(&mut self.stream, &Request::Release { objects: objects.to_vec() })?;
+            match done(&mut self.stream)? {
+                Said::Yes(()) => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(Said::Yes(()))
     }
 
     /// Fills `buffer` with bytes of an object.

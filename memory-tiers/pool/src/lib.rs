@@ -6,6 +6,9 @@
 //!    └────> source ────┘
 //! ```
 //!
+//! `depot` is for what is of one machine only: pages that are given away while it runs, and held by
+//! nodes for as long as its connections live.
+//!
 //! An image is cut into *shards*; each is an *object* that is named by its content and kept by as
 //! many nodes as there are copies. A *publication* names the objects of one image: what no
 //! publication names is freed. Nothing that a node says is trusted: pages are verified by the
@@ -14,6 +17,7 @@
 pub mod auth;
 pub mod client;
 mod connection;
+mod depot;
 pub mod error;
 mod memory;
 pub mod node;
@@ -26,6 +30,7 @@ pub mod source;
 pub mod wire;
 
 pub use auth::{Key, Keys, Tenant};
+pub use depot::{DepotConfig, PoolDepot};
 pub use error::PoolError;
 pub use node::{Node, NodeConfig};
 pub use place::{Place, Places};

@@ -207,7 +207,7 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    keep_alive(&stream)?;
     let Some(tenant) = welcome(shared, &mut stream)? else { return Ok(()) };
     let holdings = shared.objects.of(&tenant);
     let shelf = match shared.shelf(&tenant) {
@@ -229,6 +229,15 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
             refuse(&mut client.stream, reason)?;
         }
     }
+}
+
+/// A host that is gone without a word is noticed within a minute: what it held is freed then.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt::*;
+    set_socket_keepalive(stream, true)?;
+    set_tcp_keepidle(stream, Duration::from_secs(30))?;
+    set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+    Ok(set_tcp_keepcnt(stream, 3)?)
 }
 
 fn refuse(stream: &mut TcpStream, reason: String) -> io::Result<()> {
@@ -269,7 +278,7 @@ fn clear(holdings: &Holdings, shelf: Option<&Shelf>) -> Result<(), SnapshotError
     }
 }
 
-/// What a client has put and not published goes with it.
+/// What a client has put and not published, or held, goes with it.
 impl Drop for Client<'_> {
     fn drop(&mut self) {
         let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,7 +305,7 @@ struct Client<'s> {
     holdings: Arc<Holdings>,
     shelf: Option<Shelf>,
     stream: TcpStream,
-    /// What it has put, until it leaves: what it then has not published goes with it.
+    /// What it has put or holds, until it leaves: what it then has not published goes with it.
     held: HashMap<ObjectId, Arc<Object>>,
     /// Its way to read by itself.
     linked: Option<Linked>,
@@ -309,7 +318,12 @@ impl Client<'_> {
     /// Carries out one request. `Err` if the connection cannot go on.
     fn answer(&mut self, request: Request) -> io::Result<Outcome> {
         match request {
-            Request::Put { object, len } => self.put(object, len),
+            Request::Put { object, len } => self.put(object, len, self.shelf.clone()),
+            Request::Hold { object, len } => self.put(object, len, None),
+            Request::Release { objects } => {
+                let outcome = self.release(&objects);
+                self.done_if(outcome)
+            }
             Request::Publish { publication, objects } => {
                 let outcome = self.publish(publication, &objects);
                 self.done_if(outcome)
@@ -359,7 +373,8 @@ impl Client<'_> {
         self.linked.as_mut().ok_or("there is no link to locate it for")?.locate(id, &object)
     }
 
-    fn put(&mut self, id: ObjectId, len: u64) -> io::Result<Outcome> {
+    /// Takes an object, to `shelf` too.
+    fn put(&mut self, id: ObjectId, len: u64, shelf: Option<Shelf>) -> io::Result<Outcome> {
         if len > MAX_OBJECT {
             return Ok(Err(format!("an object has at most {MAX_OBJECT} bytes, not {len}")));
         }
@@ -378,12 +393,24 @@ impl Client<'_> {
                 self.holdings.add(id, incoming.done())
             }
         };
-        let stored = self.shelf.as_ref().map_or(Ok(()), |shelf| shelf.put(&id, &object.bytes));
+        let stored = shelf.map_or(Ok(()), |shelf| shelf.put(&id, &object.bytes));
         let outcome = stored.map_err(|e| format!("it cannot be stored: {}", chain(&e)));
         if outcome.is_ok() {
             self.held.insert(id, object);
         }
         self.done_if(outcome)
+    }
+
+    fn release(&mut self, ids: &[ObjectId]) -> Outcome {
+        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            self.held.remove(id);
+            if let Some(linked) = &mut self.linked {
+                linked.leave(id);
+            }
+        }
+        let stored = |e| format!("it cannot be removed from the store: {}", chain(&e));
+        clear(&self.holdings, self.shelf.as_ref()).map_err(stored)
     }
 
     fn publish(&mut self, publication: PublicationId, ids: &[ObjectId]) -> Outcome {

@@ -85,6 +85,11 @@ impl Linked {
         self.told.insert(id, shown);
         Ok(answer)
     }
+
+    /// The link's client does not read an object any more.
+    pub fn leave(&mut self, id: &ObjectId) {
+        self.told.remove(id);
+    }
 }
 
 impl Reach {

@@ -19,7 +19,7 @@ use crate::error::{PoolError, chain};
 use crate::place::{Place, Places};
 
 /// How long a page is tried for: less than a restore waits for one, so that the cause is told.
-const TRY_FOR: Duration = Duration::from_secs(8);
+pub(crate) const TRY_FOR: Duration = Duration::from_secs(8);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -133,32 +133,48 @@ impl PageSource for PoolSource {
     }
 
     fn read(&self, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
-        let began = Instant::now();
-        let mut pause = FIRST_PAUSE;
-        let mut problems = Vec::new();
-        loop {
-            let first_time = problems.is_empty();
-            problems.clear();
-            for copy in self.in_order(first) {
-                match copy.read_pages(first, buffer) {
-                    Ok(()) => return Ok(()),
-                    Err(e) => {
-                        let level = if first_time { Level::Warn } else { Level::Debug };
-                        log::log!(level, "image {}: {}", self.info.name, chain(&e));
-                        problems.push(chain(&e));
-                    }
-                }
-            }
-            if began.elapsed() + pause > self.try_for {
-                return Err(format!("no copy has it: {}", problems.join("; ")).into());
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+        let what = format!("image {}", self.info.name);
+        try_copies(
+            &what,
+            self.try_for,
+            || self.in_order(first),
+            |copy| copy.read_pages(first, buffer).map_err(|e| chain(&e)),
+        )
     }
 
     fn file(&self) -> Option<(&std::fs::File, u64)> {
         None
+    }
+}
+
+/// Reads `what` from one copy after another, all of them again with growing pauses, until one serves
+/// or the time is over.
+pub(crate) fn try_copies<C>(
+    what: &str,
+    try_for: Duration,
+    in_order: impl Fn() -> Vec<C>,
+    mut read: impl FnMut(C) -> Result<(), String>,
+) -> Result<(), SourceError> {
+    let began = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    let mut level = Level::Warn;
+    loop {
+        let mut problems = Vec::new();
+        for copy in in_order() {
+            match read(copy) {
+                Ok(()) => return Ok(()),
+                Err(problem) => {
+                    log::log!(level, "{what}: {problem}");
+                    problems.push(problem);
+                }
+            }
+        }
+        if began.elapsed() + pause > try_for {
+            return Err(format!("no copy has it: {}", problems.join("; ")).into());
+        }
+        level = Level::Debug;
+        thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

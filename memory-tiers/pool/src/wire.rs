@@ -3,8 +3,8 @@
 //! ```text
 //!  connection   magic (8 bytes) each way, then frames
 //!  frame        length u32 LE (at most 1 MiB), then that many bytes: one message in postcard's format
-//!  bulk         after `Request::Put` that was answered by `Answer::Send`, and after `Answer::Data`:
-//!               the bytes themselves, as many as were announced
+//!  bulk         after `Request::Put` or `Request::Hold` that was answered by `Answer::Send`, and
+//!               after `Answer::Data`: the bytes themselves, as many as were announced
 //! ```
 //!
 //! A client waits for the answer before it asks again; several questions at a time take several
@@ -19,7 +19,7 @@ use varve_rdma::Endpoint;
 use crate::auth::{Nonce, Proof, Tenant};
 
 /// First bytes of each direction: protocol and version.
-pub const MAGIC: [u8; 8] = *b"vrvpool\x01";
+pub const MAGIC: [u8; 8] = *b"vrvpool\x02";
 /// Longest frame.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Longest frame before the two sides know each other: strangers are not given memory.
@@ -61,6 +61,20 @@ pub enum Request {
         object: ObjectId,
         /// Its length in bytes.
         len: u64,
+    },
+    /// Take an object into memory, never to disk; it stays for as long as this connection holds it.
+    /// What is held is gone when the connection is, so nothing stays of a client that ends anyhow.
+    Hold {
+        /// Its name, which its bytes must have.
+        object: ObjectId,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Objects that this connection need not hold or reach any more; those that it does not are
+    /// released already.
+    Release {
+        /// Their names.
+        objects: Vec<ObjectId>,
     },
     /// Keep objects, all put over this connection or in a publication of this tenant, until the
     /// publication is forgotten. Replaces a publication of that name.
@@ -144,7 +158,7 @@ pub enum Answer {
 pub struct Status {
     /// Publications.
     pub publications: u64,
-    /// Objects in them, or being published.
+    /// Objects in them, being published, or held by a connection.
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -217,6 +231,8 @@ mod tests {
     fn messages_come_back() {
         let requests = [
             Request::Put { object: [1; 32], len: 5 },
+            Request::Hold { object: [1; 32], len: 6 },
+            Request::Release { objects: vec![[1; 32]; 2] },
             Request::Publish { publication: [2; 32], objects: vec![[1; 32]; 3] },
             Request::Read { object: [1; 32], offset: u64::MAX, len: 9 },
         ];

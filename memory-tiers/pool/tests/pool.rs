@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use varve_memory_tiers::{ImageInfo, PageSource, Tier};
+use varve_memory_tiers::{Depot, ImageInfo, PageSource, Tier};
 use varve_pool::client::{NodeClient, Patience, Transport};
 use varve_pool::node::Stop;
 use varve_pool::wire::{self, Answer, Request};
-use varve_pool::{Key, Keys, Node, NodeConfig, Place, Places, PoolSource, Tenant, Wanted};
+use varve_pool::{
+    DepotConfig, Key, Keys, Node, NodeConfig, Place, Places, PoolDepot, PoolSource, Tenant, Wanted,
+};
 use varve_pool::{forget, publish};
 use varve_snapshot::{Compression, Image, ImageEntry};
 
@@ -406,4 +408,112 @@ fn hostile_frames_from_a_node_are_errors() {
         assert!(error.to_string().contains("it answered"), "{error}");
     }
     thread.join().unwrap();
+}
+
+/// Gives pages to nodes for a machine.
+fn depot(nodes: &[&Running], copies: usize) -> Result<PoolDepot, String> {
+    depot_at(nodes.iter().map(|n| n.address.clone()).collect(), copies)
+}
+
+fn depot_at(nodes: Vec<String>, copies: usize) -> Result<PoolDepot, String> {
+    let (tenant, key) = acme();
+    let config = DepotConfig { nodes, copies, tenant, key, transport: Transport::Auto };
+    let depot = PoolDepot::new(config).map_err(|e| e.to_string())?;
+    Ok(depot.trying_for(Duration::from_millis(200)))
+}
+
+/// Pages of a parcel.
+fn pages(seed: u64, count: u64) -> Vec<u8> {
+    (0..count * 512).flat_map(|word| (word * 31 + seed).to_le_bytes()).collect()
+}
+
+fn until_used(node: &Running, bytes: u64) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while node.client().status().unwrap().used != bytes {
+        assert!(Instant::now() < until, "{:?}", node.client().status());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_a_machine_gives_away_comes_back_and_goes_with_it() {
+    let store = tempfile::tempdir().unwrap();
+    let nodes = [Running::new(Some(store.path())), Running::new(None), Running::new(None)];
+    let depot = depot(&[&nodes[0], &nodes[1], &nodes[2]], 2).unwrap();
+    let parcels: Vec<u64> = (0..9).map(|seed| depot.put(&pages(seed, 64)).unwrap()).collect();
+    depot.confirm().unwrap();
+    let used = || nodes.iter().map(|n| n.client().status().unwrap().used).sum::<u64>();
+    assert_eq!(used(), 9 * 2 * 64 * 4096);
+    let files = std::fs::read_dir(store.path().join("acme/objects")).unwrap().count();
+    assert_eq!(files, 0, "none of it is on a disk");
+    let mut buffer = vec![0; 16 * 4096];
+    for (&parcel, seed) in parcels.iter().zip(0..) {
+        depot.read(parcel, 48, &mut buffer).unwrap();
+        assert_eq!(buffer, pages(seed, 64)[48 * 4096..]);
+    }
+    // Equal ones are one, until the last of them is freed.
+    let twin = depot.put(&pages(3, 64)).unwrap();
+    depot.free(&[parcels[3]]);
+    assert_eq!(used(), 9 * 2 * 64 * 4096);
+    depot.read(twin, 48, &mut buffer).unwrap();
+    assert!(depot.read(parcels[3], 48, &mut buffer).is_err());
+    depot.free(&[twin, parcels[4]]);
+    assert_eq!(used(), 7 * 2 * 64 * 4096);
+    let again = depot.put(&pages(3, 64)).unwrap();
+    depot.read(again, 48, &mut buffer).unwrap();
+    // However the machine ends, its connections do, and nothing of it stays.
+    drop(depot);
+    nodes.iter().for_each(|node| until_used(node, 0));
+}
+
+#[test]
+fn pages_given_away_come_from_the_second_copy_or_not_at_all() {
+    let (one, two) = (Running::new(None), Running::new(None));
+    let meddler = Meddler::before(&one);
+    let depot = depot_at(vec![meddler.address.clone(), two.address.clone()], 2).unwrap();
+    let parcel = depot.put(&pages(1, 64)).unwrap();
+    depot.confirm().unwrap();
+    let mut buffer = vec![0; 64 * 4096];
+    meddler.damaging.store(true, Ordering::Relaxed);
+    for _ in 0..4 {
+        depot.read(parcel, 0, &mut buffer).unwrap();
+        assert_eq!(buffer, pages(1, 64));
+    }
+    drop(two);
+    let error = depot.read(parcel, 0, &mut buffer).unwrap_err().to_string();
+    assert!(error.contains("sent other bytes") && error.contains(&meddler.address), "{error}");
+    meddler.damaging.store(false, Ordering::Relaxed);
+    depot.read(parcel, 0, &mut buffer).unwrap();
+    drop(one);
+    assert!(depot.confirm().is_err());
+    let error = depot.read(parcel, 0, &mut buffer).unwrap_err().to_string();
+    assert!(error.contains("no copy has it"), "{error}");
+}
+
+#[test]
+fn a_node_that_is_full_or_gone_takes_no_pages_and_keeps_none() {
+    let (one, two) = (Running::new(None), Running::at("127.0.0.1:0", None, 100 * 4096));
+    assert!(depot(&[&one], 2).unwrap_err().contains("2 copies need as many nodes"));
+    let both = depot(&[&one, &two], 2).unwrap();
+    let first = both.put(&pages(1, 64)).unwrap();
+    let error = both.put(&pages(2, 64)).unwrap_err().to_string();
+    assert!(error.contains("exceed its limit") && error.contains(&two.address), "{error}");
+    // A refusal is no failure: what is there stays, and no copy of the other does.
+    both.confirm().unwrap();
+    until_used(&one, 64 * 4096);
+    both.free(&[first]);
+    until_used(&two, 0);
+    let again = both.put(&pages(2, 64)).unwrap();
+    both.read(again, 0, &mut vec![0; 4096]).unwrap();
+    let address = two.address.clone();
+    drop(two);
+    let error = both.put(&pages(3, 64)).unwrap_err().to_string();
+    assert!(error.contains(&address), "{error}");
+    // Back again, it has nothing, and takes new ones.
+    let two = Running::at(&address, None, 1 << 30);
+    let parcel = both.put(&pages(4, 64)).unwrap();
+    both.confirm().unwrap();
+    drop(one);
+    both.read(parcel, 0, &mut vec![0; 4096]).unwrap();
+    assert_eq!(two.client().status().unwrap().objects, 1);
 }

@@ -1,0 +1,221 @@
+//! Pages of a running machine in the memory of other hosts: given to nodes, read back and verified,
+//! released.
+//!
+//! A node holds them for as long as the connection lives over which it was given them, and in memory
+//! only: what a machine has given away is of no use without the machine, and goes with it, however that
+//! ends.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use varve_memory_tiers::{Depot, SourceError};
+use varve_snapshot::{Digest, PAGE_SIZE};
+
+use crate::auth::{Key, Tenant};
+use crate::client::{Holding, NodeClient, Transport};
+use crate::error::{PoolError, chain};
+use crate::place::choose;
+use crate::source::{TRY_FOR, try_copies};
+use crate::wire::ObjectId;
+
+/// Where pages are to go.
+#[derive(Clone, Debug)]
+pub struct DepotConfig {
+    /// Addresses of the nodes, `host:port`.
+    pub nodes: Vec<String>,
+    /// On how many nodes each page is.
+    pub copies: usize,
+    /// Whose pages they are.
+    pub tenant: Tenant,
+    /// The tenant's key.
+    pub key: Key,
+    /// How they come back.
+    pub transport: Transport,
+}
+
+/// Nodes that hold pages for one machine.
+#[derive(Debug)]
+pub struct PoolDepot {
+    addresses: Vec<String>,
+    nodes: Vec<Node>,
+    copies: usize,
+    held: Mutex<Held>,
+    try_for: Duration,
+}
+
+#[derive(Debug)]
+struct Node {
+    client: NodeClient,
+    /// None: nothing was given to it yet, or the connection failed, and what it held is gone.
+    holding: Mutex<Option<Holding>>,
+}
+
+/// What nodes hold.
+#[derive(Debug, Default)]
+struct Held {
+    next: u64,
+    parcels: HashMap<u64, Arc<Parcel>>,
+    /// Parcels of each object: equal ones are one for a node.
+    objects: HashMap<ObjectId, usize>,
+}
+
+#[derive(Debug)]
+struct Parcel {
+    object: ObjectId,
+    nodes: Vec<usize>,
+    /// Of each page.
+    checksums: Vec<u32>,
+}
+
+impl PoolDepot {
+    /// No node is asked yet.
+    pub fn new(config: DepotConfig) -> Result<PoolDepot, PoolError> {
+        let DepotConfig { nodes: addresses, copies, tenant, key, transport } = config;
+        if addresses.len() < copies || copies == 0 {
+            return Err(PoolError::TooFewNodes { copies, nodes: addresses.len() });
+        }
+        let node = |address: &String| Node {
+            client: NodeClient::new(address, tenant.clone(), key.clone()).by(transport),
+            holding: Mutex::default(),
+        };
+        let nodes = addresses.iter().map(node).collect();
+        Ok(PoolDepot { addresses, nodes, copies, held: Mutex::default(), try_for: TRY_FOR })
+    }
+
+    /// The same, trying for another time to get a page.
+    #[must_use]
+    pub fn trying_for(self, try_for: Duration) -> PoolDepot {
+        PoolDepot { try_for, ..self }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn chosen(&self, nodes: &[usize]) -> Vec<&Node> {
+        nodes.iter().filter_map(|&at| self.nodes.get(at)).collect()
+    }
+}
+
+impl Depot for PoolDepot {
+    fn put(&self, pages: &[u8]) -> Result<u64, SourceError> {
+        let object = Digest::of(pages).0;
+        let nodes = choose(&object, &self.addresses, self.copies);
+        for (at, node) in self.chosen(&nodes).into_iter().enumerate() {
+            if let Err(error) = node.hold(object, pages) {
+                if !self.held().objects.contains_key(&object) {
+                    let before = nodes.get(..at).unwrap_or_default();
+                    self.chosen(before).into_iter().for_each(|node| node.release(&[object]));
+                }
+                return Err(error.into());
+            }
+        }
+        let checksums = pages.chunks(PAGE_SIZE as usize).map(crc32c::crc32c).collect();
+        let mut held = self.held();
+        let key = held.next;
+        held.next += 1;
+        *held.objects.entry(object).or_default() += 1;
+        held.parcels.insert(key, Arc::new(Parcel { object, nodes, checksums }));
+        Ok(key)
+    }
+
+    fn confirm(&self) -> Result<(), SourceError> {
+        self.nodes.iter().try_for_each(Node::confirm).map_err(SourceError::from)
+    }
+
+    fn read(&self, parcel: u64, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        let parcel = self.held().parcels.get(&parcel).cloned();
+        let parcel = parcel.ok_or("it was released already")?;
+        let in_order = || {
+            let mut nodes = self.chosen(&parcel.nodes);
+            nodes.sort_by_cached_key(|node| node.client.is_resting());
+            nodes
+        };
+        try_copies("pages given away", self.try_for, in_order, |node| {
+            let read = node.client.read(parcel.object, first * PAGE_SIZE, buffer);
+            read.map_err(|e| chain(&e))?;
+            match parcel.is_right(first, buffer) {
+                true => Ok(()),
+                false => Err(format!("node {}: it sent other bytes", node.client.address())),
+            }
+        })
+    }
+
+    fn free(&self, parcels: &[u64]) {
+        let mut of_node: HashMap<usize, Vec<ObjectId>> = HashMap::new();
+        let mut held = self.held();
+        for key in parcels {
+            let Some(parcel) = held.parcels.remove(key) else { continue };
+            let others = held.objects.entry(parcel.object).or_default();
+            *others = others.saturating_sub(1);
+            if *others == 0 {
+                held.objects.remove(&parcel.object);
+                for &node in &parcel.nodes {
+                    of_node.entry(node).or_default().push(parcel.object);
+                }
+            }
+        }
+        drop(held);
+        for (node, objects) in of_node {
+            if let Some(node) = self.nodes.get(node) {
+                node.release(&objects);
+            }
+        }
+    }
+}
+
+impl Parcel {
+    fn is_right(&self, first: u64, pages: &[u8]) -> bool {
+        let stated = usize::try_from(first).ok().and_then(|first| self.checksums.get(first..));
+        let found = pages.chunks(PAGE_SIZE as usize).map(crc32c::crc32c);
+        stated.is_some_and(|stated| {
+            stated.len() * PAGE_SIZE as usize >= pages.len()
+                && found.zip(stated).all(|(a, &b)| a == b)
+        })
+    }
+}
+
+impl Node {
+    fn holding(&self) -> MutexGuard<'_, Option<Holding>> {
+        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold(&self, object: ObjectId, pages: &[u8]) -> Result<(), PoolError> {
+        let mut holding = self.holding();
+        let open = match &mut *holding {
+            Some(open) => open,
+            none => none.insert(self.client.begin_to_hold()?),
+        };
+        self.settle(self.client.hold(open, object, pages), holding)
+    }
+
+    fn confirm(&self) -> Result<(), PoolError> {
+        let mut holding = self.holding();
+        let Some(open) = &mut *holding else { return Ok(()) };
+        self.settle(self.client.still_holds(open), holding)
+    }
+
+    fn release(&self, objects: &[ObjectId]) {
+        let mut holding = self.holding();
+        // Without a connection it holds nothing.
+        let Some(open) = &mut *holding else { return };
+        let released = self.client.release(open, objects);
+        if let Err(e) = self.settle(released, holding) {
+            log::warn!("pages that were given away: {}", chain(&e));
+        }
+    }
+
+    /// A connection that failed is of no use any more, and holds nothing; one over which the node
+    /// refused goes on.
+    fn settle(
+        &self,
+        outcome: Result<(), PoolError>,
+        mut holding: MutexGuard<'_, Option<Holding>>,
+    ) -> Result<(), PoolError> {
+        if matches!(outcome, Err(PoolError::Link { .. } | PoolError::Protocol { .. })) {
+            *holding = None;
+        }
+        outcome
+    }
+}
