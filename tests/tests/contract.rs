@@ -149,11 +149,15 @@ fn after_the_start() {
                     assert_eq!(refused(&vm, &operation, &body), AFTER, "{shown}");
                     break;
                 }
-                // Without a recording, metrics or a network interface; hinting and snapshots have
-                // tests of their own.
+                // Without a recording, metrics, a network interface or a pool; hinting and snapshots
+                // have tests of their own.
                 (
                     _,
-                    "/trace" | "/actions" | "/network-interfaces/{iface_id}" | "/snapshot/create",
+                    "/trace"
+                    | "/actions"
+                    | "/network-interfaces/{iface_id}"
+                    | "/snapshot/create"
+                    | "/memory/offload",
                 )
                 | (_, "/balloon/hinting/start" | "/balloon/hinting/stop") => {}
                 _ if operation.is_unsupported() => {}

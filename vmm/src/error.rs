@@ -123,6 +123,12 @@ pub enum VmmError {
     /// Memory could not be restored.
     #[error("restoring memory")]
     Tier(#[from] varve_memory_tiers::TierError),
+    /// Pages stay in memory.
+    #[error(transparent)]
+    Offload(#[from] varve_memory_tiers::OffloadError),
+    /// The same, because of what memory is for.
+    #[error("guest memory {0}")]
+    NotOffloaded(&'static str),
     /// The pool, or what the snapshot says of it.
     #[error(transparent)]
     Pool(#[from] varve_pool::PoolError),

@@ -5,6 +5,7 @@
 //! not in how they are built.
 
 mod controls;
+mod offload;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ use crate::reclaim::RamReclaim;
 use crate::saved::{self, Saved, SavedMachine};
 use crate::snapshot::memory::{Fatal, MemoryRestore, Restored};
 use crate::vcpu::{VcpuHandle, World};
+use offload::Offloading;
 
 /// Whoever waits for events on the event loop.
 pub type Subscriber = Arc<dyn EventSubscriber>;
@@ -97,7 +99,8 @@ pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     io_threads: Vec<IoThread>,
     devices: DeviceSet,
-    /// Answers faults for as long as anyone above may touch memory.
+    /// Both answer faults for as long as anyone above may touch memory.
+    offloading: Option<Offloading>,
     restored: Option<Restored>,
     transports: Vec<Arc<Transport>>,
     keyboard: Arc<I8042>,
@@ -452,6 +455,7 @@ impl<'h> Builder<'h> {
         Ok(Machine {
             vcpus,
             io_threads: self.io_threads,
+            offloading: None,
             restored,
             devices: self.devices,
             transports: self.transports,

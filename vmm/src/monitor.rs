@@ -12,6 +12,7 @@ use varve_devices::mmds::Mmds;
 use varve_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
 use varve_memory_tiers::GuestRam;
 
+use crate::api::request::OffloadRequest;
 use crate::api::{MAX_BODY, Server, controller};
 use crate::arch::layout;
 use crate::config::firecracker::Resources;
@@ -193,6 +194,31 @@ impl Monitor {
         Ok(())
     }
 
+    /// Begins to offload idle pages of the machine. They are taken out between two rounds of events, and
+    /// sent by a thread.
+    pub fn offload(&mut self, request: OffloadRequest) -> Result<(), VmmError> {
+        let machine = self.machine.as_mut().ok_or(VmmError::NoMachine)?;
+        machine.offload(request, &self.host.fatal)
+    }
+
+    fn is_taking(&self) -> bool {
+        self.machine.as_ref().is_some_and(Machine::is_taking)
+    }
+
+    /// Takes some pages out of the machine's memory, which stands still for that.
+    fn take_some(&self) -> Result<(), VmmError> {
+        let machine = self.machine()?;
+        let running = self.state == RunState::Running;
+        if running {
+            machine.pause()?;
+        }
+        if let Err(error) = machine.take_some() {
+            // It is told who asks what became of the pages; they are all there.
+            log::warn!("offloading: {}", crate::error::chain(&error));
+        }
+        if running { machine.resume() } else { Ok(()) }
+    }
+
     /// Ends a recording, if there is one, and writes its trace unless that was done before; tells pages
     /// that it saw touched, and among them written.
     pub fn save_trace(&self) -> Result<Option<(u64, u64)>, VmmError> {
@@ -295,7 +321,7 @@ impl Monitor {
     ) -> Result<End, VmmError> {
         loop {
             // Devices are served between two requests, however many of them a client has sent ahead.
-            let asked = self.api.as_ref().is_some_and(|api| api.has_requests());
+            let asked = self.is_taking() || self.api.as_ref().is_some_and(|api| api.has_requests());
             let events = &mut self.host.events;
             let handled = if asked { events.run_with_timeout(0) } else { events.run() };
             handled.map_err(|e| VmmError::Events(e.to_string()))?;
@@ -304,6 +330,9 @@ impl Monitor {
             {
                 let response = controller::handle(self, &pending.request);
                 api.respond(&pending, &response);
+            }
+            if self.is_taking() {
+                self.take_some()?;
             }
             each(self)?;
             if let Some(end) = self.host.end.get() {

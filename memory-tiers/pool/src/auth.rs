@@ -163,6 +163,24 @@ impl Keys {
         self.0.keys()
     }
 
+    /// The tenant that is meant and its key, from the file at `path`: the one of that name, or the only
+    /// one.
+    pub fn choose(path: &Path, name: Option<&Tenant>) -> Result<(Tenant, Key), PoolError> {
+        let all = Keys::read(path)?;
+        let found = match name {
+            Some(name) => all.get(name).map(|key| (name, key)),
+            None => all.only(),
+        };
+        let found = found.map(|(tenant, key)| (tenant.clone(), key.clone()));
+        found.ok_or_else(|| {
+            let problem = match name {
+                Some(name) => format!("it has no key of tenant {name}"),
+                None => "it has keys of several tenants: say which tenant is meant".into(),
+            };
+            PoolError::File { path: path.into(), problem }
+        })
+    }
+
     /// The only tenant of the file, as a client has it.
     pub fn only(&self) -> Option<(&Tenant, &Key)> {
         let mut keys = self.0.iter();

@@ -65,6 +65,9 @@ pub enum ApiError {
     /// The trace is not written.
     #[error("Trace error: {}", chain(.0))]
     Trace(VmmError),
+    /// Pages stay in memory.
+    #[error("Offload error: {}", chain(.0))]
+    Offload(VmmError),
     /// The log stays where it is.
     #[error(transparent)]
     Logger(#[from] LoggerError),

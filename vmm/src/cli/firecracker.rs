@@ -77,11 +77,6 @@ pub struct FirecrackerArgs {
     #[command(flatten)]
     pub seccomp: SeccompArgs,
 
-    /// varve's own: snapshots that are loaded may have pages in a pool (`restore.pool_keys`), so that
-    /// the filters allow internet sockets and RDMA
-    #[arg(long)]
-    pub allow_pool: bool,
-
     /// Longest body of an API request, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
     pub http_api_max_payload_size: usize,
@@ -140,7 +135,7 @@ fn run(
     observe: Observe,
     start: Instant,
 ) -> Result<ExitCode, Box<dyn Error>> {
-    args.seccomp.enter(args.allow_pool)?;
+    args.seccomp.enter(false)?;
     let mut monitor = Monitor::new(args.id.clone(), start, Arc::new(report_boot_time))?;
     observe.begin(&monitor)?;
     let mut resources = Resources { boot_timer: args.boot_timer, ..Resources::default() };

@@ -18,6 +18,7 @@ mod agent;
 mod firecracker;
 mod invoker;
 mod keyval;
+mod memory;
 mod metrics;
 mod observe;
 mod out;
@@ -86,6 +87,9 @@ enum Command {
     /// Keep images once, in memory that machines and hosts share
     #[command(subcommand, after_help = tier::EXAMPLES)]
     Tier(tier::TierCommand),
+    /// Send idle pages of a running machine to other hosts, and bring them back
+    #[command(subcommand, after_help = memory::EXAMPLES)]
+    Memory(memory::MemoryCommand),
 }
 
 /// Parses the process's arguments, does what they say, and returns the exit code. `start` is when
@@ -108,6 +112,7 @@ pub fn main(start: Instant) -> ExitCode {
         Some(Command::Pager(args)) => pager::main(&args),
         Some(Command::Pool(command)) => pool::main(command),
         Some(Command::Tier(command)) => tier::main(command),
+        Some(Command::Memory(command)) => memory::main(command),
         None => firecracker::main(cli.firecracker, start),
     };
     result.unwrap_or_else(|e| {

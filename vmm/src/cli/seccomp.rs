@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::seccomp::{Choice, SeccompError, enter};
 
-/// `--no-seccomp` and `--seccomp-filter`.
+/// `--no-seccomp`, `--seccomp-filter` and `--allow-pool`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct SeccompArgs {
     /// File with seccomp filters of one's own, as seccompiler-bin of Firecracker up to 1.13 compiles
@@ -17,16 +17,21 @@ pub struct SeccompArgs {
     /// No seccomp filters
     #[arg(long)]
     pub no_seccomp: bool,
+
+    /// Let the machine's process reach a pool: pages are fetched from there (`restore.pool_keys` of a
+    /// request to load a snapshot), or offloaded. Its filters then allow internet sockets and RDMA
+    #[arg(long)]
+    pub allow_pool: bool,
 }
 
 impl SeccompArgs {
     /// Filters this process, to be called before anything from outside is read; `pool`: it is to
-    /// fetch pages from a pool.
+    /// fetch pages from a pool, whether or not that was allowed.
     pub fn enter(&self, pool: bool) -> Result<(), SeccompError> {
         enter(&match &self.seccomp_filter {
             Some(path) => Choice::File(path.clone()),
             None if self.no_seccomp => Choice::Off,
-            None if pool => Choice::OwnWithPool,
+            None if pool || self.allow_pool => Choice::OwnWithPool,
             None => Choice::Own,
         })
     }

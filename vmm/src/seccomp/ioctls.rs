@@ -84,15 +84,20 @@ pub const MACHINE: &[u32] = &[
 pub const PREFAULT: &[u32] = &[kvm_trades::<kvm_pre_fault_memory>(0xd5)];
 
 /// Answering for missing pages.
-pub const FAULTS: &[u32] =
-    &[raw::UFFDIO_COPY, raw::UFFDIO_ZEROPAGE, raw::UFFDIO_WRITEPROTECT, raw::UFFDIO_WAKE];
+pub const FAULTS: &[u32] = &[
+    raw::UFFDIO_COPY,
+    raw::UFFDIO_ZEROPAGE,
+    raw::UFFDIO_WRITEPROTECT,
+    raw::UFFDIO_WAKE,
+    // When no page is offloaded any more.
+    raw::UFFDIO_UNREGISTER,
+];
 
 /// Watching memory for missing pages.
 pub const WATCH: &[u32] = &[
     opcode::none(0xaa, 0), // USERFAULTFD_IOC_NEW, on /dev/userfaultfd
     raw::UFFDIO_API,
     raw::UFFDIO_REGISTER,
-    raw::UFFDIO_UNREGISTER,
 ];
 
 /// A tap for a network interface.

@@ -110,7 +110,7 @@ pub const MEMORY: &[Call] = &[
     any(SYS_recvfrom),
 ];
 
-/// Fetching pages from a pool, over TCP or by RDMA: only in a process that was told to.
+/// Pages from a pool and to it, over TCP or by RDMA: only in a process that was told to.
 pub const POOL: &[Call] = &[
     // The verbs library asks for devices by netlink.
     Call::only(SYS_socket, 0, &[AF_INET as u32, AF_INET6 as u32, AF_NETLINK as u32]),

@@ -64,5 +64,6 @@ pub fn memory(monitor: &Monitor) -> Outcome {
         "recording": recording,
         "cpu": CpuTime::now(&vcpu_faults),
         "vcpu_faults": vcpu_faults,
+        "offload": machine.offload_report(),
     })))
 }

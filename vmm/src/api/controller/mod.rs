@@ -8,6 +8,7 @@ mod instance;
 mod load;
 mod mmds;
 mod observe;
+mod offload;
 mod update;
 
 use std::time::Instant;
@@ -106,6 +107,9 @@ fn carry_out(monitor: &mut Monitor, action: Action) -> Outcome {
         Action::CreateSnapshot(create) => instance::create_snapshot(monitor, create),
         Action::LoadSnapshot(load) => load::load(monitor, *load),
         Action::Trace(request) => load::trace(monitor, request),
+        Action::Offload(request) => offload::begin(monitor, request),
+        Action::Recall => offload::recall(monitor),
+        Action::DescribeOffload => offload::describe(monitor),
 
         Action::SetLogger(config) => observe::logger(monitor, config),
         Action::SetMetrics(config) => observe::metrics(monitor, config),

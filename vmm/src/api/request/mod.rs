@@ -9,6 +9,7 @@ mod contract;
 mod description;
 mod error;
 mod load;
+mod offload;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use varve_devices::mmds::{MmdsConfig, Version};
 
 pub use error::RequestError;
 pub use load::LoadSnapshot;
+pub use offload::{Destination, OffloadRequest};
 pub use routes::{ROUTES, Route, parse};
 pub use trace::TraceRequest;
 
@@ -85,6 +87,9 @@ pub enum Action {
     CreateSnapshot(CreateSnapshot),
     LoadSnapshot(Box<LoadSnapshot>),
     Trace(TraceRequest),
+    Offload(OffloadRequest),
+    Recall,
+    DescribeOffload,
 
     /// What Firecracker has and varve has not, by its path.
     Unsupported(&'static str),
@@ -137,7 +142,10 @@ impl Action {
             | DescribeMemory
             | SetVmState(_)
             | CreateSnapshot(_)
-            | Trace(_) => When::AfterStart,
+            | Trace(_)
+            | Offload(_)
+            | Recall
+            | DescribeOffload => When::AfterStart,
         }
     }
 }

@@ -80,6 +80,10 @@ pub static ROUTES: &[Route] = &[
     patch("/machine-config", patch_machine),
     // varve's own: how memory was restored, and what has happened to it since.
     get("/memory", |_| Ok(Action::DescribeMemory)),
+    // varve's own: idle pages go to other hosts, and come back.
+    get("/memory/offload", |_| Ok(Action::DescribeOffload)),
+    put("/memory/offload", |r| Ok(Action::Offload(r.body()?))),
+    Route { body: None, ..put("/memory/recall", |_| Ok(Action::Recall)) },
     // varve's own: all counts since the process started.
     get("/metrics", |_| Ok(Action::DescribeMetrics)),
     put("/metrics", |r| Ok(Action::SetMetrics(r.body()?))),

@@ -49,16 +49,6 @@ pub fn main(command: PoolCommand) -> Result<ExitCode, Box<dyn Error>> {
 
 /// The tenant that is meant and its key: the one of that name, or the only one.
 fn tenant(keys: &Path, name: Option<&str>) -> Result<(Tenant, Key), Box<dyn Error>> {
-    let all = Keys::read(keys)?;
-    let found = match name {
-        Some(name) => {
-            let tenant = Tenant::try_from(name.to_owned())?;
-            all.get(&tenant).cloned().map(|key| (tenant, key))
-        }
-        None => all.only().map(|(tenant, key)| (tenant.clone(), key.clone())),
-    };
-    found.ok_or_else(|| match name {
-        Some(name) => format!("{} has no key of tenant {name}", keys.display()).into(),
-        None => format!("{} has keys of several tenants: say --tenant", keys.display()).into(),
-    })
+    let name = name.map(|name| Tenant::try_from(name.to_owned())).transpose()?;
+    Ok(Keys::choose(keys, name.as_ref())?)
 }
