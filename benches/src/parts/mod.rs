@@ -6,6 +6,7 @@ mod boot;
 mod fetch;
 mod mechanisms;
 mod memory;
+mod offload;
 mod plan;
 mod sizes;
 mod vsock;
@@ -30,6 +31,8 @@ pub enum Part {
     Api,
     /// Memory that the monitor takes besides the guest's
     Memory,
+    /// Sending idle pages to another host and getting them back, by transport
+    Offload,
     /// Throughput and latency of a block device
     Block,
     /// Throughput of vsock streams, latency of a request
@@ -62,6 +65,7 @@ impl Part {
             Part::Boot => "boot",
             Part::Api => "api",
             Part::Memory => "memory",
+            Part::Offload => "offload",
             Part::Block => "block",
             Part::Vsock => "vsock",
             Part::Mechanisms => "mechanisms",
@@ -78,6 +82,7 @@ impl Part {
             Part::Boot => &[Part::Boot],
             Part::Api => &[Part::Api],
             Part::Memory => &[Part::Memory],
+            Part::Offload => &[Part::Offload],
             Part::Block => &[Part::Block],
             Part::Vsock => &[Part::Vsock],
             Part::Mechanisms => &[Part::Mechanisms],
@@ -88,6 +93,7 @@ impl Part {
                 Part::Boot,
                 Part::Api,
                 Part::Memory,
+                Part::Offload,
                 Part::Block,
                 Part::Vsock,
                 Part::Mechanisms,
@@ -104,6 +110,7 @@ impl Part {
             Part::Boot => boot::run(effort, recorder),
             Part::Api => api::run(effort, folder, recorder),
             Part::Memory => memory::run(effort, folder, recorder),
+            Part::Offload => offload::run(effort, folder, recorder),
             Part::Block => block::run(effort, folder, recorder),
             Part::Vsock => vsock::run(effort, recorder),
             Part::Mechanisms => mechanisms::run(effort, recorder),

@@ -4,7 +4,6 @@
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,6 +65,23 @@ struct Rdma {
     resting_until: Option<Instant>,
 }
 
+/// What was released while connections are in use, which may keep some of it for their links.
+#[derive(Debug, Default)]
+struct Releases {
+    in_use: usize,
+    log: Vec<ObjectId>,
+}
+
+impl Releases {
+    /// A connection is in use no more.
+    fn one_less(&mut self) {
+        self.in_use -= 1;
+        if self.in_use == 0 {
+            self.log.clear();
+        }
+    }
+}
+
 /// A node.
 #[derive(Debug)]
 pub struct NodeClient {
@@ -77,8 +93,7 @@ pub struct NodeClient {
     idle: Mutex<Vec<Connection>>,
     health: Mutex<Health>,
     rdma: Mutex<Rdma>,
-    /// Counts releases: a connection that was in use meanwhile may still keep what was released.
-    releases: AtomicU64,
+    releases: Mutex<Releases>,
 }
 
 impl NodeClient {
@@ -93,7 +108,7 @@ impl NodeClient {
             idle: Mutex::default(),
             health: Mutex::default(),
             rdma: Mutex::default(),
-            releases: AtomicU64::default(),
+            releases: Mutex::default(),
         }
     }
 
@@ -183,9 +198,13 @@ impl NodeClient {
         Holding(connection): &mut Holding,
         objects: &[ObjectId],
     ) -> Result<(), PoolError> {
-        self.releases.fetch_add(1, Ordering::Relaxed);
-        let reaching: Vec<Connection> =
-            lock(&self.idle).extract_if(.., |kept| kept.reaches(objects)).collect();
+        let reaching: Vec<Connection> = {
+            let mut releases = lock(&self.releases);
+            if releases.in_use > 0 {
+                releases.log.extend(objects);
+            }
+            lock(&self.idle).extract_if(.., |kept| kept.reaches(objects)).collect()
+        };
         for mut reader in reaching {
             // One that fails is closed, which releases as well.
             if let Ok(Said::Yes(())) = reader.release(objects) {
@@ -213,9 +232,52 @@ impl NodeClient {
     /// is no failure of the node's yet.
     fn with_connection<T>(
         &self,
-        mut ask: impl FnMut(&mut Connection) -> io::Result<Said<T>>,
+        ask: impl FnMut(&mut Connection) -> io::Result<Said<T>>,
     ) -> Result<T, PoolError> {
-        let releases = self.releases.load(Ordering::Relaxed);
+        let since = {
+            let mut releases = lock(&self.releases);
+            releases.in_use += 1;
+            releases.log.len()
+        };
+        match self.ask_over_one(ask) {
+            Ok((said, connection)) => {
+                self.keep(connection, since);
+                self.judge(said)
+            }
+            Err(error) => {
+                lock(&self.releases).one_less();
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps a connection that was in use since the log of releases was so long, for later.
+    fn keep(&self, mut connection: Connection, mut since: usize) {
+        loop {
+            let mut releases = lock(&self.releases);
+            let released = releases.log.get(since..).unwrap_or_default();
+            if !connection.reaches(released) {
+                releases.one_less();
+                let mut idle = lock(&self.idle);
+                if idle.len() < KEPT {
+                    idle.push(connection);
+                }
+                return;
+            }
+            let released = released.to_vec();
+            since = releases.log.len();
+            drop(releases);
+            if !matches!(connection.release(&released), Ok(Said::Yes(()))) {
+                // It is closed, which releases as well.
+                return lock(&self.releases).one_less();
+            }
+        }
+    }
+
+    fn ask_over_one<T>(
+        &self,
+        mut ask: impl FnMut(&mut Connection) -> io::Result<Said<T>>,
+    ) -> Result<(Said<T>, Connection), PoolError> {
         let kept = lock(&self.idle).pop();
         let first = kept.map(|mut connection| ask(&mut connection).map(|said| (said, connection)));
         let asked = match first {
@@ -232,14 +294,7 @@ impl NodeClient {
         match said {
             // Its next words would be misunderstood.
             Said::Nonsense(problem) => Err(self.failed(self.protocol(problem))),
-            said => {
-                let mut idle = lock(&self.idle);
-                let same = releases == self.releases.load(Ordering::Relaxed);
-                if idle.len() < KEPT && (same || !connection.is_linked()) {
-                    idle.push(connection);
-                }
-                self.judge(said)
-            }
+            said => Ok((said, connection)),
         }
     }
 

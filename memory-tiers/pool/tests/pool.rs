@@ -1,76 +1,27 @@
 //! Nodes in threads, clients beside them: what is published comes back, or an error says why not.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{KEY, OTHER, Running, acme, keys, tenant};
 use varve_memory_tiers::{Depot, ImageInfo, PageSource, Tier};
 use varve_pool::client::{NodeClient, Patience, Transport};
-use varve_pool::node::Stop;
 use varve_pool::wire::{self, Answer, Request};
-use varve_pool::{
-    DepotConfig, Key, Keys, Node, NodeConfig, Place, Places, PoolDepot, PoolSource, Tenant, Wanted,
-};
+use varve_pool::{DepotConfig, Key, Place, Places, PoolDepot, PoolSource, Wanted};
 use varve_pool::{forget, publish};
 use varve_snapshot::{Compression, Image, ImageEntry};
 
 const PAGES: u64 = 5000;
 /// What they take in a node: two shards of 8 MiB, and one in whole pages of 2 MiB.
 const IN_MEMORY: u64 = 20 << 20;
-const KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
-const OTHER: &str = "2222222222222222222222222222222222222222222222222222222222222222";
-
-fn keys() -> Keys {
-    Keys::parse(&format!("acme {KEY}\nother {OTHER}")).unwrap()
-}
-
-fn acme() -> (Tenant, Key) {
-    (tenant("acme"), Key::from_hex(KEY).unwrap())
-}
-
-fn tenant(name: &str) -> Tenant {
-    name.to_owned().try_into().unwrap()
-}
-
-/// A node that runs until this is dropped.
-struct Running {
-    address: String,
-    stop: Stop,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Running {
-    fn new(store: Option<&Path>) -> Running {
-        Running::at("127.0.0.1:0", store, 1 << 30)
-    }
-
-    fn at(listen: &str, store: Option<&Path>, limit: u64) -> Running {
-        let store = store.map(Path::to_owned);
-        let config = NodeConfig { listen: listen.into(), keys: keys(), limit, store };
-        let node = Node::start(config).unwrap();
-        let (address, stop) = (node.address().unwrap().to_string(), node.stop().unwrap());
-        let thread = Some(thread::spawn(move || node.run()));
-        Running { address, stop, thread }
-    }
-
-    fn client(&self) -> NodeClient {
-        let (tenant, key) = acme();
-        NodeClient::new(&self.address, tenant, key)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.stop();
-        self.thread.take().unwrap().join().unwrap();
-    }
-}
-
 /// Page `n` holds its number, and 8 KiB chunks have their checksums.
 fn image(dir: &Path) -> Image {
     let mut bytes = Vec::new();
