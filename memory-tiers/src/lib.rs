@@ -45,6 +45,7 @@ mod recorder_tests;
 mod regions;
 mod save;
 mod scan;
+mod sending;
 mod source;
 mod strategy;
 mod summary;

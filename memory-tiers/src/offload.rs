@@ -7,8 +7,8 @@
 //! touched is in guest memory again before who touched it goes on, whatever is under way: what is sent
 //! meanwhile is its copy, which is not used then.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,20 +16,17 @@ use std::time::{Duration, Instant};
 use varve_snapshot::{PageRange, chain};
 
 use crate::answer::Asked;
-use crate::away::{Back, Part};
 use crate::depot::Depot;
 use crate::error::TierError;
 use crate::exec::{Hooks, Restore};
 use crate::faults::FaultThreads;
 use crate::guest_ram::{GuestRam, HugePages};
-use crate::source::SourceError;
+use crate::sending::{Message, Status, Work};
 use crate::sys::uffd::Watch;
 use crate::taking::{self, Taken, WINDOW};
 use crate::threads::spawn;
 use crate::watch::Watched;
 
-/// Pages of a parcel.
-const PARCEL: usize = 64;
 /// Threads that answer for pages that are out, where no restore's do.
 const FAULT_THREADS: usize = 2;
 
@@ -107,19 +104,6 @@ pub struct OffloadReport {
     pub error: Option<String>,
 }
 
-/// What the thread is told.
-#[derive(Debug)]
-pub(crate) enum Message {
-    /// Send what is set aside once it is this late.
-    Send(Instant),
-    /// Bring all back.
-    Recall,
-    /// Parcels are wanted no more.
-    Freed,
-    /// The machine ends.
-    End,
-}
-
 /// Offloading of one machine's memory. Like a restore it answers faults until it is dropped, which must
 /// be after the vCPUs and devices are gone.
 pub struct Offload {
@@ -137,26 +121,6 @@ struct Taking {
     /// Pages that may still be taken.
     limit: u64,
     idle: Duration,
-}
-
-struct Work {
-    ram: Arc<GuestRam>,
-    watched: Arc<Watched>,
-    status: Mutex<Status>,
-    /// Sending ends early.
-    cancelled: AtomicBool,
-    ending: AtomicBool,
-    /// The thread may be waiting for a node.
-    asking: AtomicBool,
-}
-
-#[derive(Default)]
-struct Status {
-    phase: Phase,
-    clean: u64,
-    left: u64,
-    refused: u64,
-    error: Option<String>,
 }
 
 impl Offload {
@@ -187,14 +151,7 @@ impl Offload {
         let (tell, told) = channel();
         // It is the memory's first: there is one offload for it, as one restore.
         let _ = watched.away.tell.set(tell.clone());
-        let work = Arc::new(Work {
-            ram,
-            watched,
-            status: Mutex::default(),
-            cancelled: AtomicBool::default(),
-            ending: AtomicBool::default(),
-            asking: AtomicBool::default(),
-        });
+        let work = Arc::new(Work::new(ram, watched));
         let of_thread = work.clone();
         let thread = spawn("offload", move || of_thread.run(&told))?;
         let taking = Mutex::default();
@@ -319,181 +276,6 @@ impl Drop for Offload {
         // One that waits for a node is left to itself: it holds what it uses.
         if let Some(thread) = self.thread.take().filter(|_| !self.work.asking.load(Relaxed)) {
             let _ = thread.join();
-        }
-    }
-}
-
-/// What ended a wait.
-enum Next {
-    Send,
-    Recall,
-    End,
-}
-
-impl Work {
-    fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run(&self, told: &Receiver<Message>) {
-        let _end = crate::faults::EndTogether;
-        while let Ok(message) = told.recv() {
-            let next = match message {
-                Message::Send(at) => self.wait(told, at),
-                Message::Recall => Next::Recall,
-                Message::Freed => {
-                    self.free();
-                    continue;
-                }
-                Message::End => Next::End,
-            };
-            match next {
-                Next::Send => self.send(),
-                Next::Recall => self.recall(),
-                Next::End => return,
-            }
-            self.free();
-        }
-    }
-
-    /// Waits for the time to send.
-    fn wait(&self, told: &Receiver<Message>, at: Instant) -> Next {
-        loop {
-            let rest = at.saturating_duration_since(Instant::now());
-            match told.recv_timeout(rest) {
-                Err(RecvTimeoutError::Timeout) => return Next::Send,
-                Ok(Message::Freed) => self.free(),
-                Ok(Message::Recall) => return Next::Recall,
-                Ok(Message::Send(_)) => {}
-                Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return Next::End,
-            }
-        }
-    }
-
-    /// Calls the depot.
-    fn ask<T>(&self, call: impl FnOnce(&dyn Depot) -> T) -> Option<T> {
-        let depot = self.watched.away.depot()?;
-        self.asking.store(true, Relaxed);
-        let answer = call(&*depot);
-        self.asking.store(false, Relaxed);
-        Some(answer)
-    }
-
-    fn free(&self) {
-        let freed = self.watched.away.take_freed();
-        if !freed.is_empty() {
-            self.ask(|depot| depot.free(&freed));
-        }
-    }
-
-    /// Sends what nobody has touched. All of it is at the depot before any of it is let go.
-    fn send(&self) {
-        if !self.goes_on(Phase::Sending) {
-            return;
-        }
-        let away = &self.watched.away;
-        let mut sent = Vec::new();
-        let outcome = self.ask(|depot| self.send_to(depot, &mut sent)).unwrap_or(Ok(true));
-        let error = match outcome {
-            Ok(true) => {
-                sent.into_iter().for_each(|(parcel, pages)| away.commit(parcel, pages));
-                None
-            }
-            // A recall follows, or the end.
-            Ok(false) => {
-                let parcels: Vec<u64> = sent.iter().map(|(parcel, _)| *parcel).collect();
-                self.ask(|depot| depot.free(&parcels));
-                return;
-            }
-            Err(error) => {
-                let parcels: Vec<u64> = sent.iter().map(|(parcel, _)| *parcel).collect();
-                self.ask(|depot| depot.free(&parcels));
-                let text = chain(&*error);
-                log::warn!("offloading: {text}; the pages stay");
-                self.status().refused += away.counts().0;
-                Some(self.put_back().err().map_or(text, |e| chain(&e)))
-            }
-        };
-        self.end(Phase::Sending, error);
-    }
-
-    /// Whether all was sent; otherwise it was cancelled.
-    fn send_to(
-        &self,
-        depot: &dyn Depot,
-        sent: &mut Vec<(u64, Vec<u64>)>,
-    ) -> Result<bool, SourceError> {
-        let mut data = Vec::new();
-        for pages in self.watched.away.staged().chunks(PARCEL) {
-            if self.cancelled.load(Relaxed) {
-                return Ok(false);
-            }
-            let found = self.watched.away.copy_staged(pages, &mut data)?;
-            if !found.is_empty() {
-                sent.push((depot.put(&data)?, found));
-            }
-        }
-        depot.confirm()?;
-        Ok(true)
-    }
-
-    /// Brings back what is set aside.
-    fn put_back(&self) -> Result<(), TierError> {
-        for page in self.watched.away.staged() {
-            if self.ending.load(Relaxed) {
-                break;
-            }
-            self.watched.put_staged(self.ram.places(), page, Back::Called)?;
-        }
-        Ok(())
-    }
-
-    fn recall(&self) {
-        self.status().phase = Phase::Recalling;
-        let recalled = self.put_back().and_then(|()| self.fetch_all());
-        let ended = recalled.and_then(|()| Ok(self.watched.end_lending(&self.ram)?));
-        let error = ended.err().map(|e| chain(&e));
-        if let Some(error) = &error {
-            log::warn!("recalling pages: {error}");
-        }
-        self.end(Phase::Recalling, error);
-    }
-
-    fn fetch_all(&self) -> Result<(), TierError> {
-        let mut buffer = Vec::new();
-        while let Some((parcel, wanted, pages)) = self.watched.away.some_parcel() {
-            if self.ending.load(Relaxed) {
-                break;
-            }
-            self.ask(|depot| {
-                let Work { ram, watched, .. } = self;
-                let whole = Part { parcel, first: 0, pages: &pages };
-                watched.fetch(ram.places(), whole, wanted, depot, &mut buffer, Back::Called)
-            })
-            .unwrap_or(Ok(()))?;
-            self.free();
-        }
-        Ok(())
-    }
-
-    /// Begins a phase, unless a recall is to come.
-    fn goes_on(&self, phase: Phase) -> bool {
-        let mut status = self.status();
-        let goes_on = status.phase != Phase::Recalling;
-        if goes_on {
-            status.phase = phase;
-        }
-        goes_on
-    }
-
-    /// Ends a phase; an earlier error stays.
-    fn end(&self, phase: Phase, error: Option<String>) {
-        let mut status = self.status();
-        if status.phase == phase {
-            status.phase = Phase::Idle;
-        }
-        if error.is_some() {
-            status.error = error;
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use varve_agent::protocol::{Action, Invoke, InvokeReply, Memory, MemoryReply, Request};
 use varve_tests::Vm;
 use varve_tests::images::image;
-use varve_tests::pool::{Node, RDMA_ADDRESS, key_file};
+use varve_tests::services::{RDMA_ADDRESS, Service, key_file};
 
 use super::{Effort, agent};
 use crate::progress::Progress;
@@ -35,9 +35,9 @@ pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()>
     for _ in 0..effort.runs {
         for &(transport, address) in &ways {
             progress.step(transport);
-            let node = Node::start_at(address, &keys, "1G");
+            let node = Service::node(address, &keys);
             let body =
-                json!({ "to": [node.address], "keys": keys, "transport": transport, "idle_ms": 0 });
+                json!({ "to": [node.place], "keys": keys, "transport": transport, "idle_ms": 0 });
             once(mib, &body, &mut |name, unit, value| {
                 let labels = [("transport", transport), ("memory", MEMORY)];
                 recorder.add(&Series::new("offload", name, unit).with(&labels), value)
