@@ -33,6 +33,13 @@ pub fn read(pid: u32, guest_bytes: u64) -> Result<Memory> {
     split(&text, guest_bytes).context(path)
 }
 
+/// All that no other process has of `pid`'s memory, its guest's and its own, in KiB.
+pub fn private(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(parse(&text).context(path)?.iter().map(|mapping| mapping.private).sum())
+}
+
 /// Guest memory is the anonymous mapping of just its size; the kernel may keep it as several that
 /// follow each other without a gap.
 fn split(smaps: &str, guest_bytes: u64) -> Result<Memory> {

@@ -146,7 +146,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -277,31 +277,39 @@ fn each_pair_of_sources_is_right() {
     }
 }
 
-/// A publisher is killed at any time: a collection leaves nothing.
+/// A publisher is killed at its start, when it has said what it will do, soon after that, or when it is
+/// through: a collection leaves nothing half-way.
 #[test]
 fn what_is_killed_leaves_nothing() {
     let dir = folder();
     let snapshot = snapshot(dir.path());
     let path = snapshot.to_str().unwrap();
+    let place = || Places::read(&snapshot).unwrap().images.remove("ro");
+    let complete = || place().is_some_and(|p| p.complete);
     for store in stores(dir.path()) {
         let uri: Uri = store.parse().unwrap();
-        for pause in [0, 5, 20, 60, 150] {
+        for moment in ["start", "said", "soon", "later", "complete"] {
             let mut publisher = Command::new(varve())
                 .args(["tier", "publish", path, "--to", &store])
                 .stdout(Stdio::null())
                 .spawn()
                 .unwrap();
-            std::thread::sleep(Duration::from_millis(pause));
+            if moment != "start" {
+                until(moment, || place().is_some_and(|p| p.complete || moment != "complete"));
+            }
+            let pause = if moment == "soon" { 10 } else { 40 };
+            if ["soon", "later"].contains(&moment) {
+                std::thread::sleep(Duration::from_millis(pause));
+            }
             publisher.kill().unwrap();
             publisher.wait().unwrap();
-            let place = Places::read(&snapshot).unwrap().images.get("ro").cloned();
-            let complete = place.is_some_and(|p| p.complete);
+            let complete = complete();
             run(&["gc", &store]);
             let left = varve_shared::status(&uri).unwrap();
-            println!("{store}: killed after {pause} ms, complete: {complete}");
+            println!("{store}: killed at {moment}, complete: {complete}");
             assert_eq!(left.len(), usize::from(complete), "{left:?}");
             // Whatever came of it, it can be published, and taken back.
-            if pause == 150 {
+            if moment == "later" {
                 publish(&snapshot, &store);
                 assert_eq!(varve_shared::status(&uri).unwrap().len(), 1);
             }

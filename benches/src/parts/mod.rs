@@ -8,6 +8,7 @@ mod mechanisms;
 mod memory;
 mod offload;
 mod plan;
+mod shared;
 mod sizes;
 mod vsock;
 
@@ -45,6 +46,8 @@ pub enum Part {
     Fetch,
     /// Time from process start to running vCPUs, by size of the guest and strategy
     Sizes,
+    /// Memory of one more machine of a function, by where its read-only pages are
+    Shared,
     /// All of these
     All,
 }
@@ -72,6 +75,7 @@ impl Part {
             Part::Plan => "plan",
             Part::Fetch => "fetch",
             Part::Sizes => "sizes",
+            Part::Shared => "shared",
             Part::All => "all",
         }
     }
@@ -89,6 +93,7 @@ impl Part {
             Part::Plan => &[Part::Plan],
             Part::Fetch => &[Part::Fetch],
             Part::Sizes => &[Part::Sizes],
+            Part::Shared => &[Part::Shared],
             Part::All => &[
                 Part::Boot,
                 Part::Api,
@@ -100,6 +105,7 @@ impl Part {
                 Part::Plan,
                 Part::Fetch,
                 Part::Sizes,
+                Part::Shared,
             ],
         }
     }
@@ -117,6 +123,7 @@ impl Part {
             Part::Plan => plan::run(effort, folder, recorder),
             Part::Fetch => fetch::run(effort, folder, recorder),
             Part::Sizes => sizes::run(effort, folder, recorder),
+            Part::Shared => shared::run(effort, folder, recorder),
             Part::All => self.each().iter().try_for_each(|p| p.run(effort, folder, recorder)),
         }
     }

@@ -236,13 +236,11 @@ impl Conditions {
 
 /// Modelled tiers: the files are local, and take longer.
 impl Elsewhere for Conditions {
-    fn info(&self, entry: &ImageEntry, local: ImageInfo) -> ImageInfo {
+    fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
         if self.fetch_delay > 0 && self.remote.contains(&entry.name) {
-            ImageInfo { tier: Tier::Remote, mappable: false, ..local }
-        } else if self.delay > 0 {
-            ImageInfo { tier: Tier::Cxl, ..local }
+            Some(ImageInfo { tier: Tier::Remote, mappable: false, ..local.clone() })
         } else {
-            local
+            (self.delay > 0).then(|| ImageInfo { tier: Tier::Cxl, ..local.clone() })
         }
     }
 

@@ -41,6 +41,8 @@ const PUBLISHED: &str = "image";
 const RETIRED: &str = "retired";
 /// Bytes that are copied at a time.
 const BATCH: usize = 1 << 20;
+/// The smallest hole.
+const BLOCK: usize = 64 << 10;
 /// Memory of a node that is left to others.
 const MARGIN: u64 = 16 << 20;
 
@@ -123,7 +125,8 @@ impl Folder {
     }
 }
 
-/// Copies what is not zero, page by page: the rest stays holes.
+/// Copies all but blocks that are zero, which stay holes. What is smaller, as between extents of a packed
+/// image, is written, for a hole that is read takes a page from wherever its reader runs.
 fn copy(from: &File, to: &File, bytes: u64, progress: &mut dyn FnMut(u64)) -> std::io::Result<()> {
     let mut buffer = vec![0; BATCH];
     let mut at = 0;
@@ -131,9 +134,10 @@ fn copy(from: &File, to: &File, bytes: u64, progress: &mut dyn FnMut(u64)) -> st
         let len = (bytes - at).min(BATCH as u64) as usize;
         let data = &mut buffer[..len];
         from.read_exact_at(data, at)?;
-        let pages = (at..).step_by(PAGE_SIZE as usize).zip(data.chunks(PAGE_SIZE as usize));
-        for (at, page) in pages.filter(|(_, page)| !is_zero(page)) {
-            to.write_all_at(page, at)?;
+        for (block, at) in data.chunks(BLOCK).zip((at..).step_by(BLOCK)) {
+            if !block.chunks(PAGE_SIZE as usize).all(is_zero) {
+                to.write_all_at(block, at)?;
+            }
         }
         at += len as u64;
         progress(at);

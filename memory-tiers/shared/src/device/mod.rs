@@ -1,8 +1,8 @@
 //! A store on memory that is mapped as it is: a device-DAX device, shared by up to [`HOSTS`] hosts.
 //!
-//! Linux maps it shared only, in pieces of 2 MiB as a rule, and a guest's write to a shared mapping that
-//! may not be written ends its KVM_RUN with EFAULT and without an address. So it is never mapped into a
-//! guest: a restore copies what it needs out of it, and a write finds the guest's own page.
+//! Linux maps it shared only, in pieces of 2 MiB as a rule, so that a guest's writes would have to be kept
+//! off by other means. It is never mapped into a guest: a restore copies what it needs out of it, and a
+//! write finds the guest's own page.
 
 mod layout;
 mod slot;
