@@ -111,13 +111,13 @@ impl Of {
         if one.strategy.is_some() {
             add(Name("faults: answered by the monitor", Unit::Count), mean(taken, answered))?;
         }
-        for (class, by) in &one.answered_faults {
-            for (access, count) in [("read", by.read), ("write", by.write)] {
-                if count > 0 {
-                    let name = format!("faults: {class} {access}");
-                    recorder.add(&self.named(&name, Unit::Count), count as f64)?;
-                }
-            }
+        let by_class = taken.iter().flat_map(|t| &t.answered_faults).flat_map(|(class, by)| {
+            [("read", by.read), ("write", by.write)]
+                .map(|(access, n)| (format!("faults: {class} {access}"), n))
+        });
+        for (name, count) in sums(by_class) {
+            let each = count as f64 / taken.len() as f64;
+            recorder.add(&self.named(&name, Unit::Count), each)?;
         }
         let mut add = |name: Name, value: f64| recorder.add(&self.series(name), value);
         if let Some(exits) = optional(taken, |t| t.exits.map(|n| n as f64)) {
@@ -140,9 +140,11 @@ impl Of {
         if let Some(mappings) = optional(taken, |t| t.mappings.map(|n| n as f64)) {
             add(Name("mappings", Unit::Count), mappings)?;
         }
-        for (tier, bytes) in &one.read {
-            let name = format!("read by the monitor: {tier}");
-            recorder.add(&self.named(&name, Unit::Kib), *bytes as f64 / 1024.0)?;
+        let by_tier = taken.iter().flat_map(|t| &t.read);
+        let by_tier = by_tier.map(|(tier, n)| (format!("read by the monitor: {tier}"), *n));
+        for (name, bytes) in sums(by_tier) {
+            let each = bytes as f64 / 1024.0 / taken.len() as f64;
+            recorder.add(&self.named(&name, Unit::Kib), each)?;
         }
         for machine in taken {
             recorder.add_all(&self.series(FAULT_LATENCY), &machine.fault_latency);
@@ -151,8 +153,67 @@ impl Of {
     }
 }
 
+/// Sums by name; what is nothing everywhere is left out.
+fn sums(all: impl Iterator<Item = (String, u64)>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (name, n) in all.filter(|(_, n)| *n > 0) {
+        *sums.entry(name).or_default() += n;
+    }
+    sums
+}
+
 /// The mean, if all machines have it.
 fn optional(taken: &[Taken], what: impl Fn(&Taken) -> Option<f64>) -> Option<f64> {
     let values = taken.iter().map(what).collect::<Option<Vec<f64>>>()?;
     Some(values.iter().sum::<f64>() / values.len().max(1) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::Input;
+    use crate::demo::said::ByAccess;
+    use crate::outside::Outside;
+    use crate::replay::PageCache;
+
+    fn taken(by: u64) -> Taken {
+        let ms = by as f64;
+        Taken {
+            strategy: Some("reap".into()),
+            resumed_ms: ms,
+            answered_ms: 10.0 * ms,
+            warm_ms: 2.0 * ms,
+            host_faults: Some((by, 9 * by)),
+            stage2_faults: Some(5 * by),
+            answered_faults: [("cold".into(), ByAccess { read: 0, write: 4 * by })].into(),
+            read: [("local".into(), 2048 * by)].into(),
+            private_unwritten: Some(by),
+            outside: Outside { pss: 100, pss_shared: 40, disk: 7 },
+            ..Taken::default()
+        }
+    }
+
+    #[test]
+    fn machines_are_averaged_and_what_nobody_tells_is_left_out() {
+        let (cache, input) = (PageCache::Cold, Input::New);
+        let at = Conditions { function: "f", cache, input, machines: 2 };
+        let mut recorder = Recorder::default();
+        let of = series(&at, "reap");
+        of.record(&[taken(1), taken(3)], 32.0, &mut recorder).unwrap();
+        let value = |name: Name| recorder.value(&of.series(name), 0);
+        assert_eq!(value(OVERHEAD), Some(16.0));
+        assert_eq!(value(OVERHEAD_COMPARED), Some(0.5));
+        assert_eq!(
+            (value(RESUMED), value(ANSWERED), value(WARM)),
+            (Some(2.0), Some(20.0), Some(4.0))
+        );
+        assert_eq!(value(FAULTS), Some(30.0));
+        assert_eq!(value(Name("faults: cold write", Unit::Count)), Some(8.0));
+        assert_eq!(value(Name("faults: cold read", Unit::Count)), None);
+        assert_eq!(value(Name("read by the monitor: local", Unit::Kib)), Some(4.0));
+        // 40 KiB shared and two private pages, of two machines.
+        assert_eq!(value(SHAREABLE), Some(96.0));
+        assert_eq!(value(Name("exits", Unit::Count)), None);
+        assert!(of.record(&[], 1.0, &mut recorder).is_err());
+    }
 }

@@ -69,15 +69,16 @@ pub fn compare(what: &Comparison, session: &mut Session) -> Result<()> {
     // A round that does not count: the program comes into the page cache.
     for round in 0..=what.runs {
         for &cache in &what.caches {
-            let mut first: Option<Ran> = None;
+            let mut base: Option<Base> = None;
             if cache == PageCache::Warm {
                 cache::fill(&what.conditions.snapshot)?;
             }
             for &strategy in &what.strategies {
                 progress.step(&format!("{} {strategy} {}", what.name(), cache.name()));
-                let chosen = what.series(OVERHEAD, Unit::Micros, cache, strategy);
-                if session.recorder.value(&chosen, round.max(1) - 1).is_some() {
+                let known = what.known(round.max(1) - 1, cache, strategy, &session.recorder);
+                if let Some(known) = known {
                     // Measured before the run was cut short that this one goes on with.
+                    base.get_or_insert(known);
                     continue;
                 }
                 if cache == PageCache::Cold {
@@ -85,11 +86,12 @@ pub fn compare(what: &Comparison, session: &mut Session) -> Result<()> {
                 }
                 let ran = run(&Conditions { strategy, ..what.conditions.clone() })
                     .with_context(|| format!("{}, strategy {strategy}", what.name()))?;
+                let own = Base { overhead: overhead(&ran), total: ran.end_us };
+                let base = *base.get_or_insert(own);
                 if round > 0 {
-                    what.record(cache, strategy, &ran, first.as_ref(), &mut session.recorder)?;
+                    what.record(cache, strategy, &ran, base, &mut session.recorder)?;
                     session.save()?;
                 }
-                first.get_or_insert(ran);
             }
         }
     }
@@ -122,7 +124,28 @@ pub const OVERHEAD_COMPARED: &str = "overhead, compared";
 /// How long each access took, the first to its page.
 pub const TOUCH: &str = "first access to a page";
 
+const TOTAL: &str = "total";
+
+/// What the others of a round are compared with, in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    overhead: f64,
+    total: f64,
+}
+
 impl Comparison {
+    /// What was measured in an earlier round, from 0.
+    fn known(
+        &self,
+        round: usize,
+        cache: PageCache,
+        strategy: Strategy,
+        recorder: &Recorder,
+    ) -> Option<Base> {
+        let of = |name| recorder.value(&self.series(name, Unit::Micros, cache, strategy), round);
+        Some(Base { overhead: of(OVERHEAD)?, total: of(TOTAL)? })
+    }
+
     /// What the snapshot is called.
     fn name(&self) -> String {
         self.labels.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(" ")
@@ -139,17 +162,16 @@ impl Comparison {
         cache: PageCache,
         strategy: Strategy,
         ran: &Ran,
-        first: Option<&Ran>,
+        base: Base,
         recorder: &mut Recorder,
     ) -> Result<()> {
         let mut add = |name: &str, unit, value: f64| {
             recorder.add(&self.series(name, unit, cache, strategy), value)
         };
-        let base = first.unwrap_or(ran);
-        add(OVERHEAD_COMPARED, Unit::Times, overhead(ran) / overhead(base))?;
-        add("total, compared", Unit::Times, ran.end_us / base.end_us)?;
+        add(OVERHEAD_COMPARED, Unit::Times, overhead(ran) / base.overhead)?;
+        add("total, compared", Unit::Times, ran.end_us / base.total)?;
         add(OVERHEAD, Unit::Micros, overhead(ran))?;
-        add("total", Unit::Micros, ran.end_us)?;
+        add(TOTAL, Unit::Micros, ran.end_us)?;
         add("to mapped", Unit::Micros, ran.mapped_us)?;
         add("to mapped: metadata and plan", Unit::Micros, ran.plan_us)?;
         add("replay", Unit::Micros, ran.end_us - ran.mapped_us)?;

@@ -5,11 +5,11 @@ pub mod data;
 pub mod goals;
 pub mod page;
 
-use crate::compare::record;
+use crate::compare::{record, shapes};
 use crate::replay;
 use crate::report::Report;
 use crate::table::digits;
-use data::{Condition, Part, middle, words};
+use data::{Condition, Part, geometric, middle, words};
 
 /// Tables that belong together.
 #[derive(Debug)]
@@ -53,6 +53,16 @@ pub fn sections(reports: &[Report]) -> Vec<Section> {
                 sections.push(Section { title, note: note(name), tables: tables(part) });
             }
         }
+        let parts = [shapes::BY_SIZE, shapes::BY_SHARE, shapes::BY_LATENCY];
+        let parts = parts.map(|name| Part { report, name }).into_iter().filter(|p| p.is_there());
+        let tables: Vec<_> = parts
+            .map(|part| (format!("Overhead {} (us)", part.name), by_condition(part)))
+            .collect();
+        if !tables.is_empty() {
+            let title = format!("Replay by size, share and latency, {}", report.facts()[1]);
+            let note = "Medians; of several functions the geometric mean.".into();
+            sections.push(Section { title, note, tables });
+        }
     }
     sections
 }
@@ -87,6 +97,24 @@ fn ratios(part: Part, name: &str, base: &str) -> Vec<Vec<String>> {
     let mut rows = vec![heading("condition", &strategies)];
     for at in part.conditions() {
         let cell = |s: &String| part.ratio(name, s, base, &at).map_or_else(missing, digits);
+        rows.push([words(&at)].into_iter().chain(strategies.iter().map(cell)).collect());
+    }
+    rows
+}
+
+/// Overheads, a row each.
+fn by_condition(part: Part) -> Vec<Vec<String>> {
+    let strategies = part.values("strategy");
+    let mut functions = part.values("function");
+    if functions.is_empty() {
+        functions.push(String::new());
+    }
+    let mut rows = vec![heading("condition", &strategies)];
+    for at in part.conditions() {
+        let cell = |strategy: &String| {
+            let of = |f: &String| part.median(replay::OVERHEAD, f, strategy, &at);
+            geometric(functions.iter().filter_map(of)).map_or_else(missing, digits)
+        };
         rows.push([words(&at)].into_iter().chain(strategies.iter().map(cell)).collect());
     }
     rows

@@ -1,5 +1,4 @@
 use super::*;
-use crate::compare::shapes;
 use crate::recorder::{Recorder, Series};
 use crate::report::{Profile, Unit, tests::example};
 
@@ -92,6 +91,7 @@ fn markdown_has_all_tables_and_nothing_breaks_out_of_them() {
     assert!(text.contains("| cold, 1 machine, new input | 1.00 | 0.50 | 0.20 |"), "{text}");
     assert!(text.contains("| b\\|&lt;c> | 400 ms ±15% (3) | 200 ms ±15% (3) | 80.0 ms ±15% (3) |"));
     assert!(text.contains("| to resumed (ms) | 125 | 62.5 | 25.0 |"), "{text}");
+    assert!(text.contains("| warm, guest size (MiB) 512 | 10.0 |"), "{text}");
     assert!(text.contains("| missed |") && text.contains("| met |"), "{text}");
     for line in text.lines().filter(|line| line.starts_with('|')) {
         assert!(line.ends_with('|'), "{line}");
