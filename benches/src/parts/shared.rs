@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 use varve_shared::host::Host;
 use varve_tests::{Restoring, Vm};
 
-use super::{Effort, sizes};
+use super::Effort;
 use crate::demo::command::{output, words};
+use crate::prepare::Recipe;
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
@@ -29,8 +30,7 @@ pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()>
     let folder = tempfile::Builder::new().prefix("varve-bench").tempdir_in(folder)?;
     let mut progress = Progress::new("shared", 1 + WAYS.len() * effort.runs);
     progress.step("boot, record, tier, publish");
-    let snapshot = folder.path().join("snapshot");
-    sizes::prepare(MEMORY, folder.path(), &snapshot)?;
+    let snapshot = Recipe::least("hello", MEMORY).make(folder.path(), |_| ())?.snapshot();
     let node = Host::look().nodes.into_iter().find(|n| n.cpus.is_none() && n.bytes > 0);
     let store = match node {
         Some(node) => format!("numa:{}", node.node),

@@ -206,6 +206,7 @@ mod tests {
             cpus: 1,
             kernel: None,
             dax: None,
+            devdax: None,
             cxl: None,
             rdma: false,
             icount: false,

@@ -145,9 +145,9 @@ fn served(
             pool_transport: args.pool_transport,
             ..Choices::default()
         };
-        let elsewhere = choices.elsewhere(path)?;
         let manifest = ManifestReader::open(&path.join(MANIFEST_FILE))?;
-        return Ok(Served::tiered(name, &manifest, &*elsewhere, cache)?);
+        let elsewhere = choices.elsewhere(&manifest)?;
+        return Ok(Served::tiered(name, &manifest, &elsewhere, cache)?);
     }
     let state = StateFile::read(&path.join(STATE_FILE))?;
     let memory = path.join(state.memory_file.as_deref().unwrap_or(MEMORY_FILE));
