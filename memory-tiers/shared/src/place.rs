@@ -39,7 +39,7 @@ pub struct Place {
     pub digest: Digest,
     /// Its length.
     pub bytes: u64,
-    /// What it was published as: see [`fingerprint`].
+    /// What it was published as: see `fingerprint`.
     #[serde(serialize_with = "write_digest", deserialize_with = "read_digest")]
     pub image: Digest,
     /// It is there: otherwise publishing did not end.
