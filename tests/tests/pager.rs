@@ -2,12 +2,14 @@
 //! alone reaches the pool; what one machine had fetched comes at once to the next.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use varve_agent::protocol::Action;
+use varve_agent::protocol::{Action, How};
 use varve_snapshot::STATE_FILE;
+use varve_tests::jail::{Jail, OWNER};
 use varve_tests::services::{RDMA_ADDRESS, Service, key_file, published};
 use varve_tests::{Restoring, Vm};
 
@@ -41,7 +43,17 @@ fn machines_without_a_network_live_on_memory_of_other_hosts() {
     published(&snapshot, &keys, &nodes);
     let socket = dir.path().join("pager");
     let options = ["--pool-keys", keys.to_str().unwrap()];
-    let mut pager = Service::pager(&socket, &snapshot, &options);
+    // A jail has a socket of its own.
+    let jail = Jail::new("paged");
+    jail.place(&snapshot, "snapshot");
+    let inside = jail.root().join("pager");
+    let both = ["--listen", inside.to_str().unwrap(), "--snapshot", snapshot.to_str().unwrap()];
+    let mut pager = Service::pager(&socket, &snapshot, &[&options[..], &both].concat());
+    // Its line is the second.
+    while !inside.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    chown(&inside, Some(OWNER.0), Some(OWNER.1)).unwrap();
 
     // Two machines at once, by different strategies.
     let mut first = restored(&snapshot, &pager, "--strategy tiered");
@@ -66,17 +78,22 @@ fn machines_without_a_network_live_on_memory_of_other_hosts() {
     let asked = report["counters"]["faults"].as_object().unwrap();
     assert!(asked.values().all(|by| by["read"] == 0 && by["write"] == 0), "{report}");
 
-    // Stopped for a while, it is waited for.
+    // Stopped for a while, it is waited for: by a machine that is another user's, without a network.
     pager.signal(rustix::process::Signal::STOP);
     let pid = pager.pid();
     let going_on = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(2));
         rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     });
-    let mut third = restored(&snapshot, &pager, "--strategy reap");
-    third.memory_by(1, "hot", Action::Verify, 0);
+    let monitor = "restore /snapshot --api-sock /api.sock --vsock /v.sock --strategy tiered \
+                   --pager /pager";
+    let command = jail.command("", monitor);
+    let mut third = jail.start(command);
+    third.memory_by(1, "cold", Action::Verify, 0);
     going_on.join().unwrap();
-    drop(third);
+    third.power(How::Poweroff);
+    let end = third.wait();
+    assert_eq!(end.code, Some(0), "{end:?}");
 
     // Ended, its machines end.
     pager.kill();

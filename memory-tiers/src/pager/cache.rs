@@ -38,14 +38,14 @@ struct State {
 
 #[derive(Debug)]
 enum Slot {
-    Here { data: Arc<[u8]>, used: u64 },
+    Here { data: Arc<Vec<u8>>, used: u64 },
     Coming(Arc<Flight>),
 }
 
 /// A fetch under way, and how it ended.
 #[derive(Debug, Default)]
 struct Flight {
-    landed: Mutex<Option<Result<Arc<[u8]>, SharedError>>>,
+    landed: Mutex<Option<Result<Arc<Vec<u8>>, SharedError>>>,
     over: Condvar,
 }
 
@@ -115,8 +115,8 @@ impl ChunkCache {
     fn get(
         &self,
         key: Key,
-        fetch: impl FnOnce() -> Result<Arc<[u8]>, SourceError>,
-    ) -> Result<Arc<[u8]>, SourceError> {
+        fetch: impl FnOnce() -> Result<Arc<Vec<u8>>, SourceError>,
+    ) -> Result<Arc<Vec<u8>>, SourceError> {
         let flight = {
             let mut state = lock(&self.state);
             if let Some(data) = state.used(key) {
@@ -157,7 +157,7 @@ impl State {
     }
 
     /// The chunk if it is here, which is now the one used last.
-    fn used(&mut self, key: Key) -> Option<Arc<[u8]>> {
+    fn used(&mut self, key: Key) -> Option<Arc<Vec<u8>>> {
         let now = self.tick();
         let Some(Slot::Here { data, used }) = self.chunks.get_mut(&key) else { return None };
         self.by_use.remove(used);
@@ -166,7 +166,7 @@ impl State {
         Some(data.clone())
     }
 
-    fn keep(&mut self, key: Key, data: Arc<[u8]>) {
+    fn keep(&mut self, key: Key, data: Arc<Vec<u8>>) {
         let used = self.tick();
         self.bytes += data.len() as u64;
         self.by_use.insert(used, key);
@@ -183,7 +183,7 @@ impl State {
 }
 
 impl Flight {
-    fn wait(&self) -> Result<Arc<[u8]>, SharedError> {
+    fn wait(&self) -> Result<Arc<Vec<u8>>, SharedError> {
         let mut landed = lock(&self.landed);
         loop {
             match &*landed {
@@ -214,11 +214,11 @@ impl Cached {
         Cached { image, inner, cache }
     }
 
-    fn chunk(&self, first: u64, pages: u64) -> Result<Arc<[u8]>, SourceError> {
+    fn chunk(&self, first: u64, pages: u64) -> Result<Arc<Vec<u8>>, SourceError> {
         self.cache.get((self.image, first), || {
             let mut data = vec![0; (pages * PAGE_SIZE) as usize];
             self.inner.read(first, &mut data)?;
-            Ok(data.into())
+            Ok(Arc::new(data))
         })
     }
 }
@@ -264,8 +264,8 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::thread;
 
-    fn chunk(byte: u8) -> Arc<[u8]> {
-        vec![byte; 100].into()
+    fn chunk(byte: u8) -> Arc<Vec<u8>> {
+        Arc::new(vec![byte; 100])
     }
 
     #[test]
