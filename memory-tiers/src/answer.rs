@@ -132,8 +132,7 @@ impl Answerer {
             let source = std::io::ErrorKind::AddrNotAvailable.into();
             return (asked.on_fatal)(TierError::Fault { address, source });
         };
-        let back = asked.watched.bring_back(&asked.regions, page, &mut self.buffer);
-        let done = match back {
+        let done = match self.bring_back(page) {
             Ok(true) => one(page).and_then(|pages| self.wake(pages)),
             Ok(false) => self.answer_from_source(page, fault.write),
             Err(error) => Err(error),
@@ -147,6 +146,14 @@ impl Answerer {
             }
             Err(error) => (asked.on_fatal)(error),
         }
+    }
+
+    /// A page that was taken out; whether it is one.
+    fn bring_back(&mut self, page: u64) -> Result<bool, TierError> {
+        *lock(&self.pending) = Some((Instant::now(), one(page)?, None));
+        let back = self.asked.watched.bring_back(&self.asked.regions, page, &mut self.buffer);
+        *lock(&self.pending) = None;
+        back
     }
 
     /// A page that was not taken out.
@@ -202,7 +209,7 @@ impl Answerer {
         let count = unit.min(info.pages.saturating_sub(first));
         let wanted = one(page)?;
         self.buffer.resize((count * PAGE_SIZE) as usize, 0);
-        *lock(&self.pending) = Some((Instant::now(), wanted, from));
+        *lock(&self.pending) = Some((Instant::now(), wanted, Some(from)));
         let read = source.read(first, &mut self.buffer);
         *lock(&self.pending) = None;
         read.map_err(|cause| lost(wanted, source, cause))?;
@@ -314,7 +321,7 @@ impl Answerer {
             let part =
                 PageRange::new(start, end - start).map_err(|e| TierError::Plan(e.to_string()))?;
             let source = source_of(&asked.sources, from.image)?;
-            *lock(&self.pending) = Some((Instant::now(), part, from));
+            *lock(&self.pending) = Some((Instant::now(), part, Some(from)));
             let read = self.chunk.get(source, from, part.pages());
             *lock(&self.pending) = None;
             let (bytes, fresh) = read.map_err(|cause| lost(part, source, cause))?;

@@ -11,8 +11,9 @@ use crate::answer::Asked;
 use crate::error::TierError;
 use crate::source::source_of;
 
-/// What a thread is waiting for, seen by the one that watches deadlines.
-pub(crate) type Pending = Mutex<Option<(Instant, PageRange, Stored)>>;
+/// What a thread is waiting for, seen by the one that watches deadlines: pages that are stored there, or
+/// that were offloaded.
+pub(crate) type Pending = Mutex<Option<(Instant, PageRange, Option<Stored>)>>;
 
 /// Locks; what a thread that panicked left behind is a plain value.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -31,6 +32,11 @@ pub(crate) fn watch_deadlines(asked: &Asked, pending: &[Arc<Pending>], stop: &Ow
                 continue;
             }
             *reported = Some(since);
+            let Some(from) = from else {
+                let source = format!("no copy came within {} ms", deadline.as_millis()).into();
+                (asked.on_fatal)(TierError::Away { pages, source });
+                continue;
+            };
             let Ok(source) = source_of(&asked.sources, from.image) else { continue };
             let (image, tier) = (source.info().name.clone(), source.info().tier);
             (asked.on_fatal)(TierError::Deadline { pages, image, tier, deadline });

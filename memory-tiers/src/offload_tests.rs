@@ -26,6 +26,7 @@ struct TestDepot {
     /// Puts that succeed, less 1 << 40.
     puts: AtomicI64,
     lost: std::sync::atomic::AtomicBool,
+    silent: std::sync::atomic::AtomicBool,
     unconfirmed: std::sync::atomic::AtomicBool,
 }
 
@@ -58,6 +59,9 @@ impl Depot for TestDepot {
     }
 
     fn read(&self, parcel: u64, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        while self.silent.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if self.lost.load(Relaxed) {
             return Err("node n: it is gone".into());
         }
@@ -262,6 +266,31 @@ fn a_page_that_is_lost_is_told_and_never_zero() {
     depot.lost.store(false, Relaxed);
     assert_eq!(read_page(&ram, 3 << 12), content(3 << 12, 0));
     assert_eq!(reader.join().unwrap(), content(2 << 12, 0));
+}
+
+#[test]
+fn a_depot_that_is_silent_is_told() {
+    if !has_uffd() {
+        return;
+    }
+    let memory = crate::plan_tests::memory();
+    let (layout, images) = crate::plan_tests::layout(&[(300, 10, 5)]);
+    let deadline = Duration::from_millis(50);
+    let policy = Policy { deadline, ..Policy::new(crate::Strategy::Reap) };
+    let sources = files(&layout, &images, &memory);
+    let (hooks_of_restore, told) = hooks();
+    let (ram, restore) = restore(&memory, &layout, sources, &policy, hooks_of_restore);
+    page_numbers(&memory).for_each(|page| drop(read_page(&ram, page)));
+    let offload = Offload::new(ram.clone(), Some(&restore), hooks().0).unwrap();
+    let depot = TestDepot::new();
+    assert_eq!(send(&offload, &depot).out, 160);
+    depot.silent.store(true, Relaxed);
+    let reader = ram.clone();
+    let reader = std::thread::spawn(move || read_page(&reader, 9 << 12));
+    let error = told.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(matches!(error, TierError::Away { pages, .. } if pages == range(9, 1)), "{error}");
+    depot.silent.store(false, Relaxed);
+    assert_eq!(reader.join().unwrap(), expected(&layout, 9 << 12));
 }
 
 /// What a machine and its owner do, one after another.
