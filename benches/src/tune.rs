@@ -63,6 +63,9 @@ pub struct TuneArgs {
     folder: Option<PathBuf>,
 }
 
+/// A value is better than the one before only if it takes less than so much of its time.
+const NOISE: f64 = 0.95;
+
 /// A value of each option.
 type Options = BTreeMap<&'static str, &'static str>;
 
@@ -121,9 +124,7 @@ impl TuneArgs {
                 }
             }
             let found = candidates.into_iter().map(|(tried, _)| tried).collect::<Vec<_>>();
-            let least = found.iter().min_by(|a, b| a.median().total_cmp(&b.median()));
-            best = least.map_or(best, |tried| tried.options.clone());
-            // The same options again, with what the last option left: measured before.
+            best = choose(&found).map_or(best, |tried| tried.options.clone());
             all.extend(found);
         }
         drop(progress);
@@ -190,6 +191,15 @@ impl TuneArgs {
     }
 }
 
+/// The best; the default, which comes first, unless another is better by more than noise.
+fn choose(found: &[Tried]) -> Option<&Tried> {
+    found.iter().reduce(
+        |best, other| {
+            if other.median() < best.median() * NOISE { other } else { best }
+        },
+    )
+}
+
 /// Milliseconds, by the cost model.
 fn predict(conditions: &Conditions) -> Result<f64> {
     let manifest = ManifestReader::open(&conditions.snapshot)?;
@@ -226,6 +236,23 @@ fn advice(best: &Options) -> String {
 mod tests {
     use super::*;
     use crate::replay::synthetic::{Shape, make};
+
+    #[test]
+    fn noise_does_not_change_defaults() {
+        let tried = |ms: f64| Tried {
+            options: Options::new(),
+            predicted_ms: 0.0,
+            measured_ms: vec![ms, ms * 3.0, ms / 2.0],
+        };
+        let chosen = |all: &[f64]| {
+            let all: Vec<_> = all.iter().map(|&ms| tried(ms)).collect();
+            choose(&all).unwrap().median()
+        };
+        assert_eq!(chosen(&[100.0, 96.0]), 100.0);
+        assert_eq!(chosen(&[100.0, 90.0, 86.0]), 90.0);
+        assert_eq!(chosen(&[100.0, 120.0, 50.0]), 50.0);
+        assert!(choose(&[]).is_none());
+    }
 
     #[test]
     fn the_first_values_are_the_defaults_and_all_can_be_carried_out() {

@@ -143,7 +143,8 @@ fn overheads(report: &Value, function: &str) -> Vec<Measured> {
         else {
             continue;
         };
-        if of != function {
+        // What compares strategies; replays that vary something else do not.
+        if of != function || !["machine", "replay"].contains(&part) {
             continue;
         }
         let words = labels.iter().map(|(key, value)| format!("{key} {value}"));
