@@ -39,7 +39,7 @@ pub struct Place {
     pub digest: Digest,
     /// Its length.
     pub bytes: u64,
-    /// What it was published as: see `fingerprint`.
+    /// What it was published as, by the manifest: another image of the same name differs.
     #[serde(serialize_with = "write_digest", deserialize_with = "read_digest")]
     pub image: Digest,
     /// It is there: otherwise publishing did not end.
@@ -58,7 +58,7 @@ fn read_digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::
 
 /// What tells an image of a snapshot from one of the same name that was made there later: the manifest's
 /// hash of its pages and, as not every image has one, of the state that goes with it.
-pub fn fingerprint(snapshot: &ManifestReader, entry: &ImageEntry) -> Digest {
+pub(crate) fn fingerprint(snapshot: &ManifestReader, entry: &ImageEntry) -> Digest {
     let state = snapshot.state().map(|state| state.digest);
     let text = format!("{:?} {:?} {} {}", entry.digest, state, entry.bytes, entry.chunk_pages);
     Digest::of(text.as_bytes())
