@@ -29,7 +29,7 @@ const PART: &str = "tune";
 const SWEEP: [(&str, &[&str]); 7] = [
     ("strategy", &["template", "tiered"]),
     ("hot-if", &["any", "all"]),
-    ("bridge", &["8", "0", "32"]),
+    ("bridge", &["2", "0", "8"]),
     ("min-extent", &["1", "4"]),
     ("wait", &["nothing", "written", "all"]),
     ("threads", &["1", "2"]),
@@ -291,7 +291,7 @@ mod tests {
         folders.dedup();
         assert_eq!(folders.len(), 1 + 1 + 2 + 1, "each tiering once");
         let advice = advice(&options);
-        assert!(advice.contains("tier … --bridge 8 --hot-if any --min-extent 1\n"), "{advice}");
+        assert!(advice.contains("tier … --bridge 2 --hot-if any --min-extent 1\n"), "{advice}");
         assert!(advice.contains("--strategy template --threads 1 --wait nothing"), "{advice}");
     }
 }
