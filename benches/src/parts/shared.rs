@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 use varve_shared::host::Host;
 use varve_tests::{Restoring, Vm};
 
@@ -47,6 +48,10 @@ pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()>
             };
             let mut machines: Vec<Vm> = (0..MACHINES).map(|_| start()).collect();
             machines.iter_mut().for_each(Vm::wait_for_api);
+            // Answered when memory is there: all of it, by all machines, before any is looked at.
+            for machine in &machines {
+                machine.control("GET", "/memory", &Value::Null);
+            }
             let mut taken = 0;
             for machine in &machines[1..] {
                 taken += settled(machine.pid())?;
