@@ -9,20 +9,30 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{Advice, fadvise, major, minor};
 use varve_snapshot::PAGE_SIZE;
 
+use crate::error::TierError;
 use crate::sys::mmap::{HUGE_PAGE, Reservation};
+use crate::threads;
 
-/// Bytes that the kernel reads ahead at once, by default: of a longer range it leaves out the rest.
+/// Bytes that the kernel reads ahead at once, by default.
 const AHEAD: u64 = 128 << 10;
 
 /// Pages that are looked at to judge a file by.
 const SAMPLE: usize = 64;
 
-/// Has the disk begin with a whole file. Nothing happens to what is in memory already.
-pub(crate) fn fetch(file: &File) {
+/// Has the disk begin with whole files, from a thread: to ask for a megabyte takes as long as to plan a
+/// restore. Nothing happens to what is in memory already.
+pub(crate) fn fetch(files: Vec<File>) -> Result<(), TierError> {
+    let run = move || files.iter().for_each(fetch_whole);
+    threads::spawn("fetch", run).map(drop)
+}
+
+fn fetch_whole(file: &File) {
     let end = file.metadata().map_or(0, |m| m.len());
-    for at in (0..end).step_by(AHEAD as usize) {
+    // Of a longer range the kernel leaves out the rest.
+    let at_once = read_ahead(file).map_or(AHEAD, |bytes| bytes.max(AHEAD));
+    for at in (0..end).step_by(at_once as usize) {
         // Who cannot fetch ahead fetches on demand.
-        let _ = fadvise(file, at, NonZeroU64::new(AHEAD), Advice::WillNeed);
+        let _ = fadvise(file, at, NonZeroU64::new(at_once), Advice::WillNeed);
     }
 }
 
@@ -48,7 +58,12 @@ pub(crate) fn in_memory(file: &File, pages: &[u64]) -> io::Result<bool> {
 /// Whether the kernel reads so far around a page of the file that a few touches of pages that nobody
 /// will need keep the disk busy: beyond what it does by default.
 pub(crate) fn reads_far(file: &File) -> bool {
-    let Ok(status) = file.metadata() else { return false };
+    read_ahead(file).is_some_and(|bytes| bytes > 4 * AHEAD)
+}
+
+/// Bytes that the kernel reads ahead at once on the disk of a file, if that can be seen.
+fn read_ahead(file: &File) -> Option<u64> {
+    let status = file.metadata().ok()?;
     let device = format!("{}:{}", major(status.dev()), minor(status.dev()));
     // A whole disk's, a partition's, and a file system's that is on no disk.
     let places = [
@@ -58,8 +73,7 @@ pub(crate) fn reads_far(file: &File) -> bool {
     ];
     let read = |place: &String| fs::read_to_string(format!("{place}/read_ahead_kb")).ok();
     let text = places.iter().find_map(read);
-    let kib = text.and_then(|text| text.trim().parse::<u64>().ok());
-    kib.is_some_and(|kib| kib << 10 > 4 * AHEAD)
+    text?.trim().parse::<u64>().ok()?.checked_mul(1 << 10)
 }
 
 #[cfg(test)]
@@ -81,7 +95,7 @@ mod tests {
         if in_memory(&file, &pages).unwrap() {
             return println!("skipped: a file system that keeps all in memory");
         }
-        fetch(&file);
+        fetch(vec![file.try_clone().unwrap()]).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !in_memory(&file, &pages).unwrap() {
             assert!(std::time::Instant::now() < deadline, "what was fetched does not come");

@@ -163,13 +163,12 @@ fn fetch_packed(
 ) -> Result<(), TierError> {
     let hot = layout.regions().iter().filter(|region| is_hot(region));
     let used: BTreeSet<ImageId> = hot.filter_map(|r| Some(r.stored?.image)).collect();
-    for id in used {
-        let packed = |i: &&ImageInfo| i.tier == Tier::Local && i.mappable && !i.guest_layout;
-        if images.get(usize::from(id.0)).filter(packed).is_some() {
-            disk::fetch(&snapshot.image_file(id)?);
-        }
-    }
-    Ok(())
+    let packed = |id: &ImageId| {
+        let image = images.get(usize::from(id.0));
+        image.is_some_and(|i| i.tier == Tier::Local && i.mappable && !i.guest_layout)
+    };
+    let files = used.into_iter().filter(packed).map(|id| snapshot.image_file(id));
+    disk::fetch(files.collect::<Result<_, _>>()?)
 }
 
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the

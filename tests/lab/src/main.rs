@@ -36,14 +36,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// Becomes the command, or runs it in the lab.
+/// Becomes the command, or runs it in the lab: where KVM works, too, if it has options of its own, as they
+/// name devices that this machine need not have.
 fn exec(options: ExecOptions) -> Result<u8> {
-    let verdict = detect();
-    if verdict.mode == Mode::Lab {
-        let variables = std::iter::once(OPTIONS_VARIABLE.to_owned()).chain(options.own_variable());
-        let words: Vec<_> = variables.filter_map(|name| std::env::var(name).ok()).collect();
-        let words = words.join(" ");
-        return run_again_if_hung(options.in_lab(&words)?);
+    let words_of = |name: String| std::env::var(name).ok();
+    let own = options.own_variable().and_then(words_of);
+    if own.is_some() || detect().mode == Mode::Lab {
+        let common = words_of(OPTIONS_VARIABLE.to_owned());
+        let words: Vec<_> = common.into_iter().chain(own).collect();
+        return run_again_if_hung(options.in_lab(&words.join(" "))?);
     }
     let [program, arguments @ ..] = options.command.as_slice() else {
         anyhow::bail!("there is no command to run");

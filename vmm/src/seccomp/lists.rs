@@ -95,6 +95,7 @@ pub const MEMORY: &[Call] = &[
         ],
     ),
     any(SYS_mincore),
+    any(SYS_fadvise64),
     any(SYS_poll),
     any(SYS_ppoll),
     // Images, and the tables in /proc/self/pagemap.
