@@ -271,6 +271,8 @@ mod tests {
         };
         assert_eq!(mappings, [of(0, 0x8000, 0), of(1, 0x4000, 0x8000)]);
         drop(stream);
+        let refused = crate::Offload::new(ram.clone(), None, hooks().0).err();
+        assert!(matches!(refused, Some(crate::OffloadError::Handled)), "{refused:?}");
 
         let (asked, answered) = ((1 << 32) + 0x2000, content((1 << 32) + 0x2000, 0));
         std::thread::scope(|scope| {

@@ -39,6 +39,12 @@ pub enum OffloadError {
          huge pages are"
     )]
     HugePages,
+    /// The pager, or another handler of page faults, brings its pages.
+    #[error(
+        "guest memory is in the care of another process, which brings its pages: only that can take \
+         them out again"
+    )]
+    Handled,
     /// One thing at a time.
     #[error(
         "offloading is under way ({0:?}): wait until GET /memory says idle, or recall the pages"
@@ -133,6 +139,9 @@ impl Offload {
     ) -> Result<Offload, OffloadError> {
         if ram.huge_pages() == HugePages::Pool {
             return Err(OffloadError::HugePages);
+        }
+        if ram.watched.get().is_some_and(|watched| watched.is_handled()) {
+            return Err(OffloadError::Handled);
         }
         if let Some(restore) = restore {
             restore.cancel();

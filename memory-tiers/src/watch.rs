@@ -43,6 +43,11 @@ impl Watched {
         Ok(Watched::by(Uffd::for_handler()?, true))
     }
 
+    /// Whether [another process](Watched::by_handler) answers.
+    pub fn is_handled(&self) -> bool {
+        self.tells
+    }
+
     /// What `uffd` will watch; whether it `tells` of pages that are given back.
     pub fn by(uffd: Uffd, tells: bool) -> Watched {
         let (emptied, pages, lent) = Default::default();

@@ -35,13 +35,8 @@ impl Machine {
                                restore it without a recording";
                 return Err(VmmError::NotOffloaded(problem));
             }
-            Some(Restored::Handled(_)) => {
-                let problem = "is in the care of another process, which brings its pages: only that \
-                               can take them out again";
-                return Err(VmmError::NotOffloaded(problem));
-            }
             Some(Restored::Planned(restore)) => Some(restore),
-            None => None,
+            Some(Restored::Handled(_)) | None => None,
         };
         let known = self.offloading.as_ref().and_then(|o| o.depot.as_ref());
         let depot = match known.filter(|(known, _)| *known == to) {
