@@ -206,6 +206,16 @@ impl World {
     }
 }
 
+/// What the pager and the nodes said, where a cell failed.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let services = self.pager.iter().chain(self.nodes.iter().flatten());
+            services.for_each(|service| eprintln!("{}: {}", service.place, service.said()));
+        }
+    }
+}
+
 pub fn published(end: &Ended) {
     assert_eq!(end.code, Some(0), "{end:?}");
 }
