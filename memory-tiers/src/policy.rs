@@ -166,7 +166,9 @@ impl Policy {
             max_mappings: mapping_budget(),
             huge_pages: HugePages::Off,
             stage2: true,
-            deadline: std::time::Duration::from_secs(10),
+            // Longer than a pool tries all copies of a page, so that its error, which names them, comes
+            // first.
+            deadline: std::time::Duration::from_secs(20),
             pager: None,
             costs: Costs::default(),
         }
