@@ -181,9 +181,3 @@ pub enum TierError {
     #[error("cannot read the state of guest memory")]
     Census(#[source] io::Error),
 }
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |&e| e.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}

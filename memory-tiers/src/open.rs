@@ -90,9 +90,6 @@ pub fn open(
         if mapped && has(snapshot, layout::TEMPLATE) {
             layout = cold_in_guest_layout(layout, &snapshot.layout(layout::TEMPLATE)?, &images);
         }
-        if name == layout::TIERED {
-            fetch_packed(snapshot, &layout, &images)?;
-        }
         let policy = Policy { strategy, ..policy.clone() };
         let (memory, images) = (snapshot.memory(), images.as_slice());
         Ok(Plan::new(&PlanInput { memory, layout: &layout, images, policy: &policy })?)
@@ -108,6 +105,9 @@ pub fn open(
         if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
             *slot = Some(open_image(snapshot, image, info, plan.installs(), elsewhere)?);
         }
+    }
+    if plan.strategy == Strategy::Tiered {
+        fetch_packed(&plan, &sources);
     }
     Ok((plan, sources))
 }
@@ -154,21 +154,15 @@ pub(crate) fn open_image(
     })
 }
 
-/// Has the disk begin with the images that hold nothing but what will be used, in the time that
-/// planning and mapping take.
-fn fetch_packed(
-    snapshot: &ManifestReader,
-    layout: &RegionMap,
-    images: &[ImageInfo],
-) -> Result<(), TierError> {
-    let hot = layout.regions().iter().filter(|region| is_hot(region));
-    let used: BTreeSet<ImageId> = hot.filter_map(|r| Some(r.stored?.image)).collect();
-    let packed = |id: &ImageId| {
-        let image = images.get(usize::from(id.0));
-        image.is_some_and(|i| i.tier == Tier::Local && i.mappable && !i.guest_layout)
-    };
-    let files = used.into_iter().filter(packed).map(|id| snapshot.image_file(id));
-    disk::fetch(files.collect::<Result<_, _>>()?)
+/// Has the disk begin with the images that hold nothing but what will be used, in the time that all
+/// that precedes the guest takes.
+fn fetch_packed(plan: &Plan, sources: &Sources) {
+    let hot = plan.layout.regions().iter().filter(|region| is_hot(region));
+    let used: BTreeSet<usize> = hot.filter_map(|r| Some(usize::from(r.stored?.image.0))).collect();
+    let packed =
+        |at: &usize| plan.images.get(*at).is_some_and(|i| i.tier == Tier::Local && !i.guest_layout);
+    let file = |at: usize| sources.get(at)?.as_deref()?.file()?.0.try_clone().ok();
+    disk::fetch(used.into_iter().filter(packed).filter_map(file).collect());
 }
 
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the

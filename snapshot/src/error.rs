@@ -225,6 +225,24 @@ pub enum SnapshotError {
         /// Bytes of guest memory.
         wanted: u64,
     },
+    /// The manifest has no such image.
+    #[error("{p} has no image {image:?}, but {known}", p = .path.display())]
+    NoImage {
+        /// The manifest.
+        path: PathBuf,
+        /// What was asked for.
+        image: String,
+        /// Those it has.
+        known: String,
+    },
+    /// A file that says where images are kept elsewhere is not what it should be.
+    #[error("{p}: {problem}", p = .path.display())]
+    Places {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
     /// Nothing in the directory is a snapshot.
     #[error("{p} holds neither a file \"manifest\" nor a file \"state\": it is no snapshot", p = .path.display())]
     NoSnapshot {

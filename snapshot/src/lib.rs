@@ -14,6 +14,7 @@
 //! | know what a restored guest must see | [`LayoutContent`] |
 //! | look at a snapshot, check it | [`inspect()`], [`draw_text`], [`draw_svg`], [`verify()`] |
 //! | merge a diff | [`merge_diff`], [`stage_merge`] |
+//! | know where images are kept elsewhere | [`Places`] |
 //! | have files appear whole | [`Staging`] |
 #![forbid(unsafe_code)]
 
@@ -38,6 +39,7 @@ mod memmap;
 mod packer;
 mod page;
 mod page_store;
+mod places;
 mod profile;
 mod region;
 mod report;
@@ -66,6 +68,7 @@ pub use manifest::{
 pub use memmap::{draw_svg, draw_text};
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
 pub use page_store::PageStore;
+pub use places::{Placed, Places};
 pub use profile::{ClassShare, Input, Overlap, Profile, Stability};
 pub use region::{ImageId, NEVER, Region, RegionError, RegionMap, Stored};
 pub use report::{ClassReport, ImageReport, class_reports};

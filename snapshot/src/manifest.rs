@@ -290,6 +290,15 @@ impl ManifestReader {
         })
     }
 
+    /// What the manifest says of the image of that name.
+    pub fn named(&self, name: &str) -> Result<&ImageEntry, SnapshotError> {
+        self.head.images.iter().find(|image| image.name == name).ok_or_else(|| {
+            let names: Vec<_> = self.head.images.iter().map(|i| i.name.as_str()).collect();
+            let (path, known) = (self.path.clone(), names.join(", "));
+            SnapshotError::NoImage { path, image: name.into(), known }
+        })
+    }
+
     /// The file of the image of that number, for whoever maps it: its checksums, as many as the guest
     /// is large, are not read.
     pub fn image_file(&self, id: ImageId) -> Result<File, SnapshotError> {

@@ -180,6 +180,6 @@ pub fn published(dir: &Path, keys: &Path, nodes: &[Service]) {
     ]);
     assert_eq!(end.code, Some(0), "{end:?}");
     let cold = ManifestReader::open(dir).unwrap();
-    let cold = cold.images().iter().find(|i| i.name == "cold").unwrap().path(cold.folder());
+    let cold = cold.named("cold").unwrap().path(cold.folder());
     fs::remove_file(cold).unwrap();
 }

@@ -159,7 +159,7 @@ fn a_node_without_processors_holds_what_ten_machines_share() {
     let pages = Places::read(&snapshot).unwrap().images["ro"].bytes / 4096;
     // Nothing but the store has it now.
     let local = varve_snapshot::ManifestReader::open(&snapshot).unwrap();
-    let local = local.images().iter().find(|i| i.name == "ro").unwrap().path(&snapshot);
+    let local = local.named("ro").unwrap().path(&snapshot);
     fs::remove_file(local).unwrap();
 
     let image = ".image";
@@ -343,7 +343,7 @@ fn an_image_that_is_gone_comes_from_the_snapshot() {
     assert_eq!(vm.stderr(), "");
     drop(vm);
     let images = varve_snapshot::ManifestReader::open(&snapshot).unwrap();
-    let local = images.images().iter().find(|i| i.name == "ro").unwrap().path(&snapshot);
+    let local = images.named("ro").unwrap().path(&snapshot);
     fs::remove_file(local).unwrap();
     let end = Restoring::from(&snapshot).options(way).arg("--invoke").arg("hello 1").end();
     assert_eq!(end.code, Some(1), "{end:?}");

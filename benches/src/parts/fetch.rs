@@ -239,7 +239,7 @@ fn publish(snapshot: &Path, node: &Service) -> Result<()> {
     let tenant = "acme".to_owned().try_into().map_err(anyhow::Error::msg)?;
     let wanted = Wanted { nodes: vec![node.place.clone()], copies: 1, tenant, key };
     let manifest = ManifestReader::open(snapshot)?;
-    let image = manifest.images().iter().find(|i| i.name == "cold").context("no cold image")?;
+    let image = manifest.named("cold")?;
     varve_pool::publish(snapshot, "cold", &image.path(manifest.folder()), &wanted, |_| {})?;
     Ok(())
 }

@@ -8,10 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use varve_rdma::Domain;
+use varve_snapshot::chain;
 
 use crate::auth::{Key, Tenant};
 use crate::connection::{Connection, Said, done, said};
-use crate::error::{PoolError, chain};
+use crate::error::PoolError;
 use crate::wire::{Answer, ObjectId, PublicationId, Request, Status, receive, send};
 
 /// Connections that are kept for later.

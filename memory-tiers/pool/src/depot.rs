@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use varve_memory_tiers::{Depot, SourceError};
-use varve_snapshot::{Digest, PAGE_SIZE};
+use varve_snapshot::{Digest, PAGE_SIZE, chain};
 
 use crate::auth::{Key, Tenant};
 use crate::client::{Holding, NodeClient, Transport};
-use crate::error::{PoolError, chain};
+use crate::error::PoolError;
 use crate::place::choose;
 use crate::source::{TRY_FOR, try_copies};
 use crate::wire::ObjectId;

@@ -72,9 +72,3 @@ impl PoolError {
         move |source| PoolError::Io { what, path, source }
     }
 }
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |e| e.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}

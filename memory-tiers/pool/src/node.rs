@@ -13,10 +13,10 @@ use std::thread;
 use std::time::Duration;
 
 use varve_rdma::Endpoint;
-use varve_snapshot::{Digest, SnapshotError};
+use varve_snapshot::{Digest, SnapshotError, chain};
 
 use crate::auth::{Keys, Role, Tenant, nonce};
-use crate::error::{PoolError, chain};
+use crate::error::PoolError;
 use crate::objects::{Holdings, Object, Objects};
 use crate::remote::{Linked, Reaches};
 use crate::shelf::Shelf;

@@ -1,30 +1,13 @@
 //! Where images are in a pool: the file beside a snapshot that says so. Plain data and its rules.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use varve_snapshot::{Digest, LocalFiles, Staging};
+use serde::{Deserialize, Serialize};
+use varve_snapshot::{Digest, Placed};
 
 use crate::auth::Tenant;
-use crate::error::PoolError;
 use crate::wire::MAX_OBJECT;
 
-/// Name of the file, in the snapshot's folder.
-pub const POOL_FILE: &str = "pool.json";
-/// Version of the file's format.
-const VERSION: u32 = 1;
-
 /// All images of a snapshot that are in a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Places {
-    version: u32,
-    /// By the image's name.
-    pub images: BTreeMap<String, Place>,
-}
+pub type Places = varve_snapshot::Places<Place>;
 
 /// Where one image is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +16,7 @@ pub struct Place {
     /// Whose it is.
     pub tenant: Tenant,
     /// What keeps it there.
-    pub publication: Id,
+    pub publication: Digest,
     /// Every node has all that it should have: otherwise publishing did not end.
     pub complete: bool,
     /// Length of the image's file.
@@ -51,70 +34,15 @@ pub struct Place {
 #[serde(deny_unknown_fields)]
 pub struct Shard {
     /// Its name in the pool.
-    pub object: Id,
+    pub object: Digest,
     /// The nodes that have it, as indices.
     pub nodes: Vec<usize>,
 }
 
-/// A name of 32 bytes, written in hexadecimal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Id(pub [u8; 32]);
+impl Placed for Place {
+    const FILE: &'static str = "pool.json";
+    const CURE: &'static str = "restore without --pool-keys, or publish again after removing it";
 
-impl Serialize for Id {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&Digest(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Id, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let id = Digest::from_hex(&text).map(|d| Id(d.0));
-        id.ok_or_else(|| serde::de::Error::custom("not a name of 64 hexadecimal digits"))
-    }
-}
-
-impl Default for Places {
-    fn default() -> Places {
-        Places { version: VERSION, images: BTreeMap::new() }
-    }
-}
-
-impl Places {
-    /// Where the file of the snapshot in `dir` is.
-    pub fn path(dir: &Path) -> PathBuf {
-        dir.join(POOL_FILE)
-    }
-
-    /// The places of the snapshot in `dir`; none if there is no file.
-    pub fn read(dir: &Path) -> Result<Places, PoolError> {
-        let path = Places::path(dir);
-        let bytes = match fs::read(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Places::default()),
-            read => read.map_err(PoolError::io("read", &path))?,
-        };
-        let file = |problem: String| PoolError::File { path: path.clone(), problem };
-        let places: Places = serde_json::from_slice(&bytes).map_err(|e| file(e.to_string()))?;
-        if places.version != VERSION {
-            let found = places.version;
-            return Err(file(format!("its version is {found}, and this varve reads {VERSION}")));
-        }
-        for (image, place) in &places.images {
-            place.check().map_err(|problem| file(format!("image {image}: {problem}")))?;
-        }
-        Ok(places)
-    }
-
-    /// Writes the file, whole or not at all.
-    pub fn write(&self, dir: &Path) -> Result<(), PoolError> {
-        let path = Places::path(dir);
-        let text = serde_json::to_vec_pretty(self)
-            .map_err(|e| PoolError::File { path: path.clone(), problem: e.to_string() })?;
-        Ok(Staging::write_file(&LocalFiles, &path, &text)?)
-    }
-}
-
-impl Place {
     fn check(&self) -> Result<(), String> {
         if self.shard_bytes == 0 || self.shard_bytes > MAX_OBJECT {
             return Err(format!("shard_bytes is {}, not 1 to {MAX_OBJECT}", self.shard_bytes));
@@ -131,7 +59,9 @@ impl Place {
         }
         Ok(())
     }
+}
 
+impl Place {
     /// Copies that every shard has.
     pub fn copies(&self) -> usize {
         self.shards.iter().map(|s| s.nodes.len()).min().unwrap_or(0)
@@ -160,19 +90,18 @@ mod tests {
     fn place() -> Place {
         Place {
             tenant: "acme".to_owned().try_into().unwrap(),
-            publication: Id([3; 32]),
+            publication: Digest([3; 32]),
             complete: true,
             bytes: 25,
             shard_bytes: 10,
             nodes: vec!["a:1".into(), "b:1".into()],
-            shards: vec![Shard { object: Id([1; 32]), nodes: vec![0, 1] }; 3],
+            shards: vec![Shard { object: Digest([1; 32]), nodes: vec![0, 1] }; 3],
         }
     }
 
     #[test]
-    fn the_file_comes_back_and_nonsense_does_not() {
+    fn shards_that_are_nowhere_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Places::read(dir.path()).unwrap(), Places::default());
         let mut places = Places::default();
         places.images.insert("cold".into(), place());
         places.write(dir.path()).unwrap();
@@ -188,8 +117,6 @@ mod tests {
             let error = Places::read(dir.path()).unwrap_err().to_string();
             assert!(error.contains("pool.json") && error.contains("image cold"), "{error}");
         }
-        fs::write(Places::path(dir.path()), "{").unwrap();
-        assert!(Places::read(dir.path()).is_err());
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use varve_snapshot::Digest;
+use varve_snapshot::{Digest, chain};
 
 use crate::auth::{Key, Tenant, nonce};
 use crate::client::{NodeClient, Publishing};
-use crate::error::{PoolError, chain};
-use crate::place::{Id, Place, Places, Shard, choose};
+use crate::error::PoolError;
+use crate::place::{Place, Places, Shard, choose};
 
 /// Length of a shard: many for a large image, so that it spreads; long enough to be a whole number
 /// of 2 MiB pages in a node's memory.
@@ -50,7 +50,7 @@ pub fn publish(
     let bytes = file.metadata().map_err(PoolError::io("look at", path))?.len();
     let publication = match before.as_ref().filter(|b| b.tenant == *tenant) {
         Some(before) => before.publication,
-        None => Id(nonce().map_err(PoolError::io("get random numbers for", path))?),
+        None => Digest(nonce().map_err(PoolError::io("get random numbers for", path))?),
     };
 
     let mut shard = Vec::new();
@@ -71,7 +71,7 @@ pub fn publish(
     };
     for at in (0..bytes).step_by(SHARD_BYTES as usize) {
         let object = read(at)?.0;
-        place.shards.push(Shard { object: Id(object), nodes: choose(&object, nodes, *copies) });
+        place.shards.push(Shard { object: Digest(object), nodes: choose(&object, nodes, *copies) });
     }
     // Said before it is done: whoever finds it can finish it, or take it out again.
     places.images.insert(image.into(), place.clone());

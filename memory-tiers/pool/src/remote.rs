@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use varve_rdma::{Domain, Endpoint, Half, Link, Port, Registered};
+use varve_snapshot::chain;
 
 use crate::auth::{Tenant, nonce};
-use crate::error::chain;
 use crate::memory::Memory;
 use crate::objects::Object;
 use crate::wire::{Answer, ObjectId};

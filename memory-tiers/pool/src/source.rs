@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use varve_memory_tiers::{Elsewhere, ImageInfo, PageSource, SourceError, Tier};
-use varve_snapshot::{Backing, Image, ImageEntry, ImageReader};
+use varve_snapshot::{Backing, Image, ImageEntry, ImageReader, chain};
 
 use crate::auth::Keys;
 use crate::client::{NodeClient, Transport};
-use crate::error::{PoolError, chain};
+use crate::error::PoolError;
 use crate::place::{Place, Places};
 
 /// How long a page is tried for: less than a restore waits for one, so that the cause is told.

@@ -26,7 +26,7 @@ mod uri;
 
 pub use device::{Device, HOSTS};
 pub use error::SharedError;
-pub use place::{Place, Places, TIERS_FILE};
+pub use place::{Place, Places};
 pub use publish::{Collected, Revoked, Status, gc, publish, revoke, status};
 pub use source::Published;
 pub use store::{Attached, Freed, Held, Key, Store, open};

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Signal, pidfd_send_signal};
+use varve_snapshot::chain;
 
 use super::handshake::{HandshakeError, receive, regions};
 use super::{Served, Settings};
 use crate::answer::Asked;
 use crate::deadline::lock;
-use crate::error::{TierError, chain};
+use crate::error::TierError;
 use crate::faults::FaultThreads;
 use crate::handler::Said;
 use crate::sys::peer::peer_process;

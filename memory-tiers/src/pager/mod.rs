@@ -22,13 +22,14 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use varve_snapshot::chain;
 
 pub use cache::{CacheCounters, ChunkCache};
 pub use served::Served;
 
 use crate::counters::{ByAccess, SourceCount};
 use crate::deadline::lock;
-use crate::error::{TierError, chain};
+use crate::error::TierError;
 use machine::End;
 
 /// How machines are served.

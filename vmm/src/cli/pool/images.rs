@@ -78,10 +78,7 @@ pub fn publish(args: &PublishArgs) -> Result<ExitCode, Box<dyn Error>> {
     let wanted = Wanted { nodes: args.to.clone(), copies: args.copies, tenant, key };
     let snapshot = ManifestReader::open(&args.dir)?;
     for image in &args.images {
-        let entry = snapshot.images().iter().find(|i| i.name == *image).ok_or_else(|| {
-            let names: Vec<_> = snapshot.images().iter().map(|i| i.name.as_str()).collect();
-            format!("{} has no image {image:?}, but {}", args.dir.display(), names.join(", "))
-        })?;
+        let entry = snapshot.named(image)?;
         let path = entry.path(snapshot.folder());
         let place = varve_pool::publish(&args.dir, image, &path, &wanted, progress(entry.bytes))?;
         outln!(

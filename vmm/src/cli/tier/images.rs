@@ -103,10 +103,7 @@ pub fn init(args: &InitArgs) -> Result<ExitCode, Box<dyn Error>> {
 pub fn publish(args: &PublishArgs) -> Result<ExitCode, Box<dyn Error>> {
     let snapshot = ManifestReader::open(&args.dir)?;
     for image in &args.images {
-        let entry = snapshot.images().iter().find(|i| i.name == *image).ok_or_else(|| {
-            let names: Vec<_> = snapshot.images().iter().map(|i| i.name.as_str()).collect();
-            format!("{} has no image {image:?}, but {}", args.dir.display(), names.join(", "))
-        })?;
+        let entry = snapshot.named(image)?;
         let place = varve_shared::publish(&snapshot, entry, &args.to, progress(entry.bytes))?;
         outln!("image {image}: {} at {}", human(place.bytes), place.at);
     }
