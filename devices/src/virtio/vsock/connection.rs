@@ -331,6 +331,13 @@ impl Connection {
         }
     }
 
+    /// A call that waits for its answer may wait from `now` on.
+    pub fn postpone(&mut self, now: Instant) {
+        if self.state == State::Requested {
+            self.deadline = Some(now + ACCEPT_TIME);
+        }
+    }
+
     /// Whether the poller must watch for room in the socket.
     pub fn wants_writable(&self) -> bool {
         !self.outbox.is_empty()

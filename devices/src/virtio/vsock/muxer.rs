@@ -293,6 +293,12 @@ impl Muxer {
         }
     }
 
+    /// Calls that the guest can only see now, or later, have their whole time from now on.
+    pub fn postpone_calls(&mut self) {
+        let now = Instant::now();
+        self.connections.values_mut().for_each(|c| c.postpone(now));
+    }
+
     /// A host port that has no connection with `guest_port` yet; there are far more of them than
     /// connections.
     fn new_port(&mut self, guest_port: u32) -> u32 {

@@ -1,5 +1,6 @@
 //! Starting `varve-lab` from tests, which prepares the lab once.
 #![allow(clippy::unwrap_used, reason = "these are steps of tests, which fail by panic")]
+#![allow(dead_code, reason = "no file of tests uses all of it")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

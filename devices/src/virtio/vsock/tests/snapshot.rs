@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use super::super::connection::ACCEPT_TIME;
 use super::super::packet::op;
 use super::guest::{Guest, device, ended, read_all};
 use crate::state::{Savable, StateError};
@@ -76,6 +77,25 @@ fn an_event_that_found_no_buffer_comes_with_the_next() {
     assert_eq!(guest.resets(), 1);
     guest.give_event_buffers(1);
     assert_eq!(guest.resets(), 0);
+}
+
+#[test]
+fn calls_wait_for_a_guest_that_is_slow_to_take_the_event() {
+    let mut guest = restored(Guest::new());
+    guest.listens.push(52);
+    let mut early = UnixStream::connect(guest.uds()).unwrap();
+    early.write_all(b"CONNECT 52\n").unwrap();
+    early.set_nonblocking(true).unwrap();
+    assert_eq!(guest.resets(), 1);
+    // Longer than a guest may take to accept.
+    let start = Instant::now();
+    while start.elapsed() < ACCEPT_TIME + ACCEPT_TIME / 4 {
+        guest.rig.wait(100);
+        assert!(guest.take().is_empty(), "the guest would reset it");
+    }
+    guest.give_event_buffers(1);
+    guest.work();
+    assert!(read_all(&mut early).starts_with(b"OK "));
 }
 
 #[test]
