@@ -61,7 +61,9 @@ struct Cli {
     firecracker: FirecrackerArgs,
 }
 
+// Each process pays for options that are made: only those of the command that is given are.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Boot a guest and run it until it ends
     #[command(after_help = run::EXAMPLES)]

@@ -157,7 +157,6 @@ pub const CLIENT: &[Call] = &[
 pub const STARTS: &[Call] = &[
     // Threads, and their filters. What is made must be a thread of this process.
     Call::with(SYS_clone, 0, (CLONE_VM | CLONE_THREAD | CLONE_SIGHAND) as u32),
-    any(SYS_clone3), // answered with ENOSYS by a filter of its own: its flags cannot be seen
     any(SYS_set_robust_list),
     any(SYS_rseq),
     any(SYS_sched_getaffinity),

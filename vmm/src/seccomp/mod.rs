@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use seccompiler::{BpfProgram, SeccompAction};
+use seccompiler::{BackendError, BpfProgram, SeccompAction};
 
 use call::Call;
 pub use file::FileError;
@@ -140,12 +140,6 @@ pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
         }
     };
     trap::install().map_err(|e| refused(main, e))?;
-    if matches!(choice, Choice::Own | Choice::OwnWithPool) {
-        // A thread is made by clone3 where there is one, whose flags are in memory that no filter
-        // sees. As from an old kernel, the C library then uses clone.
-        let program = call::refuse(&[Call::any(libc::SYS_clone3)], libc::ENOSYS);
-        apply(main, &program.map_err(|e| refused(main, e))?)?;
-    }
     FILTERS.get_or_init(|| filters);
     varve_memory_tiers::confine_threads(|| confine_or_die(Thread::Memory));
     confine(main)
@@ -155,13 +149,20 @@ pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
 pub fn confine(thread: Thread) -> Result<(), SeccompError> {
     let Some(slot) = FILTERS.get().and_then(|f| f.get(thread as usize)) else { return Ok(()) };
     if slot.get().is_none() {
-        let program = call::allow(thread.lists(POOL.load(Ordering::Relaxed)), SeccompAction::Trap);
-        let _ = slot.set(Some(program.map_err(|e| refused(thread, e))?));
+        let _ = slot.set(Some(compile(thread).map_err(|e| refused(thread, e))?));
     }
     match slot.get() {
         Some(Some(program)) => apply(thread, program),
         _ => Ok(()),
     }
+}
+
+/// varve's own filter for a kind of thread.
+fn compile(thread: Thread) -> Result<BpfProgram, BackendError> {
+    let program = call::allow(thread.lists(POOL.load(Ordering::Relaxed)), SeccompAction::Trap)?;
+    // A thread is made by clone3 where there is one, whose flags are in memory that no filter sees. As
+    // from an old kernel, the C library then uses clone.
+    Ok(call::refuse(&[libc::SYS_clone3], libc::ENOSYS, &program))
 }
 
 /// Narrows a thread that is just starting, or ends the process: nothing runs unfiltered.
