@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use varve_snapshot::{PAGE_SIZE, PageClass};
 
 use crate::histogram::{Bucket, Histogram};
+use crate::plan::Plan;
 use crate::source::{ImageInfo, Tier};
 use crate::strategy::Strategy;
 use crate::sys::mmap::Ahead;
@@ -138,6 +139,8 @@ pub struct PageCounts {
 /// Time, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Times {
+    /// Reading metadata, opening images, and planning.
+    pub plan: f64,
     /// Laying mappings and watches.
     pub lay: f64,
     /// Copying and installing before the guest ran.
@@ -195,15 +198,10 @@ impl Tally {
     }
 
     /// The counters now.
-    pub fn counters(
-        &self,
-        strategy: Strategy,
-        images: &[ImageInfo],
-        mappings: Option<usize>,
-    ) -> Counters {
+    pub fn counters(&self, plan: &Plan, mappings: Option<usize>) -> Counters {
         let ahead = |how: Ahead| self.ahead[how as usize].get();
         Counters {
-            strategy,
+            strategy: plan.strategy,
             faults: self.faults_by_class(),
             faults_late: self.late.get(),
             pages: PageCounts {
@@ -219,9 +217,10 @@ impl Tally {
                 fetched_along: self.along.get(),
                 zeroed: self.zeroed.get(),
             },
-            sources: self.sources(images),
+            sources: self.sources(&plan.images),
             mappings,
             times: Times {
+                plan: plan.took.as_secs_f64() * 1e6,
                 lay: self.lay_time.micros(),
                 copy: self.copy_time.micros(),
                 before: self.before_time.micros(),

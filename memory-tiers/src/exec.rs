@@ -61,7 +61,7 @@ impl Shared {
 
     fn counters(&self) -> Counters {
         let mappings = self.ram.mappings().ok();
-        self.tally.counters(self.plan.strategy, &self.plan.images, mappings)
+        self.tally.counters(&self.plan, mappings)
     }
 }
 

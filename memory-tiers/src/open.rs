@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use varve_snapshot::{
     FlatFile, Image, ImageEntry, ImageId, ImageReader, MEMORY_FILE, ManifestReader, PAGE_SIZE,
@@ -83,6 +84,7 @@ pub fn open(
     policy: &Policy,
     elsewhere: &dyn Elsewhere,
 ) -> Result<(Plan, Sources), TierError> {
+    let start = Instant::now();
     let images = infos(snapshot, elsewhere);
     let plan = |strategy: Strategy, name: &str| {
         let mut layout = snapshot.layout(name)?;
@@ -94,7 +96,7 @@ pub fn open(
         let (memory, images) = (snapshot.memory(), images.as_slice());
         Ok(Plan::new(&PlanInput { memory, layout: &layout, images, policy: &policy })?)
     };
-    let plan = match (policy.strategy, policy.huge_pages) {
+    let mut plan = match (policy.strategy, policy.huge_pages) {
         (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered, layout::TIERED)?,
         (Strategy::Auto, _) => cheapest(snapshot, &images, plan)?,
         (strategy, _) => plan(strategy, layout_for(snapshot, strategy))?,
@@ -109,6 +111,7 @@ pub fn open(
     if plan.strategy == Strategy::Tiered {
         fetch_packed(&plan, &sources);
     }
+    plan.took = start.elapsed();
     Ok((plan, sources))
 }
 
@@ -230,6 +233,7 @@ pub fn open_flat(
     memory: &[PageRange],
     policy: &Policy,
 ) -> Result<(Plan, Sources), TierError> {
+    let start = Instant::now();
     let (layout, sources) = flat(file, memory)?;
     let images: Vec<_> = sources.iter().flatten().map(|s| s.info().clone()).collect();
     // Nothing else can be told apart in it.
@@ -240,7 +244,9 @@ pub fn open_flat(
     };
     let policy = Policy { strategy, ..policy.clone() };
     let input = PlanInput { memory, layout: &layout, images: &images, policy: &policy };
-    Ok((Plan::new(&input)?, sources))
+    let mut plan = Plan::new(&input)?;
+    plan.took = start.elapsed();
+    Ok((plan, sources))
 }
 
 /// What a raw memory file's holes tell, and the file as a source.

@@ -2,6 +2,7 @@
 //! can be printed, counted and simulated. `exec` carries it out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use varve_snapshot::{ImageId, PageClass, PageRange, RegionMap, Stored};
 
@@ -123,6 +124,8 @@ pub struct Plan {
     pub(crate) placements: Vec<Placement>,
     pub(crate) images: Vec<ImageInfo>,
     pub(crate) policy: Policy,
+    /// What it took to read what is to be known, and to decide.
+    pub(crate) took: Duration,
 }
 
 impl Plan {

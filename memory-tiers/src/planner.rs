@@ -2,6 +2,7 @@
 //! the budget, and what is done ahead is put in order.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use varve_snapshot::{PageClass, PageRange, Region, Stored};
 
@@ -35,6 +36,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             placements: Vec::new(),
             images: images.to_vec(),
             policy: policy.clone(),
+            took: Duration::ZERO,
         };
         // Each operation adds two mappings at most; counting them takes longer than the rest.
         let bound = memory.len() + 2 * (maps.len() + watches.len() + clear.len());

@@ -18,7 +18,7 @@ use varve_tests::images::varve;
 
 use super::firecracker::{API, Loaded, UDS};
 use super::process::{PATIENCE, Process};
-use crate::demo::said::{ByAccess, Memory, Started};
+use crate::demo::said::{ByAccess, Memory, Started, Times};
 use crate::outside::{self, Outside};
 
 /// How a machine comes back.
@@ -68,8 +68,8 @@ pub struct Taken {
     pub mappings: Option<u64>,
     /// Pages that were private though nothing had been written to them by recorded calls.
     pub private_unwritten: Option<u64>,
-    /// Milliseconds that mapping and copying took, of those until the vCPUs ran.
-    pub laid_ms: Option<f64>,
+    /// What planning, mapping and copying took, of the time until the vCPUs ran.
+    pub laying: Option<Times>,
     /// Processor time of vCPU threads, and of all others, in milliseconds.
     pub cpu_ms: Option<(f64, f64)>,
     /// Looked at from outside, after the second call.
@@ -171,7 +171,7 @@ impl Running {
             *taken.read.entry(tier).or_default() += source.bytes_read;
         }
         taken.mappings = counters.mappings;
-        taken.laid_ms = counters.times.map(|times| (times.lay + times.copy) / 1e3);
+        taken.laying = counters.times;
         taken.fault_latency = counters.fault_latency;
         taken.answered_faults = counters.faults;
         Ok(())

@@ -23,6 +23,8 @@ pub const ANSWERED: Name = Name("to first answer", Unit::Millis);
 pub const WARM: Name = Name("warm answer", Unit::Millis);
 /// All faults, host and stage-2.
 pub const FAULTS: Name = Name("faults in all", Unit::Count);
+/// Metadata and plan.
+pub const PLANNED: Name = Name("metadata and plan", Unit::Millis);
 /// Mapping and copying.
 pub const LAID: Name = Name("mapping and copying", Unit::Millis);
 /// Memory.
@@ -91,8 +93,11 @@ impl Of {
         })?;
         add(ANSWERED, mean(taken, |t| t.answered_ms))?;
         add(WARM, mean(taken, |t| t.warm_ms))?;
-        if let Some(ms) = optional(taken, |t| t.laid_ms) {
-            add(LAID, ms)?;
+        if let Some(us) = optional(taken, |t| t.laying.map(|times| times.plan)) {
+            add(PLANNED, us / 1e3)?;
+        }
+        if let Some(us) = optional(taken, |t| t.laying.map(|times| times.lay + times.copy)) {
+            add(LAID, us / 1e3)?;
         }
         let answered = |t: &Taken| {
             let sums = t.answered_faults.values().map(|by| by.read + by.write);

@@ -73,6 +73,8 @@ pub struct Cpu {
 /// Time of a restore in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 pub struct Times {
+    /// Reading metadata, opening images, and planning.
+    pub plan: f64,
     /// Laying mappings and watches.
     pub lay: f64,
     /// Copying before the guest ran.
@@ -226,7 +228,7 @@ pub(crate) mod tests {
                     "zeroed":0},
                 "sources":[{"image":"memory","tier":"local","bytes_read":0},
                     {"image":"cold","tier":"local","bytes_read":3145728}],
-                "mappings":null,"times":{"lay":1.0,"copy":2.0}},
+                "mappings":null,"times":{"plan":0.5,"lay":1.0,"copy":2.0}},
             "census":{"rw":{"pages":9,"present":9,"private":30,"mapped":0,"mapped_private":0}}}"#;
         let restored: Restored = serde_json::from_str(text).unwrap();
         Restored { first_answer_ms: first, ..restored }

@@ -188,8 +188,23 @@ impl Goals<'_> {
                 self.at_most(what, 3.0, " %", who, Some(found * 100.0));
             }
         }
+        self.laying();
         self.shared();
         self.others();
+    }
+
+    /// What of the overhead grows with the number of extents.
+    fn laying(&mut self) {
+        let Some(at) = self.condition("warm", "new", "1") else { return };
+        for who in OURS {
+            let share = |function: String| {
+                let of = |name: record::Name| self.part.median(name.0, &function, who, &at);
+                Some((of(record::PLANNED)? + of(record::LAID)?) / of(record::OVERHEAD)? * 100.0)
+            };
+            let shares = self.part.values("function").into_iter().filter_map(share);
+            let what = "metadata, plan and mappings, of the overhead, warm page cache".into();
+            self.at_most(what, 10.0, " %", who, middle(shares));
+        }
     }
 
     /// Memory that is not written, of eight machines and of one.
