@@ -226,12 +226,14 @@ fn names(dir: &Path) -> Vec<String> {
 
 /// Where cold pages come from: options of a restore, and the tier that its report then names.
 /// A new source is a line here.
-fn cold_sources(keys: &Path) -> [(String, &'static str); 3] {
+fn cold_sources(keys: &Path, pager: &Service) -> [(String, &'static str); 4] {
     let keys = keys.display();
     [
         ("--cold paged".into(), "local"),
         (format!("--pool-keys {keys} --pool-transport tcp"), "remote"),
         (format!("--pool-keys {keys} --pool-transport rdma"), "remote"),
+        // The machine knows of its own file only.
+        (format!("--pager {}", pager.place), "local"),
     ]
 }
 
@@ -244,9 +246,11 @@ fn each_pair_of_sources_is_right() {
     let (to, path) = (node.place.as_str(), snapshot.to_str().unwrap());
     let end = command::run(["pool", "publish", path, "--to", to, "--keys", keys.to_str().unwrap()]);
     assert_eq!(end.code, Some(0), "{end:?}");
+    let by = ["--pool-keys", keys.to_str().unwrap()];
+    let mut pager = Service::pager(&dir.path().join("pager"), &snapshot, &by);
     for store in stores(dir.path()) {
         publish(&snapshot, &store);
-        for (cold, cold_tier) in cold_sources(&keys) {
+        for (cold, cold_tier) in cold_sources(&keys, &pager) {
             let start = Instant::now();
             let way = "--json --strategy tiered --read-only mapped";
             let mut vm = Restoring::from(&snapshot).options(way).options(&cold).start();
@@ -271,6 +275,11 @@ fn each_pair_of_sources_is_right() {
             println!("{store} and {cold}: right, after {:.1?}", start.elapsed());
         }
     }
+    let counters = pager.counters();
+    assert!(
+        counters["cache"]["hits"].as_u64() > counters["cache"]["fetched"].as_u64(),
+        "{counters}"
+    );
     // Each publication let go of the one before.
     for store in &stores(dir.path())[..3] {
         assert_eq!(json(&["status", store]), serde_json::json!([]), "{store}");
