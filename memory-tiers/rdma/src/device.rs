@@ -3,22 +3,21 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use sideway::ibverbs::address::{Gid, GidType};
-use sideway::ibverbs::device::{DeviceInfo, DeviceList};
-use sideway::ibverbs::device_context::{DeviceContext, Mtu, PortState};
-use sideway::ibverbs::protection_domain::ProtectionDomain;
-
 use crate::error::RdmaError;
+use crate::verbs::abi::{GID_ROCE_V2, PORT_ACTIVE};
+use crate::verbs::{Context, Mtu, ProtectionDomain};
 
 /// Reads that one link may have under way, as far as the device can.
 const READS: i32 = 16;
+/// Addresses of a device that are looked at: far more than cards have.
+const GIDS: usize = 1 << 16;
 
 /// A port of a device, by one of its addresses.
 #[derive(Clone, Debug)]
 pub struct Port {
-    pub(crate) context: Arc<DeviceContext>,
+    pub(crate) context: Arc<Context>,
     pub(crate) number: u8,
-    pub(crate) gid: Gid,
+    pub(crate) gid: [u8; 16],
     pub(crate) gid_index: u8,
     pub(crate) mtu: Mtu,
     /// Reads under way that it answers, and that it asks.
@@ -43,40 +42,35 @@ pub struct PortInfo {
 
 /// All ports of this host that carry IP addresses; none without devices or the verbs library.
 pub fn ports() -> Vec<Port> {
-    let Ok(devices) = DeviceList::new() else { return Vec::new() };
-    let mut found = Vec::new();
-    for device in &devices {
-        // One that is there but cannot be opened is of no use here.
-        let Ok(context) = device.open() else { continue };
-        let name = device.name();
-        found.extend(ports_of(&context, &name));
-    }
-    found
+    Context::all().iter().flat_map(|(name, context)| ports_of(context, name)).collect()
 }
 
-fn ports_of(context: &Arc<DeviceContext>, device: &str) -> Vec<Port> {
-    let (Ok(attributes), Ok(table)) = (context.query_device(), context.query_gid_table()) else {
-        return Vec::new();
-    };
-    let reads = attributes.max_qp_rd_atom().min(attributes.max_qp_init_rd_atom()).min(READS);
+fn ports_of(context: &Arc<Context>, device: &str) -> Vec<Port> {
+    let Ok(attributes) = context.attributes() else { return Vec::new() };
+    let reads = attributes.max_qp_rd_atom.min(attributes.max_qp_init_rd_atom).clamp(1, READS);
+    let reads = u8::try_from(reads).unwrap_or(1);
+    let query = |number| Some((number, context.port(number).ok()?));
+    let ports: Vec<_> = (1..=attributes.phys_port_cnt).filter_map(query).collect();
+    let gids: usize =
+        ports.iter().filter_map(|(_, port)| usize::try_from(port.gid_tbl_len).ok()).sum();
+    let Ok(table) = context.gids(gids.min(GIDS)) else { return Vec::new() };
     let mut found = Vec::new();
-    for entry in table.iter().filter(|entry| entry.gid_type() == GidType::RoceV2) {
-        let (Ok(number), Ok(gid_index)) =
-            (u8::try_from(entry.port_num()), u8::try_from(entry.gid_index()))
+    for entry in table.iter().filter(|entry| entry.gid_type == GID_ROCE_V2) {
+        let of_entry = |(number, _): &&(u8, _)| u32::from(*number) == entry.port_num;
+        let Some((number, port)) = ports.iter().find(of_entry) else { continue };
+        let (Ok(gid_index), Some(mtu)) =
+            (u8::try_from(entry.gid_index), Mtu::numbered(port.active_mtu))
         else {
             continue;
         };
-        let Ok(port) = context.query_port(number) else { continue };
-        let mtu = port.active_mtu();
         let info = PortInfo {
             device: device.into(),
-            port: number,
-            active: port.port_state() == PortState::Active,
-            address: Ipv6Addr::from(entry.gid()).to_canonical(),
-            mtu: 128 << (mtu as u32),
+            port: *number,
+            active: port.state == PORT_ACTIVE,
+            address: Ipv6Addr::from(entry.gid).to_canonical(),
+            mtu: mtu.bytes(),
         };
-        let (context, gid) = (context.clone(), entry.gid());
-        let reads = u8::try_from(reads.max(1)).unwrap_or(1);
+        let (context, number, gid) = (context.clone(), *number, entry.gid);
         found.push(Port { context, number, gid, gid_index, mtu, reads, info });
     }
     found
@@ -105,9 +99,9 @@ pub struct Domain {
 impl Domain {
     /// A new domain on a port.
     pub fn new(port: Port) -> Result<Domain, RdmaError> {
-        let domain =
-            port.context.alloc_pd().map_err(RdmaError::verb("make a protection domain"))?;
-        Ok(Domain { port, domain })
+        let domain = ProtectionDomain::new(port.context.clone())
+            .map_err(RdmaError::verb("make a protection domain"))?;
+        Ok(Domain { port, domain: Arc::new(domain) })
     }
 
     /// The port.

@@ -1,7 +1,6 @@
 //! What can go wrong with verbs.
 
 use std::error::Error;
-use std::io;
 use std::time::Duration;
 
 /// A verb failed.
@@ -46,10 +45,5 @@ impl RdmaError {
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         move |source| RdmaError::Verb { what, source: source.into() }
-    }
-
-    /// The system's answer to a failed call.
-    pub(crate) fn last(what: &'static str) -> RdmaError {
-        RdmaError::verb(what)(io::Error::last_os_error())
     }
 }

@@ -11,7 +11,8 @@
 //! other domain's links can use.
 //!
 //! Ports are found by the IP address that they carry (RoCE version 2, InfiniBand Annex A17). The
-//! verbs library is loaded at run time: without it, or without a device, there is no port.
+//! verbs library is loaded when ports are first asked for: without it, or without a device, there is
+//! no port.
 
 mod device;
 mod error;
@@ -19,6 +20,7 @@ mod events;
 mod link;
 mod memory;
 mod reader;
+mod verbs;
 
 pub use device::{Domain, Port, PortInfo, ports};
 pub use error::RdmaError;

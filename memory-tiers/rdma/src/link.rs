@@ -1,17 +1,12 @@
 //! A reliable connection between two sides: a queue pair, and the other side's number.
 
 use serde::{Deserialize, Serialize};
-use sideway::ibverbs::AccessFlags;
-use sideway::ibverbs::address::{AddressHandleAttribute, Gid};
-use sideway::ibverbs::completion::GenericCompletionQueue;
-use sideway::ibverbs::device_context::Mtu;
-use sideway::ibverbs::queue_pair::{
-    BasicQueuePair, QueuePair, QueuePairAttribute, QueuePairState, QueuePairType,
-};
 
 use crate::device::Domain;
 use crate::error::RdmaError;
 use crate::events::Completions;
+use crate::verbs::abi::{ACCESS_REMOTE_READ, AhAttr, QpAttr, mask, state};
+use crate::verbs::{Mtu, QueuePair};
 
 /// Requests that may wait in a link's queue.
 pub(crate) const REQUESTS: u32 = 32;
@@ -19,6 +14,10 @@ pub(crate) const REQUESTS: u32 = 32;
 const TIMEOUT: u8 = 14;
 /// ... so many times.
 const RETRIES: u8 = 7;
+/// Routers that a packet may pass.
+const HOPS: u8 = 64;
+/// A side that is not ready asks for 0.64 ms (InfiniBand's table 45): reads need nobody to be ready.
+const NOT_READY: u8 = 12;
 /// Queue pair numbers and sequence numbers have 24 bits.
 const MAX_24: u32 = 0xff_ffff;
 
@@ -41,7 +40,7 @@ pub struct Endpoint {
 #[derive(Debug)]
 pub struct Half {
     domain: Domain,
-    pair: BasicQueuePair,
+    pair: QueuePair,
     completions: Completions,
     sequence: u32,
 }
@@ -49,8 +48,7 @@ pub struct Half {
 /// A link.
 #[derive(Debug)]
 pub struct Link {
-    // Before its completion queue.
-    pub(crate) pair: BasicQueuePair,
+    pub(crate) pair: QueuePair,
     pub(crate) completions: Completions,
     pub(crate) domain: Domain,
     /// Reads under way that the other side answers.
@@ -61,29 +59,25 @@ impl Half {
     /// A queue pair; `sequence` is any number, best a random one.
     pub fn new(domain: &Domain, sequence: u32) -> Result<Half, RdmaError> {
         let completions = Completions::new(&domain.port, REQUESTS)?;
-        let queue = GenericCompletionQueue::from(completions.queue.clone());
-        let mut builder = domain.domain.create_qp_builder();
-        builder
-            .setup_qp_type(QueuePairType::ReliableConnection)
-            .setup_send_cq(queue.clone())
-            .setup_recv_cq(queue)
-            .setup_max_send_wr(REQUESTS)
-            .setup_max_recv_wr(1);
-        let mut pair = builder.build().map_err(RdmaError::verb("make a queue pair"))?;
-        let mut init = QueuePairAttribute::new();
-        init.setup_state(QueuePairState::Init)
-            .setup_pkey_index(0)
-            .setup_port(domain.port.number)
-            .setup_access_flags(AccessFlags::RemoteRead);
-        pair.modify(&init).map_err(RdmaError::verb("initialise a queue pair"))?;
+        let mut pair = QueuePair::new(&domain.domain, &completions.queue, REQUESTS)
+            .map_err(RdmaError::verb("make a queue pair"))?;
+        let init = QpAttr {
+            qp_state: state::INIT,
+            pkey_index: 0,
+            port_num: domain.port.number,
+            qp_access_flags: ACCESS_REMOTE_READ,
+            ..QpAttr::default()
+        };
+        let given = mask::STATE | mask::PKEY_INDEX | mask::PORT | mask::ACCESS_FLAGS;
+        pair.modify(init, given).map_err(RdmaError::verb("initialise a queue pair"))?;
         Ok(Half { domain: domain.clone(), pair, completions, sequence: sequence & MAX_24 })
     }
 
     /// What the other side has to know.
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
-            gid: self.domain.port.gid.raw,
-            number: self.pair.qp_number(),
+            gid: self.domain.port.gid,
+            number: self.pair.number(),
             sequence: self.sequence,
             mtu: self.domain.port.info().mtu,
             reads: self.domain.port.reads,
@@ -96,41 +90,53 @@ impl Half {
         if other.number > MAX_24 || other.sequence > MAX_24 {
             return Err(RdmaError::Endpoint("number"));
         }
-        let theirs = mtu(other.mtu).ok_or(RdmaError::Endpoint("packet size"))?;
+        let theirs = Mtu::of(other.mtu).ok_or(RdmaError::Endpoint("packet size"))?;
         let reads = other.reads.min(domain.port.reads);
         if reads == 0 {
             return Err(RdmaError::Endpoint("number of reads"));
         }
-        let mut path = AddressHandleAttribute::new();
-        path.setup_port(domain.port.number)
-            .setup_service_level(0)
-            .setup_grh_src_gid_index(domain.port.gid_index)
-            .setup_grh_dest_gid(&Gid { raw: other.gid })
-            .setup_grh_hop_limit(64);
-        let mut receive = QueuePairAttribute::new();
-        receive
-            .setup_state(QueuePairState::ReadyToReceive)
-            .setup_path_mtu(domain.port.mtu.min(theirs))
-            .setup_dest_qp_num(other.number)
-            .setup_rq_psn(other.sequence)
-            .setup_max_dest_read_atomic(domain.port.reads)
-            .setup_min_rnr_timer(12)
-            .setup_address_vector(&path);
-        pair.modify(&receive).map_err(RdmaError::verb("join the other side"))?;
-        let mut send = QueuePairAttribute::new();
-        send.setup_state(QueuePairState::ReadyToSend)
-            .setup_sq_psn(sequence)
-            .setup_timeout(TIMEOUT)
-            .setup_retry_cnt(RETRIES)
-            .setup_rnr_retry(RETRIES)
-            .setup_max_read_atomic(reads);
-        pair.modify(&send).map_err(RdmaError::verb("start a queue pair"))?;
+        let path = AhAttr {
+            dgid: other.gid,
+            sgid_index: domain.port.gid_index,
+            hop_limit: HOPS,
+            is_global: 1,
+            port_num: domain.port.number,
+            ..AhAttr::default()
+        };
+        let receive = QpAttr {
+            qp_state: state::RECEIVE,
+            path_mtu: domain.port.mtu.min(theirs).number(),
+            dest_qp_num: other.number,
+            rq_psn: other.sequence,
+            max_dest_rd_atomic: domain.port.reads,
+            min_rnr_timer: NOT_READY,
+            ah_attr: path,
+            ..QpAttr::default()
+        };
+        let given = mask::STATE
+            | mask::PATH_MTU
+            | mask::DEST_QPN
+            | mask::RQ_PSN
+            | mask::MAX_DEST_RD_ATOMIC
+            | mask::MIN_RNR_TIMER
+            | mask::AV;
+        pair.modify(receive, given).map_err(RdmaError::verb("join the other side"))?;
+        let send = QpAttr {
+            qp_state: state::SEND,
+            sq_psn: sequence,
+            timeout: TIMEOUT,
+            retry_cnt: RETRIES,
+            rnr_retry: RETRIES,
+            max_rd_atomic: reads,
+            ..QpAttr::default()
+        };
+        let given = mask::STATE
+            | mask::SQ_PSN
+            | mask::TIMEOUT
+            | mask::RETRY_CNT
+            | mask::RNR_RETRY
+            | mask::MAX_QP_RD_ATOMIC;
+        pair.modify(send, given).map_err(RdmaError::verb("start a queue pair"))?;
         Ok(Link { pair, completions, domain, reads: reads.into() })
     }
-}
-
-/// A packet size as the verbs number it.
-fn mtu(bytes: u32) -> Option<Mtu> {
-    let all = [Mtu::Mtu256, Mtu::Mtu512, Mtu::Mtu1024, Mtu::Mtu2048, Mtu::Mtu4096];
-    all.into_iter().find(|&mtu| 128 << (mtu as u32) == bytes)
 }

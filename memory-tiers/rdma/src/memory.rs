@@ -9,11 +9,11 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use sideway::ibverbs::AccessFlags;
-use sideway::ibverbs::memory_region::MemoryRegion;
 
 use crate::device::Domain;
 use crate::error::RdmaError;
+use crate::verbs::MemoryRegion;
+use crate::verbs::abi::{ACCESS_LOCAL_WRITE, ACCESS_REMOTE_READ};
 
 /// Bytes that stay where they are and as they are.
 ///
@@ -29,7 +29,7 @@ pub unsafe trait Fixed: Send + Sync {
 #[derive(Debug)]
 pub struct Registered<T: Fixed> {
     // Before the memory: it must not outlive it.
-    region: Arc<MemoryRegion>,
+    region: MemoryRegion,
     memory: Arc<T>,
 }
 
@@ -37,22 +37,22 @@ impl<T: Fixed> Registered<T> {
     /// Registers memory, which is pinned until this is dropped.
     pub fn new(domain: &Domain, memory: Arc<T>) -> Result<Registered<T>, RdmaError> {
         let bytes = memory.bytes();
-        let (address, len) = (bytes.as_ptr().addr(), bytes.len());
+        let (address, len) = (bytes.as_ptr().cast_mut().cast(), bytes.len());
         // SAFETY: the bytes are valid and do not change as long as `memory` lives (`Fixed`), which
         // is kept beside the region and dropped after it. Others can read only.
-        let region = unsafe { domain.domain.reg_mr(address, len, AccessFlags::RemoteRead) };
+        let region = unsafe { MemoryRegion::new(&domain.domain, address, len, ACCESS_REMOTE_READ) };
         let region = region.map_err(RdmaError::verb("register memory to be read"))?;
         Ok(Registered { region, memory })
     }
 
     /// Address that the other side asks for.
     pub fn address(&self) -> u64 {
-        self.region.get_ptr() as u64
+        self.region.address()
     }
 
     /// Key that the other side needs.
     pub fn key(&self) -> u32 {
-        self.region.rkey()
+        self.region.remote_key()
     }
 
     /// The memory.
@@ -65,7 +65,7 @@ impl<T: Fixed> Registered<T> {
 #[derive(Debug)]
 pub(crate) struct Staging {
     // Before the mapping: it must not outlive it.
-    region: Option<Arc<MemoryRegion>>,
+    region: Option<MemoryRegion>,
     address: *mut c_void,
     len: usize,
 }
@@ -88,7 +88,7 @@ impl Staging {
         let mut staging = Staging { region: None, address, len };
         // SAFETY: the mapping is valid until it is dropped, after the region. Nothing refers to its
         // bytes but `copy_out`.
-        let region = unsafe { domain.domain.reg_mr(address.addr(), len, AccessFlags::LocalWrite) };
+        let region = unsafe { MemoryRegion::new(&domain.domain, address, len, ACCESS_LOCAL_WRITE) };
         staging.region = Some(region.map_err(RdmaError::verb("register a buffer"))?);
         Ok(staging)
     }
@@ -102,7 +102,7 @@ impl Staging {
     pub fn part(&self, offset: usize, len: usize) -> Option<(u64, u32)> {
         let end = offset.checked_add(len)?;
         let region = self.region.as_ref().filter(|_| end <= self.len)?;
-        Some((self.address.addr() as u64 + offset as u64, region.lkey()))
+        Some((self.address.addr() as u64 + offset as u64, region.local_key()))
     }
 
     /// Copies what reads have brought to the start. No read may be under way.

@@ -6,13 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-use sideway::ibverbs::queue_pair::{
-    PostSendGuard, QueuePair, SetScatterGatherEntry, WorkRequestFlags,
-};
-
 use crate::error::RdmaError;
 use crate::link::{Link, REQUESTS};
 use crate::memory::Staging;
+use crate::verbs::Read;
 
 /// Bytes of one request; longer reads become several, under way together.
 const REQUEST: usize = 256 << 10;
@@ -103,12 +100,11 @@ impl Reader {
             len: len as u64,
             has: self.staging.len() as u64,
         })?;
-        let mut post = self.link.pair.start_post_send();
-        let request = post.construct_wr(at as u64, WorkRequestFlags::Signaled);
+        let len = u32::try_from(len).map_err(RdmaError::verb("ask for so long a read"))?;
+        let read = Read { id: at as u64, local, local_key, len, remote: address, remote_key: key };
         // SAFETY: `part` gave a range of registered staging memory, which lives as long as the link
-        // (see `Drop`) and is not read before the completion.
-        unsafe { request.setup_read(key, address).setup_sge(local_key, local, len as u32) };
-        post.post().map_err(RdmaError::verb("ask for a read"))
+        // (see `Reader`) and is not read before the completion.
+        unsafe { self.link.pair.read(read) }.map_err(RdmaError::verb("ask for a read"))
     }
 }
 
