@@ -67,12 +67,13 @@ fn a_machine_runs_on_the_memory_of_another_host_until_that_is_gone() {
         let line = line.unwrap();
         if line == "the node may go" {
             node.kill().unwrap();
-            node.wait().unwrap();
         }
         said += &line;
         said.push('\n');
     }
     let errors = text(&machine.wait_with_output().unwrap().stderr);
+    let _ = node.kill();
+    node.wait().unwrap();
 
     let number = |name: &str| {
         let found = said.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
