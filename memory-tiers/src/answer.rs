@@ -29,7 +29,7 @@ pub(crate) struct Asked {
     pub page_size: u64,
     pub watched: Arc<Watched>,
     /// Where each page's content is in `sources`.
-    pub layout: Arc<RegionMap>,
+    pub layout: RegionMap,
     /// The same, by image and page in it.
     pub order: Arc<Vec<(Stored, PageRange)>>,
     pub sources: Sources,
@@ -54,7 +54,7 @@ impl Asked {
             regions: ram.places().clone(),
             page_size: PAGE_SIZE,
             watched,
-            layout: Arc::new(layout),
+            layout,
             order: Arc::default(),
             sources: Sources::new(),
             tally: Arc::new(Tally::new(0)),

@@ -1,7 +1,6 @@
 //! The plan of a restore: every operation, decided before the first mapping is made. It is pure: it
 //! can be printed, counted and simulated. `exec` carries it out.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use varve_snapshot::{ImageId, PageClass, PageRange, RegionMap, Stored};
@@ -120,7 +119,7 @@ pub struct Plan {
     /// What is populated beside the guest, in order.
     pub beside: Vec<Step>,
     pub(crate) memory: Vec<PageRange>,
-    pub(crate) layout: Arc<RegionMap>,
+    pub(crate) layout: RegionMap,
     pub(crate) placements: Vec<Placement>,
     pub(crate) images: Vec<ImageInfo>,
     pub(crate) policy: Policy,

@@ -143,6 +143,25 @@ fn a_template_is_one_mapping_per_range() {
     }
 }
 
+/// What is not hot costs as many mappings as there are ranges, however large the guest is.
+#[test]
+fn cold_pages_in_guest_layout_are_one_mapping_per_range() {
+    // Cold, zero for longer than what `bridge` allows, read-only.
+    let (layout, images) = layout(&[(8, 8 + 3, 0), (20, 0, 0), (1, PageClass::ReadOnly as u8, 3)]);
+    let memory = memory();
+    let of = |strategy| {
+        let policy = Policy { bridge: 16, ..Policy::new(strategy) };
+        let input =
+            PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+        let plan = Plan::new(&input).unwrap();
+        plan.verify().unwrap();
+        plan.ops.iter().filter(|op| op.layer == PageClass::Cold).count()
+    };
+    assert_eq!(of(Strategy::Tiered), 2);
+    // FaaSnap shows zero pages by holes only where the gap is short.
+    assert!(of(Strategy::Faasnap) > 4);
+}
+
 #[test]
 fn layouts_that_name_what_is_not_there_are_refused() {
     let memory = memory();

@@ -1,10 +1,9 @@
 //! Making a plan: regions are placed as the strategy says, put together to few mappings, cut down to
 //! the budget, and what is done ahead is put in order.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use varve_snapshot::{PageClass, PageRange, Region, Stored};
+use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::{Bridging, Extent, height};
 use crate::overlay::{Overlay, Shown};
@@ -32,7 +31,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             before: Vec::new(),
             beside: Vec::new(),
             memory: memory.to_vec(),
-            layout: Arc::default(),
+            layout: RegionMap::default(),
             placements: Vec::new(),
             images: images.to_vec(),
             policy: policy.clone(),
@@ -51,7 +50,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
         };
         let wide = bridge >= input.memory.iter().map(|m| m.pages()).sum();
         if excess == 0 || (maps.is_empty() && (wide || watches.len() <= memory.len())) {
-            plan.layout = Arc::new(layout.clone());
+            plan.layout = layout.clone();
             schedule(&mut plan, &mut placements);
             plan.placements = placements;
             return plan;
@@ -70,11 +69,9 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
 /// The mappings of all layers. Read-only ones come first, since what is copied instead must not have a
 /// mapping beneath it.
 fn maps(input: &PlanInput<'_>, placements: &mut [Placement]) -> Vec<Extent> {
-    let limit = match input.policy.strategy {
-        Strategy::Lazy | Strategy::Template => u64::MAX,
-        _ => input.policy.bridge,
-    };
-    let one_layer = limit == u64::MAX;
+    let strategy = input.policy.strategy;
+    let limit = if strategy == Strategy::Faasnap { input.policy.bridge } else { u64::MAX };
+    let one_layer = matches!(strategy, Strategy::Lazy | Strategy::Template);
     let extents = |layer, placements: &[Placement]| {
         let (memory, regions, images) = (input.memory, input.layout.regions(), input.images);
         Bridging { memory, regions, placements, images, one_layer, limit }.extents(layer)
@@ -122,13 +119,15 @@ fn clear_where_cheaper(
 ) -> Vec<usize> {
     let costs = &policy.costs;
     let saved = costs.populate_write - costs.populate_fresh;
-    let shown = |region: &Region| {
-        let at = maps.partition_point(|m| m.pages.end() <= region.pages.start());
-        maps.get(at).is_some_and(|m| m.pages.contains(&region.pages))
-    };
-    if policy.strategy != Strategy::Template {
+    if !matches!(policy.strategy, Strategy::Template | Strategy::Tiered) {
         return Vec::new();
     }
+    // Others show no holes: they are packed.
+    let lowest: Vec<_> = maps.iter().filter(|m| m.layer == PageClass::Cold).collect();
+    let shown = |region: &Region| {
+        let at = lowest.partition_point(|m| m.pages.end() <= region.pages.start());
+        lowest.get(at).is_some_and(|m| m.pages.contains(&region.pages))
+    };
     let regions = regions.iter().zip(placements).enumerate();
     let clear = regions.filter(|(_, (region, placement))| {
         let allocated = placement.how == How::Base && placement.ahead == Some(Ahead::Write);

@@ -1,5 +1,7 @@
 //! The region map: which class each page of guest memory has, and where its content is stored.
 
+use std::sync::Arc;
+
 use crate::class::PageClass;
 use crate::page::PageRange;
 
@@ -48,10 +50,11 @@ pub enum RegionError {
     Storage(PageRange, PageClass),
 }
 
-/// A partition of guest memory into regions. Pages that no region names are [`PageClass::Zero`].
+/// A partition of guest memory into regions. Pages that no region names are [`PageClass::Zero`]. Clones
+/// share the regions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegionMap {
-    regions: Vec<Region>,
+    regions: Arc<Vec<Region>>,
 }
 
 impl RegionMap {
@@ -82,14 +85,14 @@ impl RegionMap {
                 return Err(RegionError::Storage(pages, region.class));
             }
         }
-        Ok(RegionMap { regions })
+        Ok(RegionMap { regions: Arc::new(regions) })
     }
 
     /// The same regions with other copies of their content: `other` says where, or nothing to leave
     /// a region as it is. Regions that store nothing stay so.
     #[must_use]
     pub fn restored(mut self, mut other: impl FnMut(&Region) -> Option<Stored>) -> RegionMap {
-        for region in self.regions.iter_mut().filter(|r| r.stored.is_some()) {
+        for region in Arc::make_mut(&mut self.regions).iter_mut().filter(|r| r.stored.is_some()) {
             region.stored = other(region).or(region.stored);
         }
         self

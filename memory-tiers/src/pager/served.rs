@@ -27,7 +27,7 @@ const FILE_CHUNK: u64 = 16;
 pub struct Served {
     pub(super) name: String,
     pub(super) order: FlatOrder,
-    pub(super) layout: Arc<RegionMap>,
+    pub(super) layout: RegionMap,
     pub(super) by_image: Arc<Vec<(Stored, PageRange)>>,
     pub(super) images: Vec<ImageInfo>,
     pub(super) sources: Sources,
@@ -91,7 +91,7 @@ impl Served {
             name,
             order: FlatOrder::new(memory),
             by_image: Arc::new(by_image(&layout)),
-            layout: Arc::new(layout),
+            layout,
             tally: Arc::new(Tally::new(images.len())),
             images,
             sources,
