@@ -28,8 +28,7 @@ test-fast: images lab
 
 test-vm: images clients lab
 	cargo build -p varve-vmm -p varve-jailer -p varve-benches
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(LAB) exec --" \
-		cargo test -p varve-tests -- --test-threads=1
+	tests/all
 	cargo test -p varve-lab --features two-hosts --test two_hosts
 
 # Compares restore methods, by virtual time in the lab, which takes hours. Figures are printed, and saved in

@@ -10,6 +10,7 @@ mod offload;
 mod plan;
 mod shared;
 mod sizes;
+mod start;
 mod vsock;
 
 use std::os::unix::net::UnixStream;
@@ -26,6 +27,8 @@ use crate::recorder::Recorder;
 /// A part of the benchmarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
+    /// What a process costs before it looks at the first file of its user's (without KVM)
+    Start,
     /// Time from process start to the guest's init and to its agent, by kernel format
     Boot,
     /// Time from process start to the API's socket and first answer, and of loading a snapshot
@@ -65,6 +68,7 @@ impl Part {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Part::Start => "start",
             Part::Boot => "boot",
             Part::Api => "api",
             Part::Memory => "memory",
@@ -81,38 +85,20 @@ impl Part {
     }
 
     /// The parts that it consists of.
-    pub fn each(self) -> &'static [Part] {
+    pub fn each(self) -> Vec<Part> {
         match self {
-            Part::Boot => &[Part::Boot],
-            Part::Api => &[Part::Api],
-            Part::Memory => &[Part::Memory],
-            Part::Offload => &[Part::Offload],
-            Part::Block => &[Part::Block],
-            Part::Vsock => &[Part::Vsock],
-            Part::Mechanisms => &[Part::Mechanisms],
-            Part::Plan => &[Part::Plan],
-            Part::Fetch => &[Part::Fetch],
-            Part::Sizes => &[Part::Sizes],
-            Part::Shared => &[Part::Shared],
-            Part::All => &[
-                Part::Boot,
-                Part::Api,
-                Part::Memory,
-                Part::Offload,
-                Part::Block,
-                Part::Vsock,
-                Part::Mechanisms,
-                Part::Plan,
-                Part::Fetch,
-                Part::Sizes,
-                Part::Shared,
-            ],
+            Part::All => {
+                let parts = Part::value_variants().iter().copied();
+                parts.filter(|part| *part != Part::All).collect()
+            }
+            one => vec![one],
         }
     }
 
     /// Measures it. Files of guests are made in `folder`.
     pub fn run(self, effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()> {
         match self {
+            Part::Start => start::run(effort, folder, recorder),
             Part::Boot => boot::run(effort, recorder),
             Part::Api => api::run(effort, folder, recorder),
             Part::Memory => memory::run(effort, folder, recorder),
