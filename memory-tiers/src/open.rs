@@ -161,11 +161,14 @@ pub(crate) fn open_image(
 /// that precedes the guest takes.
 fn fetch_packed(plan: &Plan, sources: &Sources) {
     let hot = plan.layout.regions().iter().filter(|region| is_hot(region));
-    let used: BTreeSet<usize> = hot.filter_map(|r| Some(usize::from(r.stored?.image.0))).collect();
+    // In the order in which they will be populated: what is written comes first.
+    let used = hot.filter_map(|r| Some((r.class != PageClass::ReadWrite, r.stored?.image)));
+    let used: BTreeSet<(bool, ImageId)> = used.collect();
     let packed =
         |at: &usize| plan.images.get(*at).is_some_and(|i| i.tier == Tier::Local && !i.guest_layout);
     let file = |at: usize| sources.get(at)?.as_deref()?.file()?.0.try_clone().ok();
-    disk::fetch(used.into_iter().filter(packed).filter_map(file).collect());
+    let images = used.into_iter().map(|(_, image)| usize::from(image.0));
+    disk::fetch(images.filter(packed).filter_map(file).collect());
 }
 
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the

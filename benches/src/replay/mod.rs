@@ -195,9 +195,9 @@ impl Comparison {
     }
 }
 
-/// What restoring adds to the accesses themselves. Not less than a microsecond: it is divided by.
+/// What restoring adds to the accesses themselves: not less than what precedes them.
 pub fn overhead(ran: &Ran) -> f64 {
-    (ran.end_us - ran.warm_us).max(1.0)
+    (ran.end_us - ran.warm_us).max(ran.mapped_us)
 }
 
 /// What a snapshot's folder is called: by the folder above, if its own name says nothing.
