@@ -18,26 +18,25 @@ const AHEAD: u64 = 128 << 10;
 /// Pages that are looked at to judge a file by.
 const SAMPLE: usize = 64;
 
-/// Has the disk begin with whole files, from a thread: to ask for ten megabytes takes milliseconds.
-/// Nothing happens to what is in memory already.
-pub(crate) fn fetch(files: Vec<File>) {
-    if files.is_empty() {
+/// Bytes that are asked for at a time; of more than what it reads ahead the kernel leaves out the rest.
+pub(crate) const PIECE: u64 = AHEAD;
+
+/// Has the disk begin with these pieces, each the number of a file and its own in that file, from a
+/// thread: to ask for ten megabytes takes milliseconds. Nothing happens to what is in memory already.
+pub(crate) fn fetch(files: Vec<Option<File>>, pieces: Vec<(usize, u64)>) {
+    if pieces.is_empty() {
         return;
     }
-    let run = move || files.iter().for_each(fetch_whole);
+    let run = move || {
+        for (file, piece) in pieces {
+            let Some(file) = files.get(file).and_then(Option::as_ref) else { continue };
+            // Who cannot fetch ahead fetches on demand.
+            let _ = fadvise(file, piece * PIECE, NonZeroU64::new(PIECE), Advice::WillNeed);
+        }
+    };
     if let Err(e) = threads::spawn("fetch", run) {
         // Then pages are fetched as they are needed.
         log::debug!("nothing is fetched ahead: {}", chain(&e));
-    }
-}
-
-fn fetch_whole(file: &File) {
-    let end = file.metadata().map_or(0, |m| m.len());
-    // Of a longer range the kernel leaves out the rest.
-    let at_once = read_ahead(file).map_or(AHEAD, |bytes| bytes.max(AHEAD));
-    for at in (0..end).step_by(at_once as usize) {
-        // Who cannot fetch ahead fetches on demand.
-        let _ = fadvise(file, at, NonZeroU64::new(at_once), Advice::WillNeed);
     }
 }
 
@@ -100,7 +99,8 @@ mod tests {
         if in_memory(&file, &pages).unwrap() {
             return println!("skipped: a file system that keeps all in memory");
         }
-        fetch(vec![file.try_clone().unwrap()]);
+        let pieces = (0..(4 << 20) / PIECE).map(|piece| (0, piece)).collect();
+        fetch(vec![Some(file.try_clone().unwrap())], pieces);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !in_memory(&file, &pages).unwrap() {
             assert!(std::time::Instant::now() < deadline, "what was fetched does not come");

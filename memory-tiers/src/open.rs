@@ -1,7 +1,7 @@
 //! From a snapshot to a plan and the sources that it needs: only the layouts and the images that the
 //! method uses are read.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -158,17 +158,26 @@ pub(crate) fn open_image(
 }
 
 /// Has the disk begin with the images that hold nothing but what will be used, in the time that all
-/// that precedes the guest takes.
+/// that precedes the guest takes: piece by piece, in the order in which it will be used.
 fn fetch_packed(plan: &Plan, sources: &Sources) {
-    let hot = plan.layout.regions().iter().filter(|region| is_hot(region));
-    // In the order in which they will be populated: what is written comes first.
-    let used = hot.filter_map(|r| Some((r.class != PageClass::ReadWrite, r.stored?.image)));
-    let used: BTreeSet<(bool, ImageId)> = used.collect();
     let packed =
-        |at: &usize| plan.images.get(*at).is_some_and(|i| i.tier == Tier::Local && !i.guest_layout);
-    let file = |at: usize| sources.get(at)?.as_deref()?.file()?.0.try_clone().ok();
-    let images = used.into_iter().map(|(_, image)| usize::from(image.0));
-    disk::fetch(images.filter(packed).filter_map(file).collect());
+        |at: usize| plan.images.get(at).is_some_and(|i| i.tier == Tier::Local && !i.guest_layout);
+    let mut first_use: BTreeMap<(usize, u64), u32> = BTreeMap::new();
+    for region in plan.layout.regions().iter().filter(|region| is_hot(region)) {
+        let Some(stored) = region.stored.filter(|s| packed(usize::from(s.image.0))) else {
+            continue;
+        };
+        let (from, to) = (stored.page * PAGE_SIZE, stored.page * PAGE_SIZE + region.pages.len());
+        for piece in from / disk::PIECE..to.div_ceil(disk::PIECE) {
+            let rank = first_use.entry((usize::from(stored.image.0), piece)).or_insert(u32::MAX);
+            *rank = region.rank.min(*rank);
+        }
+    }
+    let mut pieces: Vec<_> = first_use.into_iter().map(|(piece, rank)| (rank, piece)).collect();
+    pieces.sort();
+    let file = |source: &Arc<dyn PageSource>| source.file()?.0.try_clone().ok();
+    let files = sources.iter().map(|source| source.as_ref().and_then(file)).collect();
+    disk::fetch(files, pieces.into_iter().map(|(_, piece)| piece).collect());
 }
 
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the

@@ -103,14 +103,22 @@ impl Classified {
         Split { packed, rest }
     }
 
-    /// The extents of the four classes, each in the order in which its image stores them: read-only
-    /// and cold ones by address, read-write ones in order of access, as they are read once, in bulk.
-    pub(crate) fn tiered(&self, class: PageClass) -> Vec<Extent> {
-        let mut extents: Vec<Extent> =
+    /// The extents of a class, in the order in which its image stores them: cold ones by address, hot ones
+    /// in order of access, so that a guest can run on what a disk has brought while the rest comes.
+    /// Those that are at most `bridge` pages apart stay together.
+    pub(crate) fn tiered(&self, class: PageClass, bridge: u64) -> Vec<Extent> {
+        let extents: Vec<Extent> =
             self.extents().into_iter().filter(|e| e.class == class).collect();
-        if class == PageClass::ReadWrite {
-            by_rank(&mut extents);
+        if class == PageClass::Cold {
+            return extents;
         }
-        extents
+        let together = |last: &Extent, next: &Extent| {
+            let end = last.first + last.pages;
+            next.first - end <= bridge
+                && self.order.guest_pages(end - 1, next.first - end + 2).is_some()
+        };
+        let mut groups: Vec<&[Extent]> = extents.chunk_by(together).collect();
+        groups.sort_by_key(|group| group.iter().map(|e| e.rank).min());
+        groups.concat()
     }
 }

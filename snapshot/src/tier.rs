@@ -180,13 +180,13 @@ fn layouts(
     let flat = packer.in_place(&all.flat(), base);
 
     let bridge = options.classify.bridge_pages.into();
-    let ro = all.tiered(ReadOnly);
+    let ro = all.tiered(ReadOnly, bridge);
     let mut tiered = match store {
         None => packer.pack("ro", &ro, Compression::None, bridge)?,
         Some((store, file)) => packer.share("ro", &ro, store, file.clone())?,
     };
-    tiered.extend(packer.pack("rw", &all.tiered(ReadWrite), options.rw, 0)?);
-    tiered.extend(packer.pack("cold", &all.tiered(Cold), options.cold, 0)?);
+    tiered.extend(packer.pack("rw", &all.tiered(ReadWrite, 0), options.rw, 0)?);
+    tiered.extend(packer.pack("cold", &all.tiered(Cold, 0), options.cold, 0)?);
     let template = packer.in_place(&all.extents(), base);
 
     let split = all.reap();

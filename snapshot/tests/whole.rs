@@ -37,8 +37,8 @@ fn tiered(dir: &Path) {
 }
 
 /// Files that version 1.0 wrote. They must be read for ever; and as long as the version is 1.0, they
-/// are written like that, byte by byte. `VARVE_BLESS=1` writes them anew: with a new version, or when
-/// the LZ4 crate has come to compress otherwise.
+/// are written like that, byte by byte. `VARVE_BLESS=1` writes them anew: with a new version, when pages are
+/// packed in another order, or when the LZ4 crate has come to compress otherwise.
 #[test]
 fn golden_files_are_read_and_written() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
