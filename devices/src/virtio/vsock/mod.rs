@@ -333,7 +333,8 @@ impl VirtioDevice for Vsock {
         _events: EventSet,
         io: &mut DeviceIo,
     ) -> Result<(), BrokenQueue> {
-        if self.held() {
+        // Also at the end of that time, or what waited would be given up just when the guest gets it.
+        if matches!(self.reset, Reset::Told { .. }) || self.held() {
             self.muxer.postpone_calls();
         }
         self.muxer.poll();
