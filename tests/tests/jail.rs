@@ -57,7 +57,7 @@ fn threads(pid: u32) -> Vec<(String, bool)> {
         assert_eq!(words_of(&status, "Seccomp"), ["2"], "{name}");
         let filters: u32 = words_of(&status, "Seccomp_filters")[0].parse().unwrap();
         // What the main thread has, and what each other kind is narrowed to.
-        let expected = if name == "varve" { 2 } else { 3 };
+        let expected = if name == "varve" { 1 } else { 2 };
         Some((name, filters == expected))
     };
     tasks.filter_map(look).collect()
