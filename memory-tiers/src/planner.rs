@@ -6,6 +6,7 @@ use std::time::Duration;
 use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::{Bridging, Extent, height};
+use crate::guest_ram::HugePages;
 use crate::overlay::{Overlay, Shown};
 use crate::plan::{Action, Op, Plan, PlanInput, Step};
 use crate::policy::{Policy, Wait};
@@ -70,8 +71,14 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
 /// mapping beneath it.
 fn maps(input: &PlanInput<'_>, placements: &mut [Placement]) -> Vec<Extent> {
     let strategy = input.policy.strategy;
-    let limit = if strategy == Strategy::Faasnap { input.policy.bridge } else { u64::MAX };
     let one_layer = matches!(strategy, Strategy::Lazy | Strategy::Template);
+    // Huge pages have room in fresh memory only, which zero pages then have to be.
+    let huge = input.policy.huge_pages != HugePages::Off;
+    let limit = match strategy {
+        _ if one_layer => u64::MAX,
+        Strategy::Tiered if !huge => u64::MAX,
+        _ => input.policy.bridge,
+    };
     let extents = |layer, placements: &[Placement]| {
         let (memory, regions, images) = (input.memory, input.layout.regions(), input.images);
         Bridging { memory, regions, placements, images, one_layer, limit }.extents(layer)

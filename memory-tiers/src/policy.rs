@@ -129,8 +129,8 @@ pub struct Policy {
     pub threads: usize,
     /// Threads that answer faults, 1 or more.
     pub fault_threads: usize,
-    /// Longest gap of zero pages, in pages, that a mapping may bridge (`faasnap`; the others bridge
-    /// any), and that may be watched with its neighbours.
+    /// Longest gap of zero pages, in pages, that a mapping may bridge (`faasnap`, and
+    /// `tiered` with huge pages; the others bridge any), and that may be watched with its neighbours.
     pub bridge: u64,
     /// Mappings that the plan may use.
     pub max_mappings: usize,
