@@ -7,10 +7,9 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{Advice, fadvise, major, minor};
-use varve_snapshot::{PAGE_SIZE, chain};
+use varve_snapshot::PAGE_SIZE;
 
 use crate::sys::mmap::{HUGE_PAGE, Reservation};
-use crate::threads;
 
 /// Bytes that the kernel reads ahead at once, by default.
 const AHEAD: u64 = 128 << 10;
@@ -21,23 +20,10 @@ const SAMPLE: usize = 64;
 /// Bytes that are asked for at a time; of more than what it reads ahead the kernel leaves out the rest.
 pub(crate) const PIECE: u64 = AHEAD;
 
-/// Has the disk begin with these pieces, each the number of a file and its own in that file, from a
-/// thread: to ask for ten megabytes takes milliseconds. Nothing happens to what is in memory already.
-pub(crate) fn fetch(files: Vec<Option<File>>, pieces: Vec<(usize, u64)>) {
-    if pieces.is_empty() {
-        return;
-    }
-    let run = move || {
-        for (file, piece) in pieces {
-            let Some(file) = files.get(file).and_then(Option::as_ref) else { continue };
-            // Who cannot fetch ahead fetches on demand.
-            let _ = fadvise(file, piece * PIECE, NonZeroU64::new(PIECE), Advice::WillNeed);
-        }
-    };
-    if let Err(e) = threads::spawn("fetch", run) {
-        // Then pages are fetched as they are needed.
-        log::debug!("nothing is fetched ahead: {}", chain(&e));
-    }
+/// Has the disk begin with a piece of a file. Nothing happens to what is in memory already.
+pub(crate) fn fetch(file: &File, piece: u64) {
+    // Who cannot fetch ahead fetches on demand.
+    let _ = fadvise(file, piece * PIECE, NonZeroU64::new(PIECE), Advice::WillNeed);
 }
 
 /// Whether most of the given pages of a file, of which some are looked at, are in memory.
@@ -99,8 +85,7 @@ mod tests {
         if in_memory(&file, &pages).unwrap() {
             return println!("skipped: a file system that keeps all in memory");
         }
-        let pieces = (0..(4 << 20) / PIECE).map(|piece| (0, piece)).collect();
-        fetch(vec![Some(file.try_clone().unwrap())], pieces);
+        (0..(4 << 20) / PIECE).for_each(|piece| fetch(&file, piece));
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !in_memory(&file, &pages).unwrap() {
             assert!(std::time::Instant::now() < deadline, "what was fetched does not come");

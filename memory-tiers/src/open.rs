@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use varve_snapshot::{
     FlatFile, Image, ImageEntry, ImageId, ImageReader, MEMORY_FILE, ManifestReader, PAGE_SIZE,
-    PageClass, PageRange, Region, RegionMap, SnapshotError, Stored, layout,
+    PageClass, PageRange, Region, RegionMap, SnapshotError, Stored, chain, layout,
 };
 
 use crate::disk;
@@ -20,6 +20,7 @@ use crate::plan::{Plan, PlanInput};
 use crate::policy::Policy;
 use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
 use crate::strategy::{Strategy, is_hot};
+use crate::threads;
 
 /// Where images are that are not used from the snapshot's own files.
 pub trait Elsewhere {
@@ -158,16 +159,38 @@ pub(crate) fn open_image(
 }
 
 /// Has the disk begin with the images that hold nothing but what will be used, in the time that all
-/// that precedes the guest takes: piece by piece, in the order in which it will be used.
+/// that precedes the guest takes: piece by piece, in the order in which it will be used. A thread does
+/// that: to ask for ten megabytes takes milliseconds.
 fn fetch_packed(plan: &Plan, sources: &Sources) {
-    let packed =
-        |at: usize| plan.images.get(at).is_some_and(|i| i.tier == Tier::Local && !i.guest_layout);
+    let packed = |(image, source): (&ImageInfo, &Option<Arc<dyn PageSource>>)| {
+        let source = source.as_ref().filter(|_| image.tier == Tier::Local && !image.guest_layout);
+        source?.file()?.0.try_clone().ok()
+    };
+    let files: Vec<Option<File>> = plan.images.iter().zip(sources).map(packed).collect();
+    if files.iter().all(Option::is_none) {
+        return;
+    }
+    let layout = plan.layout.clone();
+    let run = move || {
+        for (image, piece) in pieces(&layout) {
+            if let Some(Some(file)) = files.get(image) {
+                disk::fetch(file, piece);
+            }
+        }
+    };
+    if let Err(e) = threads::spawn("fetch", run) {
+        // Then pages are fetched as they are needed.
+        log::debug!("nothing is fetched ahead: {}", chain(&e));
+    }
+}
+
+/// The pieces of images, by number, that hold hot pages, in the order of their first use.
+fn pieces(layout: &RegionMap) -> Vec<(usize, u64)> {
     let mut first_use: BTreeMap<(usize, u64), u32> = BTreeMap::new();
-    for region in plan.layout.regions().iter().filter(|region| is_hot(region)) {
-        let Some(stored) = region.stored.filter(|s| packed(usize::from(s.image.0))) else {
-            continue;
-        };
-        let (from, to) = (stored.page * PAGE_SIZE, stored.page * PAGE_SIZE + region.pages.len());
+    for region in layout.regions().iter().filter(|region| is_hot(region)) {
+        let Some(stored) = region.stored else { continue };
+        let from = stored.page * PAGE_SIZE;
+        let to = from + region.pages.len();
         for piece in from / disk::PIECE..to.div_ceil(disk::PIECE) {
             let rank = first_use.entry((usize::from(stored.image.0), piece)).or_insert(u32::MAX);
             *rank = region.rank.min(*rank);
@@ -175,9 +198,7 @@ fn fetch_packed(plan: &Plan, sources: &Sources) {
     }
     let mut pieces: Vec<_> = first_use.into_iter().map(|(piece, rank)| (rank, piece)).collect();
     pieces.sort();
-    let file = |source: &Arc<dyn PageSource>| source.file()?.0.try_clone().ok();
-    let files = sources.iter().map(|source| source.as_ref().and_then(file)).collect();
-    disk::fetch(files, pieces.into_iter().map(|(_, piece)| piece).collect());
+    pieces.into_iter().map(|(_, piece)| piece).collect()
 }
 
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the
@@ -304,5 +325,35 @@ fn layout_of(strategy: Strategy) -> &'static str {
         Strategy::Faasnap => layout::FAASNAP,
         Strategy::Tiered | Strategy::Auto => layout::TIERED,
         Strategy::Template => layout::TEMPLATE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_come_in_the_order_of_their_first_use() {
+        let per_piece = disk::PIECE / PAGE_SIZE;
+        let memory = [PageRange::new(0, 64 * disk::PIECE).unwrap()];
+        let region = |first: u64, pages: u64, image, page, rank| Region {
+            pages: PageRange::new(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap(),
+            class: if rank == varve_snapshot::NEVER {
+                PageClass::Cold
+            } else {
+                PageClass::ReadOnly
+            },
+            stored: Some(Stored { image: ImageId(image), page }),
+            rank,
+        };
+        let regions = vec![
+            region(0, 1, 1, 0, 9),
+            region(1, 2, 1, 1, 4),
+            region(9, 2, 2, per_piece - 1, 5),
+            region(20, 1, 3, 7, varve_snapshot::NEVER),
+            region(30, 1, 2, per_piece, 2),
+        ];
+        let layout = RegionMap::new(regions, &memory).unwrap();
+        assert_eq!(pieces(&layout), [(2, 1), (1, 0), (2, 0)]);
     }
 }

@@ -28,6 +28,13 @@ impl Classified {
         self.rank[at] != NEVER
     }
 
+    /// How many pages `next` is behind `last`, if that is at most `bridge` in one memory range.
+    pub(crate) fn gap(&self, last: &Extent, next: &Extent, bridge: u64) -> Option<u64> {
+        let end = last.first + last.pages;
+        let gap = next.first.checked_sub(end).filter(|gap| *gap <= bridge)?;
+        self.order.guest_pages(end - 1, gap + 2).map(|_| gap)
+    }
+
     /// Everything that is not zero.
     pub(crate) fn flat(&self) -> Vec<Extent> {
         let key =
@@ -112,11 +119,7 @@ impl Classified {
         if class == PageClass::Cold {
             return extents;
         }
-        let together = |last: &Extent, next: &Extent| {
-            let end = last.first + last.pages;
-            next.first - end <= bridge
-                && self.order.guest_pages(end - 1, next.first - end + 2).is_some()
-        };
+        let together = |last: &Extent, next: &Extent| self.gap(last, next, bridge).is_some();
         let mut groups: Vec<&[Extent]> = extents.chunk_by(together).collect();
         groups.sort_by_key(|group| group.iter().map(|e| e.rank).min());
         groups.concat()

@@ -69,20 +69,14 @@ impl<'a, 'f> Packer<'a, 'f> {
         let file = self.staging.create(&self.folder.join(name))?;
         let mut writer = ImageWriter::new(file, compression, self.chunk_pages);
         let mut regions = Vec::with_capacity(extents.len());
-        let mut last: Option<u64> = None;
+        let mut last: Option<&Extent> = None;
         for extent in extents {
             if extent.empty {
                 regions.extend(self.region(extent, None));
                 continue;
             }
-            let gap = last.and_then(|end| extent.first.checked_sub(end));
-            let one_range = |from| self.classified.order.guest_pages(from, extent.first - from + 1);
-            match (gap, last) {
-                (Some(gap), Some(end))
-                    if gap > 0 && gap <= bridge && one_range(end - 1).is_some() =>
-                {
-                    writer.skip(self.staging, gap)?;
-                }
+            match last.and_then(|last| self.classified.gap(last, extent, bridge)) {
+                Some(gap) if gap > 0 => writer.skip(self.staging, gap)?,
                 _ if extent.pages >= HUGE_PAGES && compression == Compression::None => {
                     let pages = self.classified.order.guest_pages(extent.first, 1);
                     let gfn = pages.map_or(0, |p| p.start() / PAGE_SIZE);
@@ -93,7 +87,7 @@ impl<'a, 'f> Packer<'a, 'f> {
             let page = writer.pages();
             self.copy(&mut writer, extent)?;
             regions.extend(self.region(extent, Some(Stored { image: id, page })));
-            last = Some(extent.first + extent.pages);
+            last = Some(extent);
         }
         let (image, stored_bytes) = writer.finish(self.staging, name)?;
         self.staging.rename_target(file, &self.folder.join(&image.entry.file));

@@ -137,3 +137,7 @@ fn load_number() -> sock_filter {
 fn line(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt, jf, k }
 }
+
+#[cfg(test)]
+#[path = "call_tests.rs"]
+mod tests;
