@@ -71,8 +71,8 @@ const PART: usize = 8;
 /// The filter that allows what any of `lists` allows, and does `otherwise` for all else.
 ///
 /// The kernel walks a new filter with each call's number (`seccomp_cache_prepare` in its
-/// kernel/seccomp.c), 450 times; a chain of all calls would take most of the time that a process needs
-/// to start. So the numbers are parted, and a search by halves leads to the right part.
+/// kernel/seccomp.c), 450 times; with a chain of all calls that is a good part of a process's start. So the
+/// numbers are parted, and a search by halves leads to the right part.
 pub fn allow(lists: &[&[Call]], otherwise: SeccompAction) -> Result<BpfProgram, BackendError> {
     let rules: Vec<_> = rules(lists)?.into_iter().collect();
     let parts = rules.chunks(PART).map(|part| {

@@ -79,13 +79,19 @@ fn an_event_that_found_no_buffer_comes_with_the_next() {
     assert_eq!(guest.resets(), 0);
 }
 
-#[test]
-fn calls_wait_for_a_guest_that_is_slow_to_take_the_event() {
+/// A restored guest that listens, and a host program that called it before it ran.
+fn called_early() -> (Guest, UnixStream) {
     let mut guest = restored(Guest::new());
     guest.listens.push(52);
-    let mut early = UnixStream::connect(guest.uds()).unwrap();
-    early.write_all(b"CONNECT 52\n").unwrap();
-    early.set_nonblocking(true).unwrap();
+    let mut socket = UnixStream::connect(guest.uds()).unwrap();
+    socket.write_all(b"CONNECT 52\n").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    (guest, socket)
+}
+
+#[test]
+fn calls_wait_for_a_guest_that_is_slow_to_take_the_event() {
+    let (mut guest, mut early) = called_early();
     assert_eq!(guest.resets(), 1);
     // Longer than a guest may take to accept.
     let start = Instant::now();
@@ -100,11 +106,7 @@ fn calls_wait_for_a_guest_that_is_slow_to_take_the_event() {
 
 #[test]
 fn a_driver_that_ignores_events_is_served_after_a_while() {
-    let mut guest = restored(Guest::new());
-    guest.listens.push(52);
-    let mut socket = UnixStream::connect(guest.uds()).unwrap();
-    socket.write_all(b"CONNECT 52\n").unwrap();
-    socket.set_nonblocking(true).unwrap();
+    let (mut guest, mut socket) = called_early();
     let start = Instant::now();
     while read_all(&mut socket).is_empty() {
         assert!(start.elapsed() < RESET_TIME * 4);
