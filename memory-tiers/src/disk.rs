@@ -1,10 +1,11 @@
 //! Files that are perhaps not in memory yet: looking whether they are, having the disk begin early, and
 //! how much of a file one touch brings in.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroU64;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::{Advice, fadvise, major, minor};
 use varve_snapshot::PAGE_SIZE;
@@ -20,10 +21,24 @@ const SAMPLE: usize = 64;
 /// Bytes that are asked for at a time; of more than what it reads ahead the kernel leaves out the rest.
 pub(crate) const PIECE: u64 = AHEAD;
 
-/// Has the disk begin with a piece of a file. Nothing happens to what is in memory already.
-pub(crate) fn fetch(file: &File, piece: u64) {
-    // Who cannot fetch ahead fetches on demand.
-    let _ = fadvise(file, piece * PIECE, NonZeroU64::new(PIECE), Advice::WillNeed);
+/// Pieces that are under way at once: enough for a disk to be busy, and few, because what the guest asks
+/// for meanwhile, and was not foreseen, waits behind them.
+const AT_ONCE: usize = 16;
+
+/// Has the disk bring pieces of files, in this order; nothing happens to what is in memory already.
+/// Returns when the last ones are under way.
+pub(crate) fn fetch<'a>(pieces: impl IntoIterator<Item = (&'a File, u64)>) {
+    let mut under_way = VecDeque::new();
+    for (file, piece) in pieces {
+        // Who cannot fetch ahead fetches on demand.
+        let _ = fadvise(file, piece * PIECE, NonZeroU64::new(PIECE), Advice::WillNeed);
+        under_way.push_back((file, (piece + 1) * PIECE - 1));
+        if under_way.len() > AT_ONCE
+            && let Some((file, last)) = under_way.pop_front()
+        {
+            let _ = file.read_at(&mut [0], last);
+        }
+    }
 }
 
 /// Whether most of the given pages of a file, of which some are looked at, are in memory.
@@ -85,7 +100,7 @@ mod tests {
         if in_memory(&file, &pages).unwrap() {
             return println!("skipped: a file system that keeps all in memory");
         }
-        (0..(4 << 20) / PIECE).for_each(|piece| fetch(&file, piece));
+        fetch((0..(4 << 20) / PIECE).map(|piece| (&file, piece)));
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !in_memory(&file, &pages).unwrap() {
             assert!(std::time::Instant::now() < deadline, "what was fetched does not come");

@@ -1,7 +1,7 @@
 //! From a snapshot to a plan and the sources that it needs: only the layouts and the images that the
 //! method uses are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -89,6 +89,9 @@ pub fn open(
     let images = infos(snapshot, elsewhere);
     let plan = |strategy: Strategy, name: &str| {
         let mut layout = snapshot.layout(name)?;
+        if strategy == Strategy::Tiered {
+            fetch_packed(snapshot, &layout, &images, elsewhere);
+        }
         let mapped = name == layout::TIERED && !policy.asks_for_cold();
         if mapped && has(snapshot, layout::TEMPLATE) {
             layout = cold_in_guest_layout(layout, &snapshot.layout(layout::TEMPLATE)?, &images);
@@ -108,9 +111,6 @@ pub fn open(
         if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
             *slot = Some(open_image(snapshot, image, info, plan.installs(), elsewhere)?);
         }
-    }
-    if plan.strategy == Strategy::Tiered {
-        fetch_packed(&plan, &sources);
     }
     plan.took = start.elapsed();
     Ok((plan, sources))
@@ -158,25 +158,31 @@ pub(crate) fn open_image(
     })
 }
 
-/// Has the disk begin with the images that hold nothing but what will be used, in the time that all
-/// that precedes the guest takes: piece by piece, in the order in which it will be used. A thread does
-/// that: to ask for ten megabytes takes milliseconds.
-fn fetch_packed(plan: &Plan, sources: &Sources) {
-    let packed = |(image, source): (&ImageInfo, &Option<Arc<dyn PageSource>>)| {
-        let source = source.as_ref().filter(|_| image.tier == Tier::Local && !image.guest_layout);
-        source?.file()?.0.try_clone().ok()
+/// Has the disk begin with the images that hold nothing but what will be used, while the plan is made
+/// and carried out: piece by piece, in the order in which it will be used. A thread does that: to ask
+/// for ten megabytes takes milliseconds.
+fn fetch_packed(
+    snapshot: &ManifestReader,
+    layout: &RegionMap,
+    images: &[ImageInfo],
+    elsewhere: &dyn Elsewhere,
+) {
+    let used: BTreeSet<ImageId> = used(layout).map(|(_, stored)| stored.image).collect();
+    let packed = |&id: &ImageId| {
+        let image = images.get(usize::from(id.0))?;
+        let here = image.tier == Tier::Local && image.mappable && !image.guest_layout;
+        let entry = snapshot.entry(id).ok().filter(|_| here)?;
+        let other = elsewhere.file(entry).and_then(Result::ok);
+        Some((id, other.or_else(|| snapshot.image_file(id).ok())?))
     };
-    let files: Vec<Option<File>> = plan.images.iter().zip(sources).map(packed).collect();
-    if files.iter().all(Option::is_none) {
+    let files: BTreeMap<ImageId, File> = used.iter().filter_map(packed).collect();
+    if files.is_empty() {
         return;
     }
-    let layout = plan.layout.clone();
+    let layout = layout.clone();
     let run = move || {
-        for (image, piece) in pieces(&layout) {
-            if let Some(Some(file)) = files.get(image) {
-                disk::fetch(file, piece);
-            }
-        }
+        let pieces = pieces(&layout);
+        disk::fetch(pieces.iter().filter_map(|(image, piece)| Some((files.get(image)?, *piece))));
     };
     if let Err(e) = threads::spawn("fetch", run) {
         // Then pages are fetched as they are needed.
@@ -184,15 +190,20 @@ fn fetch_packed(plan: &Plan, sources: &Sources) {
     }
 }
 
-/// The pieces of images, by number, that hold hot pages, in the order of their first use.
-fn pieces(layout: &RegionMap) -> Vec<(usize, u64)> {
-    let mut first_use: BTreeMap<(usize, u64), u32> = BTreeMap::new();
-    for region in layout.regions().iter().filter(|region| is_hot(region)) {
-        let Some(stored) = region.stored else { continue };
+/// What will be used, and where it is stored.
+fn used(layout: &RegionMap) -> impl Iterator<Item = (&Region, Stored)> {
+    let hot = |r: &&Region| matches!(r.class, PageClass::ReadOnly | PageClass::ReadWrite);
+    layout.regions().iter().filter(hot).filter_map(|region| Some((region, region.stored?)))
+}
+
+/// The pieces of images that hold such pages, in the order of their first use.
+fn pieces(layout: &RegionMap) -> Vec<(ImageId, u64)> {
+    let mut first_use: BTreeMap<(ImageId, u64), u32> = BTreeMap::new();
+    for (region, stored) in used(layout) {
         let from = stored.page * PAGE_SIZE;
         let to = from + region.pages.len();
         for piece in from / disk::PIECE..to.div_ceil(disk::PIECE) {
-            let rank = first_use.entry((usize::from(stored.image.0), piece)).or_insert(u32::MAX);
+            let rank = first_use.entry((stored.image, piece)).or_insert(u32::MAX);
             *rank = region.rank.min(*rank);
         }
     }
@@ -354,6 +365,7 @@ mod tests {
             region(30, 1, 2, per_piece, 2),
         ];
         let layout = RegionMap::new(regions, &memory).unwrap();
-        assert_eq!(pieces(&layout), [(2, 1), (1, 0), (2, 0)]);
+        let expected = [(2, 1), (1, 0), (2, 0)].map(|(image, piece)| (ImageId(image), piece));
+        assert_eq!(pieces(&layout), expected);
     }
 }

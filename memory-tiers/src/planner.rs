@@ -1,6 +1,7 @@
 //! Making a plan: regions are placed as the strategy says, put together to few mappings, cut down to
 //! the budget, and what is done ahead is put in order.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
@@ -180,9 +181,7 @@ fn operations(
     let mut ops: Vec<Op> = watches.iter().map(watch).collect();
     let mut watched = RangeSet::default();
     watches.iter().for_each(|&w| watched.insert(w));
-    // Only what was bridged can show what a mapping above it would.
-    let bridged = maps.iter().any(|map| map.members.len() > 1);
-    let mut laid = bridged.then(|| Overlay::new(memory));
+    let mut laid = may_repeat(maps).then(|| Overlay::new(memory));
     let mut bottom_up: Vec<&Extent> = maps.iter().collect();
     bottom_up.sort_by_key(|map| (height(map.layer), map.pages.start()));
     for map in bottom_up {
@@ -221,6 +220,17 @@ fn operations(
     // Stable: within a layer mappings come before copies, which write into them.
     ops.sort_by_key(|op| (height(op.layer), op.action != Action::Map, op.pages.start()));
     ops
+}
+
+/// Whether a mapping may show already what one above it would: only one that was bridged, of an image
+/// that both layers use.
+fn may_repeat(maps: &[Extent]) -> bool {
+    let bridged = maps.iter().filter(|map| map.members.len() > 1);
+    let below: BTreeSet<_> = bridged.map(|map| (map.from.image, height(map.layer))).collect();
+    let seen = |map: &Extent| {
+        below.iter().any(|&(image, at)| image == map.from.image && at < height(map.layer))
+    };
+    maps.iter().any(seen)
 }
 
 /// Puts what is done ahead in the order in which it will be needed.
