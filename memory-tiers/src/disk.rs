@@ -16,7 +16,7 @@ use crate::sys::mmap::{HUGE_PAGE, Reservation};
 const AHEAD: u64 = 128 << 10;
 
 /// Pages that are looked at to judge a file by.
-const SAMPLE: usize = 64;
+const SAMPLE: usize = 16;
 
 /// Bytes that are asked for at a time; of more than what it reads ahead the kernel leaves out the rest.
 pub(crate) const PIECE: u64 = AHEAD;

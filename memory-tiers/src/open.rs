@@ -1,7 +1,7 @@
 //! From a snapshot to a plan and the sources that it needs: only the layouts and the images that the
 //! method uses are read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -160,22 +160,27 @@ pub(crate) fn open_image(
 
 /// Has the disk begin with the images that hold nothing but what will be used, while the plan is made
 /// and carried out: piece by piece, in the order in which it will be used. A thread does that: to ask
-/// for ten megabytes takes milliseconds.
+/// for ten megabytes takes milliseconds. Images that are in memory need none.
 fn fetch_packed(
     snapshot: &ManifestReader,
     layout: &RegionMap,
     images: &[ImageInfo],
     elsewhere: &dyn Elsewhere,
 ) {
-    let used: BTreeSet<ImageId> = used(layout).map(|(_, stored)| stored.image).collect();
-    let packed = |&id: &ImageId| {
+    let mut used_pages: BTreeMap<ImageId, Vec<u64>> = BTreeMap::new();
+    for (_, stored) in used(layout) {
+        used_pages.entry(stored.image).or_default().push(stored.page);
+    }
+    let absent = |(id, pages): (ImageId, Vec<u64>)| {
         let image = images.get(usize::from(id.0))?;
         let here = image.tier == Tier::Local && image.mappable && !image.guest_layout;
         let entry = snapshot.entry(id).ok().filter(|_| here)?;
         let other = elsewhere.file(entry).and_then(Result::ok);
-        Some((id, other.or_else(|| snapshot.image_file(id).ok())?))
+        let file = other.or_else(|| snapshot.image_file(id).ok())?;
+        let absent = disk::in_memory(&file, &pages).is_ok_and(|there| !there);
+        absent.then_some((id, file))
     };
-    let files: BTreeMap<ImageId, File> = used.iter().filter_map(packed).collect();
+    let files: BTreeMap<ImageId, File> = used_pages.into_iter().filter_map(absent).collect();
     if files.is_empty() {
         return;
     }
