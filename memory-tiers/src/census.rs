@@ -28,7 +28,7 @@ pub struct ClassCensus {
 /// All classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Census {
-    /// Zero pages.
+    /// Zero pages; where the plan knows but what is hot, they count as cold.
     pub zero: ClassCensus,
     /// Read-only pages.
     pub ro: ClassCensus,

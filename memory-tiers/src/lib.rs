@@ -3,6 +3,7 @@
 //! This crate knows no vCPU, device or HTTP; it is tested on plain memory without a VM. The calls
 //! that map memory are in `sys` and nowhere else in the project.
 
+mod ahead;
 mod answer;
 mod away;
 mod bridge;
@@ -23,6 +24,7 @@ mod faults;
 mod guest_ram;
 mod handler;
 mod histogram;
+mod layouts;
 mod mechanisms;
 mod mispredict;
 mod offload;

@@ -12,7 +12,7 @@ use crate::overlay::{Overlay, Shown};
 use crate::plan::{Action, Op, Plan, PlanInput, Step};
 use crate::policy::{Policy, Wait};
 use crate::ranges::RangeSet;
-use crate::strategy::{How, Placement, Strategy, is_hot, place};
+use crate::strategy::{How, Placement, Strategy, place};
 use crate::sys::mmap::Ahead;
 
 /// The plan by a method that is not `auto`, of a layout that was checked.
@@ -251,7 +251,7 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
         if installed && placement.ahead.take().is_some() {
             placement.how = How::Copy;
         }
-        let copied = placement.how == How::Copy && is_hot(region) && plan.policy.stage2;
+        let copied = placement.how == How::Copy && region.is_hot() && plan.policy.stage2;
         if placement.ahead.is_some() || copied {
             let how = placement.ahead;
             steps.push(Step { pages: region.pages, how, class, rank });

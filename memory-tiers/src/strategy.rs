@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use varve_snapshot::{NEVER, PageClass, Region};
+use varve_snapshot::{PageClass, Region};
 
 use crate::guest_ram::HugePages;
 use crate::policy::{Policy, ReadOnlyPages, Wait};
@@ -103,11 +103,6 @@ pub(crate) struct Placement {
     pub ahead: Option<Ahead>,
 }
 
-/// Whether recorded invocations touched the region.
-pub(crate) fn is_hot(region: &Region) -> bool {
-    region.rank != NEVER || matches!(region.class, PageClass::ReadOnly | PageClass::ReadWrite)
-}
-
 /// What `policy`'s strategy (not `auto`) does with `region`, whose content is in `image`.
 pub(crate) fn place(region: &Region, image: Option<&ImageInfo>, policy: &Policy) -> Placement {
     let (how, ahead) = match image {
@@ -126,7 +121,7 @@ fn zero(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
         return (How::Base, None);
     }
     match policy.strategy {
-        Strategy::Reap if is_hot(region) && written => (How::Copy, None),
+        Strategy::Reap if region.is_hot() && written => (How::Copy, None),
         Strategy::Reap => (How::Fault, None),
         Strategy::Tiered | Strategy::Template if written => (How::Base, Some(Ahead::Write)),
         _ => (How::Base, None),
@@ -139,13 +134,13 @@ fn unmapped(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
     match policy.strategy {
         Strategy::Eager => (How::Copy, None),
         Strategy::Lazy => (How::Fault, None),
-        _ if is_hot(region) => (How::Copy, None),
+        _ if region.is_hot() => (How::Copy, None),
         _ => (How::Fault, None),
     }
 }
 
 fn mappable(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
-    let hot = is_hot(region);
+    let hot = region.is_hot();
     match policy.strategy {
         Strategy::Lazy if policy.pager.is_some() => (How::Fault, None),
         Strategy::Lazy | Strategy::Auto => (How::Map, None),

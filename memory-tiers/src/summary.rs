@@ -7,7 +7,7 @@ use varve_snapshot::{PAGE_SIZE, PageClass, Region};
 
 use crate::plan::{Action, Plan, Step};
 use crate::source::Tier;
-use crate::strategy::{How, Strategy, is_hot};
+use crate::strategy::{How, Strategy};
 use crate::sys::mmap::Ahead;
 
 /// What a restore should take, in nanoseconds.
@@ -123,7 +123,7 @@ impl Plan {
                 cost.in_place += self.remote_use(region) * region.pages.pages() as f64;
             }
             let fault = match (placement.how, placement.ahead) {
-                _ if !is_hot(region) => continue,
+                _ if !region.is_hot() => continue,
                 (How::Copy, _) | (_, Some(Ahead::Read | Ahead::Write)) => continue,
                 (How::Fault, _) => costs.paged_fault,
                 _ if region.class == PageClass::ReadWrite => costs.write_fault,

@@ -18,7 +18,11 @@ pub struct LayoutContent {
 impl LayoutContent {
     /// Opens a layout and every image that it takes pages from.
     pub fn open(manifest: &ManifestReader, layout: &str) -> Result<LayoutContent, SnapshotError> {
-        let map = manifest.layout(layout)?;
+        LayoutContent::of(manifest, manifest.layout(layout)?)
+    }
+
+    /// The same for any regions in the manifest's images.
+    pub fn of(manifest: &ManifestReader, map: RegionMap) -> Result<LayoutContent, SnapshotError> {
         let mut images = HashMap::new();
         for stored in map.regions().iter().filter_map(|r| r.stored) {
             if let Entry::Vacant(absent) = images.entry(stored.image) {

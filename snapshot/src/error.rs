@@ -136,6 +136,14 @@ pub enum FormatError {
         /// Why.
         source: RegionError,
     },
+    /// A layout's hot regions are listed apart, and are others.
+    #[error(
+        "layout {layout:?}: the hot regions that are listed apart are not those of its regions"
+    )]
+    HotRegions {
+        /// Name of the layout.
+        layout: String,
+    },
 }
 
 /// What can go wrong with a snapshot's files.

@@ -22,6 +22,9 @@ pub const STATE_FILE: &str = "state";
 /// Name of a flat snapshot's raw memory file, unless the state file names another.
 pub const MEMORY_FILE: &str = "memory";
 
+/// Name of the image of cold pages.
+pub const COLD_IMAGE: &str = "cold";
+
 /// Names of the layouts that `tier` makes.
 pub mod layout {
     /// Every page that is not zero, from the raw memory file.
@@ -34,6 +37,8 @@ pub mod layout {
     pub const TIERED: &str = "tiered";
     /// The four classes, from a file in guest layout: the raw memory file.
     pub const TEMPLATE: &str = "template";
+    /// Those whose hot regions can be read alone.
+    pub(super) const MAPPED: [&str; 2] = [TIERED, TEMPLATE];
 }
 
 /// A file that belongs to a snapshot.
@@ -112,6 +117,9 @@ impl Manifest {
         }
         for ((name, map), at) in self.layouts.iter().zip(0..) {
             file.required(codec::regions(at), codec::encode_regions(name, map)?);
+            if layout::MAPPED.contains(&name.as_str()) {
+                file.optional(codec::hot_regions(at), codec::encode_regions(name, &map.hot())?);
+            }
         }
         let bytes = file.finish();
         Self::from_bytes(&bytes).map(|_| bytes)
@@ -131,10 +139,14 @@ impl Manifest {
             Ok(Image { entry: entry.clone(), chunks })
         });
         let images = images.collect::<Result<_, ReadError>>()?;
-        let layouts =
-            head.layouts.iter().zip(0..).map(|(name, at)| {
-                Ok((name.clone(), codec::decode_regions(file, name, at, &head)?))
-            });
+        let layouts = head.layouts.iter().zip(0..).map(|(name, at)| {
+            let map = codec::decode_regions(file, name, at, &head)?;
+            let hot = codec::decode_hot_regions(file, name, at, &head)?;
+            if hot.is_some_and(|hot| hot != map.hot()) {
+                return Err(FormatError::HotRegions { layout: name.clone() }.into());
+            }
+            Ok((name.clone(), map))
+        });
         let layouts = layouts.collect::<Result<_, ReadError>>()?;
         let Head { vmm_version, state, parent, memory, recorded, .. } = head;
         Ok(Manifest { vmm_version, state, parent, memory, images, layouts, recorded })
@@ -266,11 +278,23 @@ impl ManifestReader {
 
     /// The region map of that name: checked, each stored page inside its image.
     pub fn layout(&self, name: &str) -> Result<RegionMap, SnapshotError> {
-        let Some(at) = self.head.layouts.iter().position(|l| l == name) else {
+        let (at, path) = (self.number(name)?, &self.path);
+        codec::decode_regions(&self.file, name, at, &self.head).map_err(|e| e.at(path))
+    }
+
+    /// Its hot regions, checked in the same way: as many as there are hot extents, however large the
+    /// guest is. None if they are not listed apart.
+    pub fn hot_regions(&self, name: &str) -> Result<Option<RegionMap>, SnapshotError> {
+        let (at, path) = (self.number(name)?, &self.path);
+        codec::decode_hot_regions(&self.file, name, at, &self.head).map_err(|e| e.at(path))
+    }
+
+    fn number(&self, layout: &str) -> Result<u16, SnapshotError> {
+        let at = self.head.layouts.iter().position(|l| l == layout);
+        at.and_then(|at| u16::try_from(at).ok()).ok_or_else(|| {
             let (path, known) = (self.path.clone(), self.head.layouts.join(", "));
-            return Err(SnapshotError::NoLayout { path, layout: name.into(), known });
-        };
-        codec::decode_regions(&self.file, name, at as u16, &self.head).map_err(|e| e.at(&self.path))
+            SnapshotError::NoLayout { path, layout: layout.into(), known }
+        })
     }
 
     /// The image of that number: what it is, and its chunks.

@@ -17,7 +17,7 @@ pub(crate) const MEMORY: SectionId = SectionId::new(2, 0);
 pub(crate) const IMAGES: SectionId = SectionId::new(3, 0);
 pub(crate) const LAYOUTS: SectionId = SectionId::new(4, 0);
 pub(crate) const RECORDED: SectionId = SectionId::new(5, 0);
-pub(crate) const KNOWN: [u16; 7] = [1, 2, 3, 4, 5, 6, 7];
+pub(crate) const KNOWN: [u16; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 pub(crate) const REGION_LEN: usize = 28;
 /// In place of an image: nothing is stored, all zero.
 pub(crate) const NO_IMAGE: u16 = u16::MAX;
@@ -30,6 +30,11 @@ pub(crate) const fn chunks(image: u16) -> SectionId {
 /// Regions of a layout.
 pub(crate) const fn regions(layout: u16) -> SectionId {
     SectionId::new(7, layout)
+}
+
+/// The hot ones of them, for restores that need no others.
+pub(crate) const fn hot_regions(layout: u16) -> SectionId {
+    SectionId::new(8, layout)
 }
 
 pub(crate) fn encode_info(manifest: &Manifest) -> Encoder {
@@ -144,17 +149,29 @@ pub(crate) fn decode_regions(
     at: u16,
     head: &Head,
 ) -> Result<RegionMap, ReadError> {
-    let body = file.required(regions(at), "regions")?;
-    let mut d = Decoder::new("regions", &body);
+    Ok(decode_map(&file.required(regions(at), "regions")?, name, head)?)
+}
+
+pub(crate) fn decode_hot_regions(
+    file: &Container,
+    name: &str,
+    at: u16,
+    head: &Head,
+) -> Result<Option<RegionMap>, ReadError> {
+    let Some(body) = file.optional(hot_regions(at))? else { return Ok(None) };
+    Ok(Some(decode_map(&body, name, head)?))
+}
+
+fn decode_map(body: &[u8], name: &str, head: &Head) -> Result<RegionMap, FormatError> {
+    let mut d = Decoder::new("regions", body);
     let records = d.records::<REGION_LEN>("regions")?;
     d.end()?;
     let mut list = Vec::with_capacity(records.len());
     for record in records {
         list.push(decode_region(record, &head.images)?);
     }
-    let layout = || name.to_owned();
-    Ok(RegionMap::new(list, &head.memory)
-        .map_err(|source| FormatError::Layout { layout: layout(), source })?)
+    RegionMap::new(list, &head.memory)
+        .map_err(|source| FormatError::Layout { layout: name.to_owned(), source })
 }
 
 fn decode_region(record: &[u8; REGION_LEN], images: &[ImageEntry]) -> Result<Region, FormatError> {

@@ -50,6 +50,13 @@ pub enum RegionError {
     Storage(PageRange, PageClass),
 }
 
+impl Region {
+    /// Whether recorded invocations touched it.
+    pub fn is_hot(&self) -> bool {
+        self.rank != NEVER || matches!(self.class, PageClass::ReadOnly | PageClass::ReadWrite)
+    }
+}
+
 /// A partition of guest memory into regions. Pages that no region names are [`PageClass::Zero`]. Clones
 /// share the regions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +103,45 @@ impl RegionMap {
             region.stored = other(region).or(region.stored);
         }
         self
+    }
+
+    /// The hot regions alone.
+    #[must_use]
+    pub fn hot(&self) -> RegionMap {
+        let hot = self.regions.iter().filter(|region| region.is_hot());
+        RegionMap { regions: Arc::new(hot.copied().collect()) }
+    }
+
+    /// Those of these regions that are `kept`, and all else of `memory` cold, zero or not: stored in
+    /// `image`, where each page of `memory` has its place.
+    #[must_use]
+    pub fn over(
+        &self,
+        image: ImageId,
+        memory: &[PageRange],
+        kept: impl Fn(&Region) -> bool,
+    ) -> RegionMap {
+        let mut own = self.regions.iter().filter(|region| kept(region)).peekable();
+        let mut regions = Vec::with_capacity(2 * self.regions.len() + memory.len());
+        // Page of the image that stands for the next one.
+        let mut page = 0;
+        for range in memory {
+            let mut at = range.start();
+            loop {
+                let next = own.next_if(|region| region.pages.end() <= range.end());
+                let end = next.map_or(range.end(), |region| region.pages.start());
+                if let Some(pages) = PageRange::inside(at, end.saturating_sub(at)) {
+                    let stored = Some(Stored { image, page });
+                    regions.push(Region { pages, class: PageClass::Cold, stored, rank: NEVER });
+                    page += pages.pages();
+                }
+                let Some(region) = next else { break };
+                regions.push(*region);
+                page += region.pages.pages();
+                at = region.pages.end();
+            }
+        }
+        RegionMap { regions: Arc::new(regions) }
     }
 
     /// The regions, by address.

@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
 use crate::flat::{FlatFile, scan};
 use crate::image::{Image, ImageEntry};
-use crate::manifest::{FileRef, MANIFEST_FILE, Manifest, Recorded, STATE_FILE, layout};
+use crate::manifest::{COLD_IMAGE, FileRef, MANIFEST_FILE, Manifest, Recorded, STATE_FILE, layout};
 use crate::packer::Packer;
 use crate::page::PAGE_SIZE;
 use crate::page_store::PageStore;
@@ -186,7 +186,7 @@ fn layouts(
         Some((store, file)) => packer.share("ro", &ro, store, file.clone())?,
     };
     tiered.extend(packer.pack("rw", &all.tiered(ReadWrite, 0), options.rw, 0)?);
-    tiered.extend(packer.pack("cold", &all.tiered(Cold, 0), options.cold, 0)?);
+    tiered.extend(packer.pack(COLD_IMAGE, &all.tiered(Cold, 0), options.cold, 0)?);
     let template = packer.in_place(&all.extents(), base);
 
     let split = all.reap();

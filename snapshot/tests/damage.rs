@@ -255,6 +255,24 @@ fn versions_and_unknown_sections_follow_the_rules() {
 }
 
 #[test]
+fn hot_regions_that_are_others_are_found() {
+    let (_, bytes, parse) = samples().swap_remove(1);
+    let table = bytes[32..].chunks(32).take(bytes[12].into());
+    let hot: Vec<usize> = table
+        .filter(|entry| entry[..2] == [8, 0])
+        .map(|entry| u64::from_le_bytes(entry[8..16].try_into().unwrap()) as usize)
+        .collect();
+    assert_eq!(hot.len(), 2, "those of tiered and template");
+    for at in hot {
+        let mut changed = bytes.clone();
+        // The rank of the first region, which is behind their number.
+        changed[at + 8 + 20] ^= 1;
+        let error = parse(&reseal(changed)).unwrap_err();
+        assert!(matches!(error, FormatError::HotRegions { .. }), "{error}");
+    }
+}
+
+#[test]
 fn names_stand_once() {
     let mut state = guest().0.state();
     state.blobs.push(state.blobs[0].clone());

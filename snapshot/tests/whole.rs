@@ -36,7 +36,7 @@ fn tiered(dir: &Path) {
     tier(&LocalFiles, &input, &options).unwrap();
 }
 
-/// Files that version 1.0 wrote. They must be read for ever; and as long as the version is 1.0, they
+/// Files of version 1.1. They must be read for ever; and as long as the version is 1.1, they
 /// are written like that, byte by byte. `VARVE_BLESS=1` writes them anew: with a new version, when pages are
 /// packed in another order, or when the LZ4 crate has come to compress otherwise.
 #[test]
@@ -69,8 +69,21 @@ fn golden_files_are_read_and_written() {
     assert_eq!(names, reader.layouts());
     for (name, map) in &manifest.layouts {
         assert_eq!(&reader.layout(name).unwrap(), map);
+        let listed = matches!(name.as_str(), layout::TIERED | layout::TEMPLATE);
+        assert_eq!(reader.hot_regions(name).unwrap(), listed.then(|| map.hot()));
     }
     // The images alone, without the raw memory, hold all of it.
+    assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
+}
+
+/// Files that version 1.0 wrote, which listed no hot regions apart.
+#[test]
+fn files_of_version_1_0_are_read() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-1.0");
+    assert_eq!(StateFile::read(&golden.join("state")).unwrap(), guest().state());
+    assert_eq!(Trace::read(&golden.join("trace")).unwrap(), trace());
+    let reader = ManifestReader::open(&golden).unwrap();
+    assert_eq!(reader.hot_regions(layout::TIERED).unwrap(), None);
     assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
 }
 

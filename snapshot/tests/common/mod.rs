@@ -95,7 +95,11 @@ impl Guest {
 
     /// All of guest memory as a layout has it, in flat order.
     pub fn read_back(&self, manifest: &ManifestReader, layout: &str) -> Vec<u8> {
-        let content = LayoutContent::open(manifest, layout).unwrap();
+        self.read(&LayoutContent::open(manifest, layout).unwrap())
+    }
+
+    /// All of memory as some regions say it is.
+    pub fn read(&self, content: &LayoutContent) -> Vec<u8> {
         let mut all = vec![0xaa; self.bytes.len()];
         let mut rest = all.as_mut_slice();
         for pages in &self.memory {

@@ -1,0 +1,98 @@
+//! Which layout of a tiered snapshot a method restores, and how much of it has to be read for that.
+
+use varve_snapshot::{
+    COLD_IMAGE, ImageId, ManifestReader, PAGE_SIZE, PageClass, Region, RegionMap, SnapshotError,
+    Stored, layout,
+};
+
+use crate::ahead::used;
+use crate::guest_ram::HugePages;
+use crate::policy::{Policy, ReadOnlyPages, Wait};
+use crate::source::ImageInfo;
+use crate::strategy::Strategy;
+
+/// The layout that a method restores this snapshot from. One in which all is in the raw memory file,
+/// too, but whose pages are known, tells more to the methods that use but that file.
+pub(crate) fn layout_for(snapshot: &ManifestReader, strategy: Strategy) -> &'static str {
+    match layout_of(strategy) {
+        layout::FLAT if has(snapshot, layout::TEMPLATE) => layout::TEMPLATE,
+        own => own,
+    }
+}
+
+pub(crate) fn has(snapshot: &ManifestReader, name: &str) -> bool {
+    snapshot.layouts().iter().any(|l| l == name)
+}
+
+/// The layout that is made for a method.
+fn layout_of(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::Lazy | Strategy::Eager => layout::FLAT,
+        Strategy::Reap => layout::REAP,
+        Strategy::Faasnap => layout::FAASNAP,
+        Strategy::Tiered | Strategy::Auto => layout::TIERED,
+        Strategy::Template => layout::TEMPLATE,
+    }
+}
+
+/// What is restored by layout `name`: where the raw memory file lies beneath all the rest, no more is
+/// read than what is hot.
+pub(crate) fn regions(
+    snapshot: &ManifestReader,
+    strategy: Strategy,
+    name: &str,
+    policy: &Policy,
+    images: &[ImageInfo],
+) -> Result<RegionMap, SnapshotError> {
+    if let Some(image) = beneath(strategy, policy, images)
+        && let Some(hot) = snapshot.hot_regions(name)?
+        && used(&hot).all(|(_, at)| images.get(usize::from(at.image.0)).is_some_and(|i| i.mappable))
+    {
+        let kept =
+            |region: &Region| region.class != PageClass::Cold || strategy != Strategy::Tiered;
+        return Ok(hot.over(image, snapshot.memory(), kept));
+    }
+    let layout = snapshot.layout(name)?;
+    let mapped = strategy == Strategy::Tiered && !policy.asks_for_cold();
+    if mapped && has(snapshot, layout::TEMPLATE) {
+        return Ok(cold_in_guest_layout(layout, &snapshot.layout(layout::TEMPLATE)?, images));
+    }
+    Ok(layout)
+}
+
+/// The raw memory file, if one mapping of it can lie beneath everything else: nothing is asked for or
+/// copied, and no fresh huge pages are to hold what is zero.
+fn beneath(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<ImageId> {
+    let cold = images.iter().find(|i| i.name == COLD_IMAGE && strategy == Strategy::Tiered);
+    let at = images.iter().position(|image| {
+        let near = cold.is_none_or(|cold| cold.mappable && image.tier <= cold.tier);
+        image.guest_layout && image.mappable && near
+    })?;
+    let copies = policy.wait >= Wait::Written || policy.read_only == ReadOnlyPages::Copied;
+    let maps = match strategy {
+        Strategy::Lazy | Strategy::Template => true,
+        Strategy::Tiered => !copies,
+        _ => false,
+    };
+    let only = maps && !policy.asks_for_cold() && policy.huge_pages == HugePages::Off;
+    u16::try_from(at).ok().filter(|_| only).map(ImageId)
+}
+
+/// The layout `tiered` with cold pages in the raw memory file, whose order is that of guest memory,
+/// where that is as near as their own image and both can be mapped: extents with others between them,
+/// which are laid over it, become one mapping.
+fn cold_in_guest_layout(tiered: RegionMap, whole: &RegionMap, images: &[ImageInfo]) -> RegionMap {
+    let info = |region: &Region| images.get(usize::from(region.stored?.image.0));
+    let mut others = whole.regions().iter().peekable();
+    tiered.restored(|region| {
+        let own = info(region).filter(|_| region.class == PageClass::Cold)?;
+        while others.next_if(|o| o.pages.end() <= region.pages.start()).is_some() {}
+        let other = others.peek().filter(|o| o.pages.contains(&region.pages))?;
+        let near = info(other)?;
+        if !(own.mappable && near.mappable && near.guest_layout && near.tier <= own.tier) {
+            return None;
+        }
+        let skip = (region.pages.start() - other.pages.start()) / PAGE_SIZE;
+        other.stored.map(|s| Stored { page: s.page + skip, ..s })
+    })
+}
