@@ -43,11 +43,16 @@ pub(crate) fn fetch<'a>(pieces: impl IntoIterator<Item = (&'a File, u64)>) {
 
 /// Whether most of the given pages of a file, of which some are looked at, are in memory.
 pub(crate) fn in_memory(file: &File, pages: &[u64]) -> io::Result<bool> {
+    let sample: Vec<u64> = pages.iter().step_by(pages.len() / SAMPLE + 1).copied().collect();
+    Ok(sample.is_empty() || absent(file, &sample)? * 2 < sample.len())
+}
+
+/// How many of the given pages of a file are not in memory. What is behind its end is not missed.
+fn absent(file: &File, pages: &[u64]) -> io::Result<usize> {
     let len = file.metadata()?.len() / PAGE_SIZE * PAGE_SIZE;
-    let sample = pages.iter().step_by(pages.len() / SAMPLE + 1);
-    let inside: Vec<u64> = sample.copied().filter(|page| page * PAGE_SIZE < len).collect();
+    let inside: Vec<u64> = pages.iter().copied().filter(|page| page * PAGE_SIZE < len).collect();
     if inside.is_empty() {
-        return Ok(true);
+        return Ok(0);
     }
     let len = usize::try_from(len).map_err(io::Error::other)?;
     let view = Reservation::new(len, HUGE_PAGE)?;
@@ -57,7 +62,7 @@ pub(crate) fn in_memory(file: &File, pages: &[u64]) -> io::Result<bool> {
         let found = view.in_core((page * PAGE_SIZE) as usize, PAGE_SIZE as usize)?;
         absent += usize::from(found.contains(&false));
     }
-    Ok(absent * 2 < inside.len())
+    Ok(absent)
 }
 
 /// Whether the kernel reads so far around a page of the file that a few touches of pages that nobody
@@ -101,6 +106,9 @@ mod tests {
             return println!("skipped: a file system that keeps all in memory");
         }
         fetch((0..(4 << 20) / PIECE).map(|piece| (&file, piece)));
+        // No more than the last ones are still under way.
+        let come = pages.len() - AT_ONCE * (PIECE / PAGE_SIZE) as usize;
+        assert_eq!(absent(&file, &pages[..come]).unwrap(), 0);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !in_memory(&file, &pages).unwrap() {
             assert!(std::time::Instant::now() < deadline, "what was fetched does not come");

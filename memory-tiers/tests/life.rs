@@ -11,8 +11,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use varve_memory_tiers::*;
 use varve_snapshot::{
-    Access, Compression, HostIdentity, LocalFiles, ManifestReader, Mechanism, PAGE_SIZE,
-    PageAccess, PageRange, StateFile, TierInput, TierOptions, Trace, tier,
+    Access, Compression, HostIdentity, LocalFiles, MANIFEST_FILE, ManifestReader, Mechanism,
+    PAGE_SIZE, PageAccess, PageRange, StateFile, TierInput, TierOptions, Trace, tier,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -309,6 +309,36 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
     }
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     assert_eq!(chosen(), Strategy::Tiered);
+}
+
+/// A layout that cannot be read does not matter to those that need no more of it than what is hot.
+#[test]
+fn only_hot_regions_are_read_where_the_memory_file_lies_beneath() {
+    let function = function();
+    let snapshot = tiered(&function, &[wrong(true, 0..LOW / 2)], Compression::None, "beneath");
+    let path = snapshot.join(MANIFEST_FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let table: Vec<Vec<u8>> =
+        bytes[32..].chunks(32).take(bytes[12].into()).map(<[u8]>::to_vec).collect();
+    for section in table.iter().filter(|section| section[0] == 7) {
+        let at = u64::from_le_bytes(section[8..16].try_into().unwrap()) as usize;
+        bytes[at] ^= 1;
+    }
+    std::fs::write(&path, bytes).unwrap();
+    for strategy in [Strategy::Lazy, Strategy::Template, Strategy::Tiered, Strategy::Auto] {
+        check(&function, &snapshot, &Policy::new(strategy));
+    }
+    let plain = Policy::new(Strategy::Tiered);
+    for policy in [
+        Policy::new(Strategy::Eager),
+        Policy { cold: ColdPages::Paged, ..plain.clone() },
+        Policy { wait: Wait::Written, ..plain.clone() },
+        Policy { read_only: ReadOnlyPages::Copied, ..plain.clone() },
+        Policy { huge_pages: HugePages::Transparent, ..plain },
+    ] {
+        let manifest = ManifestReader::open(&snapshot).unwrap();
+        assert!(open(&manifest, &policy, &()).is_err(), "{policy:?} needs all of it");
+    }
 }
 
 #[test]
