@@ -19,7 +19,7 @@ const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 
 /// The machine. The lab says that it is one, and that its clock counts instructions.
 pub fn machine() -> Result<MachineInfo> {
-    let lab = is_set("LAB");
+    let lab = is_lab();
     Ok(MachineInfo {
         host: if lab { Host::Lab } else { Host::Native },
         clock: if lab && is_set("LAB_ICOUNT") { Clock::Virtual } else { Clock::Real },
@@ -30,7 +30,11 @@ pub fn machine() -> Result<MachineInfo> {
     })
 }
 
-/// Whether the lab says so.
+/// Whether this is the lab: it says so.
+pub fn is_lab() -> bool {
+    is_set("LAB")
+}
+
 fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| value == "1")
 }

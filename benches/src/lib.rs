@@ -19,6 +19,7 @@ pub mod recorder;
 pub mod replay;
 pub mod report;
 pub mod session;
+pub mod settle;
 pub mod smaps;
 pub mod stats;
 pub mod summary;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use kvm_ioctls::{Kvm, VmFd};
 use varve_memory_tiers::Strategy;
 use varve_tests::images::root;
 
@@ -130,6 +131,7 @@ impl CompareArgs {
             let strategies = &self.strategy;
             shapes::Shapes { strategies, effort, folder: &folder }.run(session)?;
         }
+        let _neighbour = self.ways.contains(&Way::Machine).then(neighbour).transpose()?;
         let only_shapes = self.ways == [Way::Shapes];
         for function in functions.iter().filter(|_| !only_shapes) {
             let place = folder.join(function);
@@ -242,6 +244,14 @@ impl CompareArgs {
             },
         }
     }
+}
+
+/// A machine without anything in it. As long as there is one, KVM stays switched on, as it is on a host with
+/// other machines: the first machine makes it patch the scheduler and interrupt all processors, and so does
+/// the end of the last one.
+fn neighbour() -> Result<VmFd> {
+    let kvm = Kvm::new().context("/dev/kvm")?;
+    kvm.create_vm().context("cannot make a machine")
 }
 
 /// With holes; whole or not at all, and what is there already stays.

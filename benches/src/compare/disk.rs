@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::environment;
+
 const DEVICE: &str = "/dev/nullb0";
 
 /// The disk, mounted.
@@ -19,9 +21,8 @@ impl Disk {
     ///
     /// Outside of the lab, where it would meddle with the machine; if the kernel has no null_blk.
     pub fn make(gib: u64, delay_us: u64) -> Result<Disk> {
-        let lab = std::env::var_os("LAB").is_some_and(|value| value == "1");
         ensure!(
-            lab,
+            environment::is_lab(),
             "a slow disk is made in the lab only; name a folder on a real one by --folder"
         );
         ensure!(!Path::new(DEVICE).exists(), "{DEVICE} is there already");

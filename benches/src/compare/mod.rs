@@ -26,6 +26,7 @@ use crate::prepare::Prepared;
 use crate::progress::Progress;
 use crate::replay::{PageCache, cache};
 use crate::session::Session;
+use crate::settle::settle;
 use firecracker::Loaded;
 use machine::{Call, Running, Taken, Way, WrongAnswer};
 
@@ -174,6 +175,7 @@ impl Function<'_> {
                 PageCache::Warm => {}
             }
             *filled = at.cache == PageCache::Warm;
+            settle()?;
             let taken = self.measure(column, at, session)?;
             let base = *first.get_or_insert(record::overhead(&taken));
             of.record(&taken, base, &mut session.recorder)?;

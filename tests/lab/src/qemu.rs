@@ -21,8 +21,9 @@ const CPU: &str = "max,+svm,-cx16";
 const CPU_ICOUNT: &str = ",-erms,-fsrm";
 /// 2^1 ns of virtual time for each instruction.
 const ICOUNT: &str = "shift=1";
-/// Always: the console, no wait for a dead kernel, none of the costly checks at boot.
-const PARAMETERS: &str = "console=ttyS0 panic=-1 quiet nokaslr mitigations=off tsc=reliable \
+/// Always: the console, no wait for a dead kernel, none of the costly checks at boot, and programs at
+/// fixed addresses: QEMU finds translated code by its address, and would translate each process anew.
+const PARAMETERS: &str = "console=ttyS0 panic=-1 quiet nokaslr norandmaps mitigations=off tsc=reliable \
     no_timer_check audit=0 apparmor=0 init_on_alloc=0 random.trust_cpu=on nowatchdog \
     8250.nr_uarts=1 rdinit=/init";
 
