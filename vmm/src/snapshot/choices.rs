@@ -36,10 +36,9 @@ pub struct Choices {
     pub cold: ColdPages,
 
     /// What is made ready before the guest runs: nothing that need not be, written pages, or all
-    /// that was recorded
-    #[arg(long, value_name = "nothing|written|all", value_parser = word::<Wait>,
-          default_value = "nothing")]
-    pub wait: Wait,
+    /// that was recorded [default: nothing; all for tiered, template and auto on a single processor]
+    #[arg(long, value_name = "nothing|written|all", value_parser = word::<Wait>)]
+    pub wait: Option<Wait>,
 
     /// Threads that populate memory beside the guest
     #[arg(long, value_name = "N", default_value_t = 1,
@@ -77,7 +76,7 @@ impl Default for Choices {
             strategy: None,
             read_only: ReadOnlyPages::default(),
             cold: ColdPages::default(),
-            wait: Wait::default(),
+            wait: None,
             threads: 1,
             prefault: true,
             local_files: false,
@@ -91,15 +90,16 @@ impl Default for Choices {
 impl Choices {
     /// What the memory crate is told; `otherwise` is the strategy if none was chosen.
     pub fn policy(&self, otherwise: Strategy, huge_pages: HugePages) -> Policy {
+        let strategy = self.strategy.unwrap_or(otherwise);
         Policy {
             read_only: self.read_only,
             cold: self.cold,
-            wait: self.wait,
+            wait: self.wait.unwrap_or_else(|| Wait::suited(strategy)),
             threads: self.threads.into(),
             stage2: self.prefault,
             huge_pages,
             pager: self.pager.clone(),
-            ..Policy::new(self.strategy.unwrap_or(otherwise))
+            ..Policy::new(strategy)
         }
     }
 
@@ -162,6 +162,10 @@ mod tests {
         assert_eq!(none, Choices::default());
         let policy = none.policy(Strategy::Lazy, HugePages::Off);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Lazy, true));
+        assert_eq!(policy.wait, Wait::Nothing);
+        let tiered = Choices { strategy: Some(Strategy::Tiered), ..none };
+        let wait = tiered.policy(Strategy::Lazy, HugePages::Off).wait;
+        assert_eq!(wait, Wait::suited(Strategy::Tiered));
         let all = both(
             "--strategy tiered --read-only copied --cold paged --wait all --threads 3 --no-prefault \
              --local-files --pool-keys k --pool-transport tcp --pager p",
@@ -174,6 +178,7 @@ mod tests {
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Tiered, false));
         assert_eq!((policy.threads, policy.huge_pages), (3, HugePages::Transparent));
+        assert_eq!(policy.wait, Wait::All);
     }
 
     #[test]
