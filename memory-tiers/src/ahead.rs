@@ -21,6 +21,28 @@ pub(crate) fn fetch_packed(
     images: &[ImageInfo],
     elsewhere: &dyn Elsewhere,
 ) {
+    let files = absent(snapshot, layout, images, elsewhere);
+    if files.is_empty() {
+        return;
+    }
+    let layout = layout.clone();
+    let run = move || {
+        let pieces = pieces(&layout);
+        disk::fetch(pieces.iter().filter_map(|(image, piece)| Some((files.get(image)?, *piece))));
+    };
+    if let Err(e) = threads::spawn("fetch", run) {
+        // Then pages are fetched as they are needed.
+        log::debug!("nothing is fetched ahead: {}", chain(&e));
+    }
+}
+
+/// The packed images on a disk of this host that are mostly not in memory.
+fn absent(
+    snapshot: &ManifestReader,
+    layout: &RegionMap,
+    images: &[ImageInfo],
+    elsewhere: &dyn Elsewhere,
+) -> BTreeMap<ImageId, File> {
     let mut used_pages: BTreeMap<ImageId, Vec<u64>> = BTreeMap::new();
     for (_, stored) in used(layout) {
         used_pages.entry(stored.image).or_default().push(stored.page);
@@ -34,19 +56,7 @@ pub(crate) fn fetch_packed(
         let absent = disk::in_memory(&file, &pages).is_ok_and(|there| !there);
         absent.then_some((id, file))
     };
-    let files: BTreeMap<ImageId, File> = used_pages.into_iter().filter_map(absent).collect();
-    if files.is_empty() {
-        return;
-    }
-    let layout = layout.clone();
-    let run = move || {
-        let pieces = pieces(&layout);
-        disk::fetch(pieces.iter().filter_map(|(image, piece)| Some((files.get(image)?, *piece))));
-    };
-    if let Err(e) = threads::spawn("fetch", run) {
-        // Then pages are fetched as they are needed.
-        log::debug!("nothing is fetched ahead: {}", chain(&e));
-    }
+    used_pages.into_iter().filter_map(absent).collect()
 }
 
 /// What will be used, and where it is stored.
@@ -73,8 +83,60 @@ fn pieces(layout: &RegionMap) -> Vec<(ImageId, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Advice, fadvise, fstatfs};
+    use varve_snapshot::{
+        Access, HostIdentity, LocalFiles, Mechanism, PageAccess, PageRange, StateFile, TierInput,
+        TierOptions, Trace, layout, tier,
+    };
+
     use super::*;
-    use varve_snapshot::PageRange;
+    use crate::open::infos;
+
+    #[test]
+    fn only_what_is_not_in_memory_is_fetched() {
+        // On a disk, if there is one.
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (state, memory) = (dir.path().join("state"), dir.path().join("memory"));
+        let pages = 64;
+        std::fs::write(&memory, vec![7; (pages * PAGE_SIZE) as usize]).unwrap();
+        let file = StateFile {
+            vmm_version: "0.1.0".into(),
+            memory_file: Some("memory".into()),
+            config: b"{}".to_vec(),
+            host: HostIdentity::default(),
+            memory: vec![PageRange::new(0, pages * PAGE_SIZE).unwrap()],
+            dirty: None,
+            blobs: vec![],
+        };
+        file.write(&LocalFiles, &state).unwrap();
+        let read = (0..pages).map(|gfn| PageAccess {
+            gfn,
+            order: gfn as u32,
+            access: Access::READ,
+            invocation: 0,
+            runs: 1,
+            runs_written: 0,
+        });
+        let trace = Trace::new(Mechanism::UffdWp, 1, vec!["call".into()], read.collect()).unwrap();
+        let (out, traces) = (dir.path().join("tiered"), &[trace]);
+        let input = TierInput { state: &state, memory: &memory, traces, out: &out };
+        tier(&LocalFiles, &input, &TierOptions::default()).unwrap();
+
+        let snapshot = ManifestReader::open(&out).unwrap();
+        let layout = snapshot.layout(layout::TIERED).unwrap();
+        let images = infos(&snapshot, &());
+        let found = || absent(&snapshot, &layout, &images, &());
+        // What was just written is in memory.
+        assert!(found().is_empty());
+        let (_, stored) = used(&layout).next().unwrap();
+        let file = snapshot.image_file(stored.image).unwrap();
+        if fstatfs(&file).unwrap().f_type == libc::TMPFS_MAGIC {
+            return println!("skipped: /var/tmp is memory");
+        }
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        assert_eq!(found().into_keys().collect::<Vec<_>>(), [stored.image]);
+    }
 
     #[test]
     fn pieces_come_in_the_order_of_their_first_use() {
