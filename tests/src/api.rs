@@ -30,13 +30,23 @@ impl Vm {
             .stdin(Stdio::null())
             .stdout(File::create(dir.path().join("console")).unwrap());
         let mut vm = Vm::spawn(command, dir);
+        vm.wait_for_api();
+        vm
+    }
+
+    /// Waits until the control socket answers: a machine that was restored paused has been built.
+    /// The file alone says less, as it is there before anybody listens.
+    ///
+    /// # Panics
+    ///
+    /// If the machine ends before, or the socket does not come.
+    pub fn wait_for_api(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(vm.api()).is_err() {
-            assert!(vm.runs() && Instant::now() < deadline, "no socket: {}", vm.stderr());
+        while UnixStream::connect(self.api()).is_err() {
+            assert!(self.runs() && Instant::now() < deadline, "no socket: {}", self.stderr());
             // Benchmarks measure until here.
             std::thread::sleep(Duration::from_micros(200));
         }
-        vm
     }
 
     /// The control socket.

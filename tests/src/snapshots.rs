@@ -4,7 +4,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
@@ -88,18 +87,6 @@ impl VmBuilder {
 }
 
 impl Vm {
-    /// Waits until the control socket is there: a machine that was restored paused has been built.
-    ///
-    /// # Panics
-    ///
-    /// If the machine ends before.
-    pub fn wait_for_api(&mut self) {
-        while !self.api().exists() {
-            assert!(self.runs(), "{}", self.stderr());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     /// Snapshots the machine into a folder; with more options, separated by blanks.
     ///
     /// # Panics

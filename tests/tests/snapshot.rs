@@ -218,10 +218,7 @@ fn paused_until_told_and_snapshotted_paused() {
     drop(vm);
 
     let mut vm = Restoring::from(&at("a")).options("--paused").start();
-    while !vm.api().exists() {
-        assert!(vm.runs(), "{}", vm.stderr());
-        thread::sleep(Duration::from_millis(10));
-    }
+    vm.wait_for_api();
     stands(&vm);
     vm.control("PATCH", "/vm", &json!({ "state": "Resumed" }));
     wait_for_ticks(&vm, 1);

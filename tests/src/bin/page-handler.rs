@@ -50,7 +50,10 @@ struct Handler {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let listener = UnixListener::bind(&args[0]).unwrap();
+    // The socket gets its name when somebody listens: the name is what others wait for.
+    let unheard = format!("{}.new", args[0]);
+    let listener = UnixListener::bind(&unheard).unwrap();
+    std::fs::rename(unheard, &args[0]).unwrap();
     let (stream, _) = listener.accept().unwrap();
     let (mappings, uffd) = handshake(&stream);
     println!("{mappings:?}");
