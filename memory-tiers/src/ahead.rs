@@ -8,7 +8,7 @@ use varve_snapshot::{
 };
 
 use crate::disk;
-use crate::open::Elsewhere;
+use crate::open::{Elsewhere, file_of};
 use crate::source::{ImageInfo, Tier};
 use crate::threads;
 
@@ -50,9 +50,7 @@ fn absent(
     let absent = |(id, pages): (ImageId, Vec<u64>)| {
         let image = images.get(usize::from(id.0))?;
         let here = image.tier == Tier::Local && image.mappable && !image.guest_layout;
-        let entry = snapshot.entry(id).ok().filter(|_| here)?;
-        let other = elsewhere.file(entry).and_then(Result::ok);
-        let file = other.or_else(|| snapshot.image_file(id).ok())?;
+        let file = here.then(|| file_of(snapshot, id, elsewhere))??;
         let absent = disk::in_memory(&file, &pages).is_ok_and(|there| !there);
         absent.then_some((id, file))
     };

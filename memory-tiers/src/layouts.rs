@@ -65,8 +65,7 @@ pub(crate) fn regions(
 fn beneath(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<ImageId> {
     let cold = images.iter().find(|i| i.name == COLD_IMAGE && strategy == Strategy::Tiered);
     let at = images.iter().position(|image| {
-        let near = cold.is_none_or(|cold| cold.mappable && image.tier <= cold.tier);
-        image.guest_layout && image.mappable && near
+        image.guest_layout && image.mappable && cold.is_none_or(|cold| cold.mappable)
     })?;
     let copies = policy.wait >= Wait::Written || policy.read_only == ReadOnlyPages::Copied;
     let maps = match strategy {
@@ -79,8 +78,8 @@ fn beneath(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<
 }
 
 /// The layout `tiered` with cold pages in the raw memory file, whose order is that of guest memory,
-/// where that is as near as their own image and both can be mapped: extents with others between them,
-/// which are laid over it, become one mapping.
+/// where both it and their own image can be mapped: extents with others between them, which are laid
+/// over it, become one mapping.
 fn cold_in_guest_layout(tiered: RegionMap, whole: &RegionMap, images: &[ImageInfo]) -> RegionMap {
     let info = |region: &Region| images.get(usize::from(region.stored?.image.0));
     let mut others = whole.regions().iter().peekable();
@@ -89,7 +88,7 @@ fn cold_in_guest_layout(tiered: RegionMap, whole: &RegionMap, images: &[ImageInf
         while others.next_if(|o| o.pages.end() <= region.pages.start()).is_some() {}
         let other = others.peek().filter(|o| o.pages.contains(&region.pages))?;
         let near = info(other)?;
-        if !(own.mappable && near.mappable && near.guest_layout && near.tier <= own.tier) {
+        if !(own.mappable && near.mappable && near.guest_layout) {
             return None;
         }
         let skip = (region.pages.start() - other.pages.start()) / PAGE_SIZE;

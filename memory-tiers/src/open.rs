@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use varve_snapshot::{
     FlatFile, Image, ImageEntry, ImageId, ImageReader, MEMORY_FILE, ManifestReader, PageRange,
-    RegionMap, SnapshotError, Stored, layout,
+    READ_ONLY_IMAGE, RegionMap, SnapshotError, Stored, layout,
 };
 
 use crate::ahead::fetch_packed;
@@ -98,7 +98,7 @@ pub fn open(
     };
     let mut plan = match (policy.strategy, policy.huge_pages) {
         (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered, layout::TIERED)?,
-        (Strategy::Auto, _) => cheapest(snapshot, &images, plan)?,
+        (Strategy::Auto, _) => cheapest(snapshot, &images, elsewhere, plan)?,
         (strategy, _) => plan(strategy, layout_for(snapshot, strategy))?,
     };
     let mut sources: Sources = vec![None; images.len()];
@@ -119,6 +119,16 @@ pub(crate) fn infos(snapshot: &ManifestReader, elsewhere: &dyn Elsewhere) -> Vec
         elsewhere.info(entry, &local).unwrap_or(local)
     };
     snapshot.images().iter().map(info).collect()
+}
+
+/// The file that an image can be mapped from: another one, or the snapshot's own.
+pub(crate) fn file_of(
+    snapshot: &ManifestReader,
+    id: ImageId,
+    elsewhere: &dyn Elsewhere,
+) -> Option<File> {
+    let other = elsewhere.file(snapshot.entry(id).ok()?).and_then(Result::ok);
+    other.or_else(|| snapshot.image_file(id).ok())
 }
 
 /// Opens an image; `verified` if it is not only mapped, or read by the kernel straight to its place.
@@ -163,6 +173,7 @@ pub(crate) fn open_image(
 fn cheapest(
     snapshot: &ManifestReader,
     images: &[ImageInfo],
+    elsewhere: &dyn Elsewhere,
     plan: impl Fn(Strategy, &str) -> Result<Plan, TierError>,
 ) -> Result<Plan, TierError> {
     let tiered = has(snapshot, layout::TIERED);
@@ -171,8 +182,9 @@ fn cheapest(
         plans.push(plan(Strategy::Template, layout::TEMPLATE)?);
         plans.push(plan(Strategy::Lazy, layout::TEMPLATE)?);
     }
-    let alike = images.iter().all(|i| i.tier == Tier::Local);
-    if tiered && alike && plans.first().is_some_and(|template| !is_near(snapshot, template)) {
+    let alike = are_alike(images);
+    let near = |plan: &Plan| is_near(snapshot, images, elsewhere, plan);
+    if tiered && alike && plans.first().is_some_and(|template| !near(template)) {
         return plan(Strategy::Tiered, layout::TIERED);
     }
     if tiered && (plans.is_empty() || !alike) {
@@ -182,15 +194,30 @@ fn cheapest(
     best.ok_or_else(|| TierError::Plan("the snapshot is prepared for no method".into()))
 }
 
+/// Whether read-only pages are in the same place alone and in the raw memory file.
+fn are_alike(images: &[ImageInfo]) -> bool {
+    let whole = images.iter().find(|image| image.guest_layout && image.mappable);
+    let alone = images.iter().find(|image| image.name == READ_ONLY_IMAGE);
+    whole.is_some_and(|whole| alone.is_none_or(|alone| alone.tier == whole.tier))
+}
+
 /// Whether what a plan will need of the raw memory file is in memory. What cannot be told is taken to
 /// be.
-fn is_near(snapshot: &ManifestReader, template: &Plan) -> bool {
+fn is_near(
+    snapshot: &ManifestReader,
+    images: &[ImageInfo],
+    elsewhere: &dyn Elsewhere,
+    template: &Plan,
+) -> bool {
     let hot = template.layout.regions().iter().filter(|region| region.is_hot());
     let stored: Vec<Stored> = hot.filter_map(|region| region.stored).collect();
     let Some(image) = stored.first().map(|s| s.image) else { return true };
+    if images.get(usize::from(image.0)).is_some_and(|info| info.tier != Tier::Local) {
+        return true;
+    }
     let pages: Vec<u64> = stored.iter().filter(|s| s.image == image).map(|s| s.page).collect();
-    let looked = snapshot.image_file(image).map(|file| disk::in_memory(&file, &pages));
-    looked.is_ok_and(|found| found.unwrap_or(true))
+    let looked = file_of(snapshot, image, elsewhere).map(|file| disk::in_memory(&file, &pages));
+    looked.and_then(Result::ok).unwrap_or(true)
 }
 
 /// The plan for a flat snapshot: its raw memory file, of whose pages nothing is known but which of

@@ -118,7 +118,8 @@ fn copy_where_cheaper(maps: &mut Vec<Extent>, placements: &mut [Placement], inpu
 }
 
 /// Zero pages that will be written and that a mapping shows as holes of its file: for long runs a
-/// fresh mapping is cheaper than to copy pages out of holes.
+/// fresh mapping is cheaper than to copy pages out of holes. The guest waits for the mapping, and for
+/// the copies only if it is told to.
 fn clear_where_cheaper(
     regions: &[Region],
     maps: &[Extent],
@@ -126,7 +127,8 @@ fn clear_where_cheaper(
     policy: &Policy,
 ) -> Vec<usize> {
     let costs = &policy.costs;
-    let saved = costs.populate_write - costs.populate_fresh;
+    let share = if policy.wait == Wait::Nothing { costs.beside_share } else { 1.0 };
+    let saved = (costs.populate_write - costs.populate_fresh) * share;
     if !matches!(policy.strategy, Strategy::Template | Strategy::Tiered) {
         return Vec::new();
     }
@@ -243,7 +245,8 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
             _ => {}
         }
     }
-    let mut steps = Vec::new();
+    // Made without growing or scratch space: memory that is new to the process is what costs most here.
+    let mut steps = Vec::with_capacity(placements.len());
     for (region, placement) in plan.layout.regions().iter().zip(placements) {
         let (class, rank) = (region.class, region.rank);
         // What is installed is there.
@@ -257,7 +260,7 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
             steps.push(Step { pages: region.pages, how, class, rank });
         }
     }
-    steps.sort_by_key(turn);
+    steps.sort_unstable_by_key(|step| (turn(step), step.pages.start()));
     steps.dedup_by(|next, last| {
         let joins = last.pages.end() == next.pages.start()
             && (last.how, last.class) == (next.how, next.class)
@@ -274,7 +277,10 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
         (Some(how), Wait::Written) => how == Ahead::Write,
         (Some(_), Wait::All) => true,
     };
-    (plan.before, plan.beside) = steps.into_iter().partition(first);
+    (plan.before, plan.beside) = match plan.policy.wait {
+        Wait::Nothing => (Vec::new(), steps),
+        _ => steps.into_iter().partition(first),
+    };
     if plan.policy.stage2 {
         // What is ready early still wants stage-2, in its turn.
         let ready = plan.before.iter().map(|s| Step { how: None, ..*s });

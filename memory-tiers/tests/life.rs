@@ -11,8 +11,9 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use varve_memory_tiers::*;
 use varve_snapshot::{
-    Access, Compression, HostIdentity, LocalFiles, MANIFEST_FILE, ManifestReader, Mechanism,
-    PAGE_SIZE, PageAccess, PageRange, StateFile, TierInput, TierOptions, Trace, tier,
+    Access, Compression, HostIdentity, Image, ImageEntry, LocalFiles, MANIFEST_FILE,
+    ManifestReader, Mechanism, PAGE_SIZE, PageAccess, PageRange, StateFile, TierInput, TierOptions,
+    Trace, tier,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -309,6 +310,28 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
     }
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     assert_eq!(chosen(), Strategy::Tiered);
+    let manifest = ManifestReader::open(&snapshot).unwrap();
+    let published = Published(&["memory", "ro"]);
+    let (plan, _) = open(&manifest, &Policy::new(Strategy::Auto), &published).unwrap();
+    assert_eq!(plan.strategy, Strategy::Template, "no disk is asked");
+}
+
+/// Images that stand in memory that hosts share.
+struct Published(&'static [&'static str]);
+
+impl Elsewhere for Published {
+    fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
+        let there = self.0.contains(&entry.name.as_str());
+        there.then(|| ImageInfo { tier: Tier::Cxl, ..local.clone() })
+    }
+
+    fn open(
+        &self,
+        _image: &Image,
+        _info: &ImageInfo,
+    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
+        Ok(None)
+    }
 }
 
 /// A layout that cannot be read does not matter to those that need no more of it than what is hot.

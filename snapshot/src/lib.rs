@@ -63,8 +63,8 @@ pub use image::{Backing, Image, ImageEntry, ImageReader};
 pub use image_writer::{ImageWriter, is_zero};
 pub use inspect::{ImageSummary, Inspection, LayoutSummary, StateSummary, TierSummary, inspect};
 pub use manifest::{
-    COLD_IMAGE, FileRef, MANIFEST_FILE, MEMORY_FILE, Manifest, ManifestReader, Recorded,
-    STATE_FILE, layout,
+    COLD_IMAGE, FileRef, MANIFEST_FILE, MEMORY_FILE, Manifest, ManifestReader, READ_ONLY_IMAGE,
+    Recorded, STATE_FILE, layout,
 };
 pub use memmap::{draw_svg, draw_text};
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};

@@ -22,6 +22,8 @@ pub const STATE_FILE: &str = "state";
 /// Name of a flat snapshot's raw memory file, unless the state file names another.
 pub const MEMORY_FILE: &str = "memory";
 
+/// Name of the image of read-only pages.
+pub const READ_ONLY_IMAGE: &str = "ro";
 /// Name of the image of cold pages.
 pub const COLD_IMAGE: &str = "cold";
 

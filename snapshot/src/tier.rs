@@ -13,7 +13,9 @@ use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
 use crate::flat::{FlatFile, scan};
 use crate::image::{Image, ImageEntry};
-use crate::manifest::{COLD_IMAGE, FileRef, MANIFEST_FILE, Manifest, Recorded, STATE_FILE, layout};
+use crate::manifest::{
+    COLD_IMAGE, FileRef, MANIFEST_FILE, Manifest, READ_ONLY_IMAGE, Recorded, STATE_FILE, layout,
+};
 use crate::packer::Packer;
 use crate::page::PAGE_SIZE;
 use crate::page_store::PageStore;
@@ -182,8 +184,8 @@ fn layouts(
     let bridge = options.classify.bridge_pages.into();
     let ro = all.tiered(ReadOnly, bridge);
     let mut tiered = match store {
-        None => packer.pack("ro", &ro, Compression::None, bridge)?,
-        Some((store, file)) => packer.share("ro", &ro, store, file.clone())?,
+        None => packer.pack(READ_ONLY_IMAGE, &ro, Compression::None, bridge)?,
+        Some((store, file)) => packer.share(READ_ONLY_IMAGE, &ro, store, file.clone())?,
     };
     tiered.extend(packer.pack("rw", &all.tiered(ReadWrite, 0), options.rw, 0)?);
     tiered.extend(packer.pack(COLD_IMAGE, &all.tiered(Cold, 0), options.cold, 0)?);

@@ -7,15 +7,16 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use varve_tests::command::run;
 use varve_tests::images::varve;
 
 /// Runs it; its report.
-fn compare(dir: &Path, runs: &str) -> Value {
+fn compare(dir: &Path, store: &str, runs: &str) -> Value {
     let report = dir.join("report.json");
     let output = Command::new(varve().with_file_name("varve-bench"))
         .args(["compare", "--function", "hello", "--memory", "128M", "--runs", runs])
-        .args(["--strategy", "lazy,template", "--cache", "warm", "--input", "new", "--vms", "2"])
-        .args(["--ways", "machine"])
+        .args(["--strategy", "lazy,tiered", "--cache", "warm", "--input", "new", "--vms", "2"])
+        .args(["--ways", "machine", "--store", store])
         .arg("--monitor")
         .arg(format!("varve-api={}", varve().display()))
         .arg("--folder")
@@ -44,8 +45,10 @@ fn values(report: &Value, strategy: &str, name: &str) -> Vec<f64> {
 #[test]
 fn strategies_and_another_monitor_are_measured_and_resumed() {
     let dir = tempfile::Builder::new().prefix("varve-compare").tempdir().unwrap();
-    let first = compare(dir.path(), "1");
-    for who in ["lazy", "template", "varve-api"] {
+    let shared = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = format!("file:{}", shared.path().display());
+    let first = compare(dir.path(), &store, "1");
+    for who in ["lazy", "tiered", "varve-api"] {
         for name in ["to resumed", "to first answer", "warm answer", "memory of a machine (Pss)"] {
             let found = values(&first, who, name);
             assert!(found.len() == 1 && found[0] > 0.0, "{who} {name} {found:?}");
@@ -54,9 +57,15 @@ fn strategies_and_another_monitor_are_measured_and_resumed() {
     // The same machine comes back by the same means: as many faults, whoever counts them.
     let [lazy, other] = ["lazy", "varve-api"].map(|who| values(&first, who, "faults in all")[0]);
     assert!(lazy > 500.0 && other > lazy / 2.0 && other < lazy * 2.0, "{lazy} {other}");
-    assert!(values(&first, "template", "faults in all")[0] < lazy);
+    assert!(values(&first, "tiered", "faults in all")[0] < lazy);
+    let figures = first["figures"].as_array().unwrap();
+    assert!(figures.iter().all(|figure| figure["labels"]["store"] == store.as_str()));
+    // What was published is taken back, and freed.
+    let left = run(["tier", "status", &store, "--json"]);
+    assert_eq!(left.console.trim(), "[]", "{left:?}");
+    assert!(!dir.path().join("hello/snapshot/tiers.json").exists());
 
-    let second = compare(dir.path(), "2");
+    let second = compare(dir.path(), &store, "2");
     let [before, after] = [&first, &second].map(|r| values(r, "lazy", "to first answer"));
     assert_eq!(after.len(), 2);
     assert_eq!(before[0], after[0], "what was measured stays");

@@ -11,7 +11,7 @@ use varve_tests::images::root;
 
 use super::disk::Disk;
 use super::firecracker::Other;
-use super::{Column, Function, Input, NEW_INPUT, TIERED_INPUTS, WARM_INPUTS, shapes};
+use super::{Column, Function, Input, NEW_INPUT, TIERED_INPUTS, WARM_INPUTS, shapes, store};
 use crate::environment;
 use crate::parts::Effort;
 use crate::prepare::{Prepared, Recipe, functions};
@@ -89,6 +89,10 @@ pub struct CompareArgs {
     /// and for replays elsewhere (--folder)
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Shared tier, such as numa:1, that read-only pages and memory images are in while machines run, for
+    /// the methods that use one (tiered, template, auto); the others read the snapshot's own files
+    #[arg(long, value_name = "URI")]
+    store: Option<String>,
     /// Computing between two accesses of a replay, in nanoseconds
     #[arg(long, value_name = "NS", default_value_t = 4000)]
     compute: u64,
@@ -125,6 +129,9 @@ impl CompareArgs {
                 "{shown} is in memory, so its files are always cached: name another --folder, or \
                  --cache warm"
             );
+        }
+        if let Some(store) = &self.store {
+            store::ensure_in_memory(store)?;
         }
         let functions = self.functions(effort)?;
         if self.ways.contains(&Way::Shapes) {
@@ -197,6 +204,9 @@ impl CompareArgs {
             copy(place, keep)?;
         }
         if self.ways.contains(&Way::Machine) {
+            let store = self.store.as_deref();
+            let snapshot = prepared.snapshot();
+            let _published = store.map(|store| store::publish(&snapshot, store)).transpose()?;
             let function = Function {
                 name,
                 prepared: &prepared,
@@ -205,12 +215,14 @@ impl CompareArgs {
                 inputs: &self.input,
                 machines: &self.vms.iter().map(|&n| n.into()).collect::<Vec<usize>>(),
                 runs: effort.runs,
+                store,
             };
             function.run(&mut Progress::new("compare", function.steps()), session)?;
         }
         for &input in &self.input {
             if self.ways.contains(&Way::Replay) {
-                replay::compare(&self.replay(name, &prepared, input, effort), session)?;
+                let what = self.replay(name, &prepared, input, effort);
+                replay::compare(&[what], session)?;
             }
         }
         if self.ways.contains(&Way::Latency) {

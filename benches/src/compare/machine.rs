@@ -25,7 +25,14 @@ use crate::outside::{self, Outside};
 #[derive(Clone, Debug)]
 pub enum Way<'a> {
     /// By `varve restore`.
-    Varve(Strategy, &'a Path),
+    Varve {
+        /// The method.
+        strategy: Strategy,
+        /// Folder of the snapshot.
+        snapshot: &'a Path,
+        /// Images that are in a shared tier are used from there, and not from the snapshot's files.
+        tiers: bool,
+    },
     /// By the API of a monitor that takes Firecracker's place.
     Api(&'a Loaded),
 }
@@ -121,7 +128,7 @@ impl Running {
     pub fn start(way: &Way, call: &Call) -> Result<Running> {
         let mut began = Nanos(0);
         let process = Process::start(|folder| command(way, folder), || began = Nanos::now())?;
-        let reports = matches!(way, Way::Varve(..));
+        let reports = matches!(way, Way::Varve { .. });
         let mut running = Running { process, began, taken: Taken::default(), reports };
         let done = running.measure(way, call);
         done.with_context(|| running.process.story())?;
@@ -139,7 +146,7 @@ impl Running {
         self.taken.answered_ms = Nanos::now().ms_since(self.began);
         right(&reply, call)?;
         match way {
-            Way::Varve(..) => self.ask_counts(&api)?,
+            Way::Varve { .. } => self.ask_counts(&api)?,
             Way::Api(_) => self.count_from_outside(),
         }
         let start = Nanos::now();
@@ -223,11 +230,14 @@ fn command(way: &Way, folder: &Path) -> Command {
     let (uds, api) = sockets(folder);
     let mut command;
     match way {
-        Way::Varve(strategy, snapshot) => {
+        Way::Varve { strategy, snapshot, tiers } => {
             command = Command::new(varve());
             command.arg("restore").arg(snapshot).args(["--strategy", strategy.name()]);
             command.arg("--vsock").arg(uds).arg("--api-sock").arg(api);
             command.args(["--console", "off", "--json"]);
+            if !tiers {
+                command.arg("--local-files");
+            }
         }
         Way::Api(loaded) => command = loaded.command(folder),
     }

@@ -14,6 +14,7 @@ pub mod machine;
 mod process;
 pub mod record;
 pub mod shapes;
+pub mod store;
 
 use std::path::PathBuf;
 use std::thread;
@@ -102,6 +103,8 @@ pub struct Function<'a> {
     pub machines: &'a [usize],
     /// How often.
     pub runs: usize,
+    /// The shared tier that its images are in.
+    pub store: Option<&'a str>,
 }
 
 /// Under which conditions machines run.
@@ -115,6 +118,8 @@ pub struct Conditions<'a> {
     pub input: Input,
     /// Machines at once.
     pub machines: usize,
+    /// The shared tier that images are in.
+    pub store: Option<&'a str>,
 }
 
 impl Function<'_> {
@@ -136,7 +141,8 @@ impl Function<'_> {
             for round in 0..self.runs {
                 for &input in self.inputs {
                     for &machines in self.machines {
-                        let at = Conditions { function: self.name, cache, input, machines };
+                        let (function, store) = (self.name, self.store);
+                        let at = Conditions { function, cache, input, machines, store };
                         self.round(&at, round, &mut filled, progress, session)?;
                     }
                 }
@@ -203,7 +209,10 @@ impl Function<'_> {
     ) -> Result<Vec<Taken>> {
         let snapshot = self.prepared.snapshot();
         let way = match column {
-            Column::Strategy(strategy) => Way::Varve(*strategy, &snapshot),
+            Column::Strategy(strategy) => {
+                let tiers = self.store.is_some() && store::is_used_by(*strategy);
+                Way::Varve { strategy: *strategy, snapshot: &snapshot, tiers }
+            }
             Column::Other(_, loaded) => Way::Api(loaded),
         };
         let seed = at.input.seed();

@@ -46,14 +46,15 @@ pub struct Of(BTreeMap<&'static str, String>);
 
 /// Those of a column.
 pub fn series(at: &Conditions, column: &str) -> Of {
-    Of([
+    let labels = [
         ("function", at.function.to_owned()),
         ("strategy", column.to_owned()),
         ("page cache", at.cache.name().to_owned()),
         ("input", at.input.name().to_owned()),
         ("machines", at.machines.to_string()),
-    ]
-    .into())
+    ];
+    let store = at.store.map(|store| ("store", store.to_owned()));
+    Of(labels.into_iter().chain(store).collect())
 }
 
 /// The mean of several machines. What precedes the guest's first step is overhead in any case, also if
@@ -207,7 +208,7 @@ mod tests {
     #[test]
     fn machines_are_averaged_and_what_nobody_tells_is_left_out() {
         let (cache, input) = (PageCache::Cold, Input::New);
-        let at = Conditions { function: "f", cache, input, machines: 2 };
+        let at = Conditions { function: "f", cache, input, machines: 2, store: None };
         let mut recorder = Recorder::default();
         let of = series(&at, "reap");
         of.record(&[taken(1), taken(3)], 32.0, &mut recorder).unwrap();

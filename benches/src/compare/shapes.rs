@@ -82,7 +82,7 @@ impl Shapes<'_> {
                 ..Conditions::default()
             },
         };
-        compare(&what, session)
+        compare(&[what], session)
     }
 }
 
@@ -99,25 +99,26 @@ fn shape(size: u64, hot: f64) -> Shape {
 ///
 /// If it cannot be restored.
 pub fn latency(base: &Comparison, session: &mut Session) -> Result<()> {
-    for delay in LATENCIES {
-        for (how, read_only) in [
-            ("mapped", ReadOnlyPages::Mapped),
-            ("copied", ReadOnlyPages::Copied),
-            ("auto", ReadOnlyPages::Auto),
-        ] {
-            let mut labels = base.labels.clone();
-            labels.push(("latency (ns)", delay.to_string()));
-            labels.push(("read-only pages", how.into()));
-            let what = Comparison {
-                part: BY_LATENCY,
-                labels,
-                strategies: vec![Strategy::Tiered],
-                caches: vec![PageCache::Warm],
-                runs: base.runs,
-                conditions: Conditions { delay, read_only, ..base.conditions.clone() },
-            };
-            compare(&what, session)?;
+    let one = |delay: u64, how: &str, read_only: ReadOnlyPages| {
+        let mut labels = base.labels.clone();
+        labels.push(("latency (ns)", delay.to_string()));
+        labels.push(("read-only pages", how.into()));
+        Comparison {
+            part: BY_LATENCY,
+            labels,
+            strategies: vec![Strategy::Tiered],
+            caches: vec![PageCache::Warm],
+            runs: base.runs,
+            conditions: Conditions { delay, read_only, ..base.conditions.clone() },
         }
+    };
+    for delay in LATENCIES {
+        let ways = [
+            one(delay, "mapped", ReadOnlyPages::Mapped),
+            one(delay, "copied", ReadOnlyPages::Copied),
+            one(delay, "auto", ReadOnlyPages::Auto),
+        ];
+        compare(&ways, session)?;
     }
     Ok(())
 }

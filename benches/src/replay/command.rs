@@ -71,9 +71,7 @@ impl ReplayArgs {
         };
         let (strategies, caches) = (self.strategy.clone(), self.cache.clone());
         let labels = vec![("snapshot", name)];
-        compare(
-            &Comparison { part: "replay", labels, strategies, caches, runs, conditions },
-            session,
-        )
+        let part = "replay";
+        compare(&[Comparison { part, labels, strategies, caches, runs, conditions }], session)
     }
 }

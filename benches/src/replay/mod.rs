@@ -58,41 +58,19 @@ pub struct Comparison {
     pub conditions: Conditions,
 }
 
-/// Measures round by round: each strategy once, then each again.
+/// Measures round by round: each comparison and strategy once, then each again.
 ///
 /// # Errors
 ///
 /// If a run fails, or restores another snapshot's trace.
-pub fn compare(what: &Comparison, session: &mut Session) -> Result<()> {
-    let each = what.caches.len() * what.strategies.len();
-    let mut progress = Progress::new("replay", each * (what.runs + 1));
+pub fn compare(all: &[Comparison], session: &mut Session) -> Result<()> {
+    let steps = |what: &Comparison| what.caches.len() * what.strategies.len() * (what.runs + 1);
+    let mut progress = Progress::new("replay", all.iter().map(steps).sum());
+    let runs = all.iter().map(|what| what.runs).max().unwrap_or(0);
     // A round that does not count: the program comes into the page cache.
-    for round in 0..=what.runs {
-        for &cache in &what.caches {
-            let mut base: Option<Base> = None;
-            if cache == PageCache::Warm {
-                cache::fill(&what.conditions.snapshot)?;
-            }
-            for &strategy in &what.strategies {
-                progress.step(&format!("{} {strategy} {}", what.name(), cache.name()));
-                let known = what.known(round.max(1) - 1, cache, strategy, &session.recorder);
-                if let Some(known) = known {
-                    // Measured before the run was cut short that this one goes on with.
-                    base.get_or_insert(known);
-                    continue;
-                }
-                if cache == PageCache::Cold {
-                    cache::drop(&what.conditions.snapshot)?;
-                }
-                let ran = run(&Conditions { strategy, ..what.conditions.clone() })
-                    .with_context(|| format!("{}, strategy {strategy}", what.name()))?;
-                let own = Base { overhead: overhead(&ran), total: ran.end_us };
-                let base = *base.get_or_insert(own);
-                if round > 0 {
-                    what.record(cache, strategy, &ran, base, &mut session.recorder)?;
-                    session.save()?;
-                }
-            }
+    for round in 0..=runs {
+        for what in all.iter().filter(|what| round <= what.runs) {
+            what.round(round, &mut progress, session)?;
         }
     }
     Ok(())
@@ -134,6 +112,37 @@ struct Base {
 }
 
 impl Comparison {
+    /// Each strategy once; what round 0 takes is not recorded.
+    fn round(&self, round: usize, progress: &mut Progress, session: &mut Session) -> Result<()> {
+        for &cache in &self.caches {
+            let mut base: Option<Base> = None;
+            if cache == PageCache::Warm {
+                cache::fill(&self.conditions.snapshot)?;
+            }
+            for &strategy in &self.strategies {
+                progress.step(&format!("{} {strategy} {}", self.name(), cache.name()));
+                let known = self.known(round.max(1) - 1, cache, strategy, &session.recorder);
+                if let Some(known) = known {
+                    // Measured before the run was cut short that this one goes on with.
+                    base.get_or_insert(known);
+                    continue;
+                }
+                if cache == PageCache::Cold {
+                    cache::drop(&self.conditions.snapshot)?;
+                }
+                let ran = run(&Conditions { strategy, ..self.conditions.clone() })
+                    .with_context(|| format!("{}, strategy {strategy}", self.name()))?;
+                let own = Base { overhead: overhead(&ran), total: ran.end_us };
+                let base = *base.get_or_insert(own);
+                if round > 0 {
+                    self.record(cache, strategy, &ran, base, &mut session.recorder)?;
+                    session.save()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What was measured in an earlier round, from 0.
     fn known(
         &self,

@@ -61,7 +61,7 @@ pub fn goals(reports: &[Report]) -> Vec<Goal> {
             [(record::PART, "machines"), ("replay", "replay"), (shapes::BY_SIZE, "replay")]
         {
             let part = Part { report, name };
-            let mut goals = Goals { part, from: from(report, shown), all: Vec::new() };
+            let mut goals = Goals { part, from: from(part, shown), all: Vec::new() };
             match name {
                 shapes::BY_SIZE => goals.by_size(),
                 _ => goals.overheads(),
@@ -80,13 +80,15 @@ pub fn goals(reports: &[Report]) -> Vec<Goal> {
 }
 
 /// `machines, lab`.
-fn from(report: &Report, shown: &str) -> String {
-    let host = match report.machine.host {
+fn from(part: Part, shown: &str) -> String {
+    let machine = &part.report.machine;
+    let host = match machine.host {
         Host::Native => "native",
         Host::Lab => "lab",
     };
-    let clock = if report.machine.clock == Clock::Virtual { ", virtual time" } else { "" };
-    format!("{shown}, {host}{clock}")
+    let clock = if machine.clock == Clock::Virtual { ", virtual time" } else { "" };
+    let store = part.values("store").first().map(|store| format!(", images in {store}"));
+    format!("{shown}, {host}{clock}{}", store.unwrap_or_default())
 }
 
 impl Goals<'_> {

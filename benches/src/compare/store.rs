@@ -1,0 +1,62 @@
+//! A shared tier, such as CXL memory: it holds a function's images while the function is measured.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use varve_memory_tiers::Strategy;
+
+use crate::demo::command::{output, words};
+use crate::environment;
+
+/// A snapshot whose images are in a store; they are taken back when this is dropped.
+#[derive(Debug)]
+pub struct Published<'a> {
+    snapshot: PathBuf,
+    store: &'a str,
+}
+
+/// Whether a method takes images from a shared tier. The literature's read the snapshot's own files.
+pub fn is_used_by(strategy: Strategy) -> bool {
+    matches!(strategy, Strategy::Tiered | Strategy::Template | Strategy::Auto)
+}
+
+/// Refuses a store of files on a disk: nothing would drop them from the page cache, and a cold run would
+/// be none.
+///
+/// # Errors
+///
+/// If it is one, or its folder cannot be made.
+pub fn ensure_in_memory(store: &str) -> Result<()> {
+    let folder = match store.split_once(':') {
+        None => store,
+        Some(("file", folder)) => folder,
+        Some(_) => return Ok(()),
+    };
+    std::fs::create_dir_all(folder).with_context(|| format!("--store {folder}"))?;
+    ensure!(
+        environment::is_in_memory(Path::new(folder)),
+        "--store {folder}: it is on a disk; name a folder in memory, numa:NODE, dax:DIR or devdax:DEVICE"
+    );
+    Ok(())
+}
+
+/// Publishes what the methods use: read-only pages for `tiered`, the whole memory for `template`.
+///
+/// # Errors
+///
+/// If the store does not take it.
+pub fn publish<'a>(snapshot: &Path, store: &'a str) -> Result<Published<'a>> {
+    let images = words!["--image", "ro", "--image", "memory"];
+    output(words!["tier", "publish", snapshot, "--to", store].into_iter().chain(images))?;
+    Ok(Published { snapshot: snapshot.into(), store })
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        let taken = output(words!["tier", "revoke", &self.snapshot]);
+        let freed = taken.and_then(|_| output(words!["tier", "gc", self.store]));
+        if let Err(error) = freed {
+            eprintln!("{}: its images stay in the store: {error:#}", self.snapshot.display());
+        }
+    }
+}
