@@ -25,3 +25,14 @@ pub mod stats;
 pub mod summary;
 pub mod table;
 pub mod tune;
+
+/// How a program of this package ends: what failed goes to standard error, in a line.
+pub fn end(program: &str, done: anyhow::Result<()>) -> std::process::ExitCode {
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

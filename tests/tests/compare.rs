@@ -70,3 +70,13 @@ fn strategies_and_another_monitor_are_measured_and_resumed() {
     assert_eq!(after.len(), 2);
     assert_eq!(before[0], after[0], "what was measured stays");
 }
+
+#[test]
+fn tuning_is_found_under_tiers() {
+    let help = run(["tier", "tune", "--help"]);
+    assert_eq!(help.code, Some(0), "{help:?}");
+    assert!(help.console.contains("Usage: varve-bench tune"), "{help:?}");
+    let bad = run(["tier", "tune", "/nowhere", "--trace", "/nowhere/trace"]);
+    assert_eq!(bad.code, Some(1), "{bad:?}");
+    assert!(bad.stderr.contains("/nowhere"), "{bad:?}");
+}

@@ -1,6 +1,7 @@
 //! `varve-bench`: measures, shows a table, saves a report.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -115,8 +116,11 @@ Examples:
 const RUNS: u16 = 5;
 const QUICK_RUNS: u16 = 2;
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    varve_benches::end("varve-bench", run(Cli::parse()))
+}
+
+fn run(cli: Cli) -> Result<()> {
     match cli.command {
         None => {
             let mut session = Session::begin(cli.part.name(), cli.how.json.clone())?;

@@ -1,6 +1,7 @@
 //! `varve-demo`: shows the whole life of a function, and compares the restore strategies.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -42,8 +43,11 @@ struct Cli {
 
 const RUNS: u16 = 3;
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    varve_benches::end("varve-demo", run(Cli::parse()))
+}
+
+fn run(cli: Cli) -> Result<()> {
     let options = Options {
         strategies: if cli.quick { QUICK_STRATEGIES.to_vec() } else { STRATEGIES.to_vec() },
         runs: cli.runs.unwrap_or(if cli.quick { 1 } else { RUNS }).into(),

@@ -2,6 +2,7 @@
 
 mod devices;
 mod images;
+mod tune;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -46,6 +47,9 @@ pub enum TierCommand {
     Revoke(images::RevokeArgs),
     /// Free what neither a snapshot nor a machine uses, and what killed processes left
     Gc(images::GcArgs),
+    /// Find the options of tiering and restoring that suit a function, by replays
+    #[command(disable_help_flag = true)]
+    Tune(tune::TuneArgs),
 }
 
 /// Carries the command out.
@@ -58,5 +62,6 @@ pub fn main(command: TierCommand) -> Result<ExitCode, Box<dyn Error>> {
         TierCommand::Status(args) => images::status(&args),
         TierCommand::Revoke(args) => images::revoke(&args),
         TierCommand::Gc(args) => images::gc(&args),
+        TierCommand::Tune(args) => tune::main(&args),
     }
 }
