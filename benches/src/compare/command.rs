@@ -11,6 +11,7 @@ use varve_tests::images::root;
 
 use super::disk::Disk;
 use super::firecracker::Other;
+use super::settings::Settings;
 use super::{Column, Function, Input, NEW_INPUT, TIERED_INPUTS, WARM_INPUTS, shapes, store};
 use crate::environment;
 use crate::parts::Effort;
@@ -89,10 +90,8 @@ pub struct CompareArgs {
     /// and for replays elsewhere (--folder)
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Shared tier, such as numa:1, that read-only pages and memory images are in while machines run, for
-    /// the methods that use one (tiered, template, auto); the others read the snapshot's own files
-    #[arg(long, value_name = "URI")]
-    store: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
     /// Computing between two accesses of a replay, in nanoseconds
     #[arg(long, value_name = "NS", default_value_t = 4000)]
     compute: u64,
@@ -130,7 +129,7 @@ impl CompareArgs {
                  --cache warm"
             );
         }
-        if let Some(store) = &self.store {
+        if let Some(store) = &self.settings.store {
             store::ensure_in_memory(store)?;
         }
         let functions = self.functions(effort)?;
@@ -204,7 +203,7 @@ impl CompareArgs {
             copy(place, keep)?;
         }
         if self.ways.contains(&Way::Machine) {
-            let store = self.store.as_deref();
+            let store = self.settings.store.as_deref();
             let snapshot = prepared.snapshot();
             let _published = store.map(|store| store::publish(&snapshot, store)).transpose()?;
             let function = Function {
@@ -215,7 +214,7 @@ impl CompareArgs {
                 inputs: &self.input,
                 machines: &self.vms.iter().map(|&n| n.into()).collect::<Vec<usize>>(),
                 runs: effort.runs,
-                store,
+                settings: &self.settings,
             };
             function.run(&mut Progress::new("compare", function.steps()), session)?;
         }

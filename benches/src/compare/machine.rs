@@ -30,8 +30,8 @@ pub enum Way<'a> {
         strategy: Strategy,
         /// Folder of the snapshot.
         snapshot: &'a Path,
-        /// Images that are in a shared tier are used from there, and not from the snapshot's files.
-        tiers: bool,
+        /// More options.
+        options: Vec<String>,
     },
     /// By the API of a monitor that takes Firecracker's place.
     Api(&'a Loaded),
@@ -230,14 +230,11 @@ fn command(way: &Way, folder: &Path) -> Command {
     let (uds, api) = sockets(folder);
     let mut command;
     match way {
-        Way::Varve { strategy, snapshot, tiers } => {
+        Way::Varve { strategy, snapshot, options } => {
             command = Command::new(varve());
             command.arg("restore").arg(snapshot).args(["--strategy", strategy.name()]);
             command.arg("--vsock").arg(uds).arg("--api-sock").arg(api);
-            command.args(["--console", "off", "--json"]);
-            if !tiers {
-                command.arg("--local-files");
-            }
+            command.args(["--console", "off", "--json"]).args(options);
         }
         Way::Api(loaded) => command = loaded.command(folder),
     }

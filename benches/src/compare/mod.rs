@@ -13,6 +13,7 @@ pub mod machine;
 
 mod process;
 pub mod record;
+pub mod settings;
 pub mod shapes;
 pub mod store;
 
@@ -30,6 +31,7 @@ use crate::session::Session;
 use crate::settle::settle;
 use firecracker::Loaded;
 use machine::{Call, Running, Taken, Way, WrongAnswer};
+use settings::Settings;
 
 /// Inputs that warm a function up before its snapshot.
 pub const WARM_INPUTS: [u64; 2] = [1, 2];
@@ -103,8 +105,8 @@ pub struct Function<'a> {
     pub machines: &'a [usize],
     /// How often.
     pub runs: usize,
-    /// The shared tier that its images are in.
-    pub store: Option<&'a str>,
+    /// What holds for all machines.
+    pub settings: &'a Settings,
 }
 
 /// Under which conditions machines run.
@@ -118,8 +120,8 @@ pub struct Conditions<'a> {
     pub input: Input,
     /// Machines at once.
     pub machines: usize,
-    /// The shared tier that images are in.
-    pub store: Option<&'a str>,
+    /// What holds for all of them.
+    pub settings: &'a Settings,
 }
 
 impl Function<'_> {
@@ -141,8 +143,8 @@ impl Function<'_> {
             for round in 0..self.runs {
                 for &input in self.inputs {
                     for &machines in self.machines {
-                        let (function, store) = (self.name, self.store);
-                        let at = Conditions { function, cache, input, machines, store };
+                        let (function, settings) = (self.name, self.settings);
+                        let at = Conditions { function, cache, input, machines, settings };
                         self.round(&at, round, &mut filled, progress, session)?;
                     }
                 }
@@ -210,8 +212,8 @@ impl Function<'_> {
         let snapshot = self.prepared.snapshot();
         let way = match column {
             Column::Strategy(strategy) => {
-                let tiers = self.store.is_some() && store::is_used_by(*strategy);
-                Way::Varve { strategy: *strategy, snapshot: &snapshot, tiers }
+                let options = self.settings.options(*strategy);
+                Way::Varve { strategy: *strategy, snapshot: &snapshot, options }
             }
             Column::Other(_, loaded) => Way::Api(loaded),
         };

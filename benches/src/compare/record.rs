@@ -53,8 +53,7 @@ pub fn series(at: &Conditions, column: &str) -> Of {
         ("input", at.input.name().to_owned()),
         ("machines", at.machines.to_string()),
     ];
-    let store = at.store.map(|store| ("store", store.to_owned()));
-    Of(labels.into_iter().chain(store).collect())
+    Of(labels.into_iter().chain(at.settings.labels()).collect())
 }
 
 /// The mean of several machines. What precedes the guest's first step is overhead in any case, also if
@@ -178,6 +177,7 @@ fn optional(taken: &[Taken], what: impl Fn(&Taken) -> Option<f64>) -> Option<f64
 mod tests {
     use super::*;
     use crate::compare::Input;
+    use crate::compare::settings::Settings;
     use crate::demo::said::ByAccess;
     use crate::outside::Outside;
     use crate::replay::PageCache;
@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn machines_are_averaged_and_what_nobody_tells_is_left_out() {
         let (cache, input) = (PageCache::Cold, Input::New);
-        let at = Conditions { function: "f", cache, input, machines: 2, store: None };
+        let settings = &Settings::default();
+        let at = Conditions { function: "f", cache, input, machines: 2, settings };
         let mut recorder = Recorder::default();
         let of = series(&at, "reap");
         of.record(&[taken(1), taken(3)], 32.0, &mut recorder).unwrap();

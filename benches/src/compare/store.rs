@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use varve_memory_tiers::Strategy;
+use varve_shared::Uri;
 
 use crate::demo::command::{output, words};
 use crate::environment;
@@ -15,11 +15,6 @@ pub struct Published<'a> {
     store: &'a str,
 }
 
-/// Whether a method takes images from a shared tier. The literature's read the snapshot's own files.
-pub fn is_used_by(strategy: Strategy) -> bool {
-    matches!(strategy, Strategy::Tiered | Strategy::Template | Strategy::Auto)
-}
-
 /// Refuses a store of files on a disk: nothing would drop them from the page cache, and a cold run would
 /// be none.
 ///
@@ -27,15 +22,12 @@ pub fn is_used_by(strategy: Strategy) -> bool {
 ///
 /// If it is one, or its folder cannot be made.
 pub fn ensure_in_memory(store: &str) -> Result<()> {
-    let folder = match store.split_once(':') {
-        None => store,
-        Some(("file", folder)) => folder,
-        Some(_) => return Ok(()),
-    };
-    std::fs::create_dir_all(folder).with_context(|| format!("--store {folder}"))?;
+    let Uri::File(folder) = store.parse().context("--store")? else { return Ok(()) };
+    let shown = folder.display();
+    std::fs::create_dir_all(&folder).with_context(|| format!("--store {shown}"))?;
     ensure!(
-        environment::is_in_memory(Path::new(folder)),
-        "--store {folder}: it is on a disk; name a folder in memory, numa:NODE, dax:DIR or devdax:DEVICE"
+        environment::is_in_memory(&folder),
+        "--store {shown}: it is on a disk; name a folder in memory, numa:NODE, dax:DIR or devdax:DEVICE"
     );
     Ok(())
 }

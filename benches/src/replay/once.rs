@@ -119,7 +119,11 @@ pub struct Ran {
 }
 
 /// A value by the name that reports have for it.
-fn named<T: DeserializeOwned>(name: &str) -> Result<T, serde_json::Error> {
+///
+/// # Errors
+///
+/// If there is none of that name.
+pub fn named<T: DeserializeOwned>(name: &str) -> Result<T, serde_json::Error> {
     serde_json::from_value(name.into())
 }
 

@@ -87,8 +87,10 @@ fn from(part: Part, shown: &str) -> String {
         Host::Lab => "lab",
     };
     let clock = if machine.clock == Clock::Virtual { ", virtual time" } else { "" };
-    let store = part.values("store").first().map(|store| format!(", images in {store}"));
-    format!("{shown}, {host}{clock}{}", store.unwrap_or_default())
+    let value = |label| part.values(label).into_iter().next();
+    let store = value("store").map_or_else(String::new, |store| format!(", images in {store}"));
+    let wait = value("wait").map_or_else(String::new, |wait| format!(", waits for {wait}"));
+    format!("{shown}, {host}{clock}{store}{wait}")
 }
 
 impl Goals<'_> {
