@@ -100,16 +100,21 @@ fn copy(placements: &mut [Placement], region: usize) {
     }
 }
 
-/// Short extents are cheaper to copy than to map.
+/// Short extents are cheaper to copy than to map. Not by the mapping, if others lie beneath: to make room
+/// for the copy they are parted.
 fn copy_where_cheaper(maps: &mut Vec<Extent>, placements: &mut [Placement], input: &PlanInput<'_>) {
     let costs = &input.policy.costs;
+    let cold = input.layout.regions().iter().zip(&*placements);
+    let parted = cold.filter(|(region, _)| region.class == PageClass::Cold);
+    let parted = parted.map(|(_, placement)| placement.how).any(|how| how == How::Map);
+    let parts = if parted { costs.map } else { 0.0 };
     maps.retain(|map| {
         let may = map.members.iter().all(|&m| placements[m].how == How::MapOrCopy);
         let pages = map.pages.pages() as f64;
         let image = input.images.get(usize::from(map.from.image.0));
         let remote_use = image.map_or(0.0, |i| costs.remote_use(i));
         let mapped = costs.map + pages * (costs.populate_read * costs.beside_share + remote_use);
-        let copied = costs.read_call * map.members.len() as f64 + costs.copy_page * pages;
+        let copied = parts + costs.read_call * map.members.len() as f64 + costs.copy_page * pages;
         if may && copied < mapped {
             map.members.iter().for_each(|&m| copy(placements, m));
         }

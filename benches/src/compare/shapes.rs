@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use varve_memory_tiers::{ReadOnlyPages, Strategy};
+use varve_memory_tiers::{Costs, ReadOnlyPages, Strategy};
 
 use crate::parts::Effort;
 use crate::replay::once::Conditions;
@@ -93,12 +93,14 @@ fn shape(size: u64, hot: f64) -> Shape {
     Shape { size, zero, read: 0.4 * hot, written: 0.4 * hot, zero_written: 0.2 * hot, run: 4 }
 }
 
-/// One function's read-only pages mapped, copied and as the planner would, by latency of their tier.
+/// One function's read-only pages mapped, copied and as the planner would, which reckons with this host's
+/// costs, by latency of their tier.
 ///
 /// # Errors
 ///
 /// If it cannot be restored.
 pub fn latency(base: &Comparison, session: &mut Session) -> Result<()> {
+    let costs = Some(Costs::measure()?);
     let one = |delay: u64, how: &str, read_only: ReadOnlyPages| {
         let mut labels = base.labels.clone();
         labels.push(("latency (ns)", delay.to_string()));
@@ -109,7 +111,7 @@ pub fn latency(base: &Comparison, session: &mut Session) -> Result<()> {
             strategies: vec![Strategy::Tiered],
             caches: vec![PageCache::Warm],
             runs: base.runs,
-            conditions: Conditions { delay, read_only, ..base.conditions.clone() },
+            conditions: Conditions { delay, read_only, costs, ..base.conditions.clone() },
         }
     };
     for delay in LATENCIES {
