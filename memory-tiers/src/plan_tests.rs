@@ -187,3 +187,44 @@ fn layouts_that_name_what_is_not_there_are_refused() {
     let input = PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
     assert!(matches!(Plan::new(&input), Err(PlanError::HugePages(Strategy::Reap))));
 }
+
+/// Operations of a plan, of layouts with an image 0 on shared memory.
+fn counted(runs: &[(u64, u8, u32)], policy: &Policy, action: Action) -> usize {
+    let (layout, mut images) = layout(runs);
+    images[0].tier = Tier::Cxl;
+    let memory = memory();
+    let plan = Plan::new(&PlanInput { memory: &memory, layout: &layout, images: &images, policy });
+    let plan = plan.unwrap();
+    plan.verify().unwrap();
+    plan.ops.iter().filter(|op| op.action == action).count()
+}
+
+/// What is populated beside the guest is worth less than what the guest waits for.
+#[test]
+fn fresh_memory_is_laid_where_the_guest_gains_by_it() {
+    let clear = |pages, wait| {
+        // Cold in guest layout, zero but written.
+        let runs = [(3, 8 + 3, 0), (pages, 12 + 2, 5)];
+        let policy = Policy { wait, ..Policy::new(Strategy::Template) };
+        counted(&runs, &policy, Action::Clear)
+    };
+    assert_eq!(clear(10, Wait::Nothing), 0);
+    assert!(clear(10, Wait::All) > 4);
+    assert_eq!(clear(4, Wait::All), 0);
+    assert!(clear(30, Wait::Nothing) > 0);
+}
+
+/// A copy over a mapping parts it, which costs as much as the mapping that it saves.
+#[test]
+fn short_extents_are_copied_where_that_is_cheaper() {
+    let copies = |remote_use, cold: &[(u64, u8, u32)]| {
+        let policy = Policy::new(Strategy::Tiered);
+        let policy = Policy { costs: Costs { remote_use, ..policy.costs }, ..policy };
+        counted(&[&[(1, 1, 5)], cold].concat(), &policy, Action::Copy)
+    };
+    let (zero, cold) = ([(3, 0, 0)], [(3, 8 + 3, 0)]);
+    assert_eq!(copies(500.0, &zero), 0);
+    assert!(copies(1500.0, &zero) > 10);
+    assert_eq!(copies(1500.0, &cold), 0);
+    assert!(copies(3200.0, &cold) > 10);
+}
