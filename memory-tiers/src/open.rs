@@ -36,23 +36,17 @@ pub trait Elsewhere {
     /// Opens the image, if it is there and in no file.
     fn open(
         &self,
-        image: &Image,
-        info: &ImageInfo,
-    ) -> Result<Option<Arc<dyn PageSource>>, SourceError>;
+        _image: &Image,
+        _info: &ImageInfo,
+    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
+        Ok(None)
+    }
 }
 
 /// All images are local files.
 impl Elsewhere for () {
     fn info(&self, _entry: &ImageEntry, _local: &ImageInfo) -> Option<ImageInfo> {
         None
-    }
-
-    fn open(
-        &self,
-        _image: &Image,
-        _info: &ImageInfo,
-    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
-        Ok(None)
     }
 }
 

@@ -11,9 +11,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use varve_memory_tiers::*;
 use varve_snapshot::{
-    Access, Compression, HostIdentity, Image, ImageEntry, LocalFiles, MANIFEST_FILE,
-    ManifestReader, Mechanism, PAGE_SIZE, PageAccess, PageRange, StateFile, TierInput, TierOptions,
-    Trace, tier,
+    Access, Compression, HostIdentity, ImageEntry, LocalFiles, MANIFEST_FILE, ManifestReader,
+    Mechanism, PAGE_SIZE, PageAccess, PageRange, StateFile, TierInput, TierOptions, Trace, tier,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -323,14 +322,6 @@ impl Elsewhere for Published {
     fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
         let there = self.0.contains(&entry.name.as_str());
         there.then(|| ImageInfo { tier: Tier::Cxl, ..local.clone() })
-    }
-
-    fn open(
-        &self,
-        _image: &Image,
-        _info: &ImageInfo,
-    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
-        Ok(None)
     }
 }
 

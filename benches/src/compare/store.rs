@@ -52,3 +52,17 @@ impl Drop for Published<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_on_a_disk_is_refused() {
+        assert!(ensure_in_memory("numa:1").is_ok());
+        assert!(ensure_in_memory("numa:one").is_err());
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let found = ensure_in_memory(&format!("file:{}", dir.path().display()));
+        assert_eq!(found.is_ok(), environment::is_in_memory(dir.path()), "{found:?}");
+    }
+}

@@ -25,8 +25,8 @@ const ICOUNT: &str = "shift=1";
 /// fixed addresses: QEMU finds translated code by its address, and would translate each process anew.
 /// With two nodes Linux would unmap pages of whoever has used a processor for a second, to see which node
 /// uses them; on hardware the same call ends long before.
-const PARAMETERS: &str = "console=ttyS0 panic=-1 quiet nokaslr norandmaps numa_balancing=disable mitigations=off tsc=reliable \
-    no_timer_check audit=0 apparmor=0 init_on_alloc=0 random.trust_cpu=on nowatchdog \
+const PARAMETERS: &str = "console=ttyS0 panic=-1 quiet nokaslr norandmaps numa_balancing=disable \
+    mitigations=off tsc=reliable no_timer_check audit=0 apparmor=0 init_on_alloc=0 random.trust_cpu=on nowatchdog \
     8250.nr_uarts=1 rdinit=/init";
 
 /// What is a run's own in the arguments.
