@@ -25,6 +25,7 @@ pub mod stats;
 pub mod summary;
 pub mod table;
 pub mod tune;
+pub mod turns;
 
 /// How a program of this package ends: what failed goes to standard error, in a line.
 pub fn end(program: &str, done: anyhow::Result<()>) -> std::process::ExitCode {

@@ -80,6 +80,28 @@ impl Recorder {
         values.get(round).copied()
     }
 
+    /// Adds to `ratio` what `of` is as a multiple of `base`, of a round in which both were measured, unless
+    /// it is there.
+    ///
+    /// # Errors
+    ///
+    /// If that is no number.
+    pub fn compare(
+        &mut self,
+        ratio: &Series,
+        of: &Series,
+        base: &Series,
+        round: usize,
+    ) -> Result<()> {
+        if self.value(ratio, round).is_some() {
+            return Ok(());
+        }
+        match (self.value(of, round), self.value(base, round)) {
+            (Some(of), Some(base)) => self.add(ratio, of / base),
+            _ => Ok(()),
+        }
+    }
+
     /// More values of the distribution that `series` names.
     pub fn add_all(&mut self, series: &Series, buckets: &[Bucket]) {
         let Series { part, name, labels, .. } = series.clone();
@@ -168,6 +190,21 @@ mod tests {
         assert_eq!(resumed.figures()[0].values, [4.0, 2.0]);
         let all = buckets(&[(8, 1), (16, 5), (32, 3)]);
         assert_eq!(resumed.distributions()[0].buckets, all);
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_round_and_there_once() {
+        let [of, base, ratio] = ["a", "b", "a to b"].map(|n| Series::new("p", n, Unit::Millis));
+        let mut recorder = Recorder::default();
+        for (series, value) in [(&of, 3.0), (&base, 2.0), (&of, 8.0)] {
+            recorder.add(series, value).unwrap();
+        }
+        for round in [0, 0, 1] {
+            recorder.compare(&ratio, &of, &base, round).unwrap();
+        }
+        assert_eq!((recorder.value(&ratio, 0), recorder.value(&ratio, 1)), (Some(1.5), None));
+        recorder.add(&base, 0.0).unwrap();
+        assert!(recorder.compare(&ratio, &of, &base, 1).is_err());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The comparison: functions by restore method, by state of the page cache, by input, by machines at
 //! once; end to end in machines ([`machine`]), and by replay in plain processes.
 //!
-//! Round by round, each method in turn, so that whatever disturbs the host meets all. The report is
-//! saved after every measurement, and a run that was cut short goes on from it.
+//! Round by round, each method in turn ([`turns`]), so that whatever disturbs the host meets all. The report
+//! is saved after every measurement, and a run that was cut short goes on from it.
 
 mod arrival;
 pub mod command;
@@ -29,6 +29,7 @@ use crate::progress::Progress;
 use crate::replay::{PageCache, cache};
 use crate::session::Session;
 use crate::settle::settle;
+use crate::turns::turns;
 use firecracker::Loaded;
 use machine::{Call, Running, Taken, Way, WrongAnswer};
 use settings::Settings;
@@ -162,8 +163,8 @@ impl Function<'_> {
         progress: &mut Progress,
         session: &mut Session,
     ) -> Result<()> {
-        let mut first: Option<f64> = None;
-        for column in &self.columns {
+        for place in turns(self.columns.len(), round) {
+            let column = &self.columns[place];
             progress.step(&format!(
                 "{} {} {} {}, {} at once",
                 at.function,
@@ -173,9 +174,8 @@ impl Function<'_> {
                 at.machines
             ));
             let of = record::series(at, column.name());
-            if let Some(known) = session.recorder.value(&of.series(record::OVERHEAD), round) {
+            if session.recorder.value(&of.series(record::OVERHEAD), round).is_some() {
                 // Measured before the run was cut short that this one goes on with.
-                first.get_or_insert(known);
                 continue;
             }
             match at.cache {
@@ -186,11 +186,15 @@ impl Function<'_> {
             *filled = at.cache == PageCache::Warm;
             settle()?;
             let taken = self.measure(column, at, session)?;
-            let base = *first.get_or_insert(record::overhead(&taken));
-            of.record(&taken, base, &mut session.recorder)?;
+            of.record(&taken, &mut session.recorder)?;
             session.save()?;
         }
-        Ok(())
+        let mut all = self.columns.iter().map(|column| record::series(at, column.name()));
+        let Some(first) = all.next() else { return Ok(()) };
+        for of in [first.clone()].into_iter().chain(all) {
+            of.compare(&first, round, &mut session.recorder)?;
+        }
+        session.save()
     }
 
     /// Folders whose files are restored from.

@@ -58,7 +58,7 @@ pub fn series(at: &Conditions, column: &str) -> Of {
 
 /// The mean of several machines. What precedes the guest's first step is overhead in any case, also if
 /// the call took longer when it was repeated.
-pub fn overhead(taken: &[Taken]) -> f64 {
+fn overhead(taken: &[Taken]) -> f64 {
     mean(taken, |one| (one.answered_ms - one.warm_ms).max(one.resumed_ms))
 }
 
@@ -72,21 +72,30 @@ impl Of {
         self.named(name.0, name.1)
     }
 
+    /// Records how it compares with the first column in a round.
+    ///
+    /// # Errors
+    ///
+    /// If that is no number.
+    pub fn compare(&self, first: &Of, round: usize, recorder: &mut Recorder) -> Result<()> {
+        let (own, base) = (self.series(OVERHEAD), first.series(OVERHEAD));
+        recorder.compare(&self.series(OVERHEAD_COMPARED), &own, &base, round)
+    }
+
     fn named(&self, name: &str, unit: Unit) -> Series {
         let labels: Vec<_> = self.0.iter().map(|(key, value)| (*key, value.as_str())).collect();
         Series::new(PART, name, unit).with(&labels)
     }
 
-    /// Records a measurement; `base` is the overhead of the first column in this round.
+    /// Records a measurement.
     ///
     /// # Errors
     ///
     /// If something was measured that is no number.
-    pub fn record(&self, taken: &[Taken], base: f64, recorder: &mut Recorder) -> Result<()> {
+    pub fn record(&self, taken: &[Taken], recorder: &mut Recorder) -> Result<()> {
         let one = taken.first().context("no machine was measured")?;
         let mut add = |name: Name, value: f64| recorder.add(&self.series(name), value);
         add(OVERHEAD, overhead(taken))?;
-        add(OVERHEAD_COMPARED, overhead(taken) / base)?;
         add(RESUMED, mean(taken, |t| t.resumed_ms))?;
         add(Name("resumed to first answer", Unit::Millis), {
             mean(taken, |t| t.answered_ms - t.resumed_ms)
@@ -212,7 +221,10 @@ mod tests {
         let at = Conditions { function: "f", cache, input, machines: 2, settings };
         let mut recorder = Recorder::default();
         let of = series(&at, "reap");
-        of.record(&[taken(1), taken(3)], 32.0, &mut recorder).unwrap();
+        of.record(&[taken(1), taken(3)], &mut recorder).unwrap();
+        let first = series(&at, "lazy");
+        first.record(&[taken(4)], &mut recorder).unwrap();
+        of.compare(&first, 0, &mut recorder).unwrap();
         let value = |name: Name| recorder.value(&of.series(name), 0);
         assert_eq!(value(OVERHEAD), Some(16.0));
         assert_eq!(value(OVERHEAD_COMPARED), Some(0.5));
@@ -227,6 +239,6 @@ mod tests {
         // 40 KiB shared and two private pages, of two machines.
         assert_eq!(value(SHAREABLE), Some(96.0));
         assert_eq!(value(Name("exits", Unit::Count)), None);
-        assert!(of.record(&[], 1.0, &mut recorder).is_err());
+        assert!(of.record(&[], &mut recorder).is_err());
     }
 }

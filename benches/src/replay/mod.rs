@@ -20,6 +20,7 @@ use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;
 use crate::session::Session;
+use crate::turns::turns;
 use once::{Conditions, Ran};
 
 /// Whether images are in the page cache when a restore begins.
@@ -103,28 +104,22 @@ pub const OVERHEAD_COMPARED: &str = "overhead, compared";
 pub const TOUCH: &str = "first access to a page";
 
 const TOTAL: &str = "total";
-
-/// What the others of a round are compared with, in microseconds.
-#[derive(Clone, Copy, Debug)]
-struct Base {
-    overhead: f64,
-    total: f64,
-}
+const TOTAL_COMPARED: &str = "total, compared";
 
 impl Comparison {
     /// Each strategy once; what round 0 takes is not recorded.
     fn round(&self, round: usize, progress: &mut Progress, session: &mut Session) -> Result<()> {
+        let counted = round.checked_sub(1);
         for &cache in &self.caches {
-            let mut base: Option<Base> = None;
             if cache == PageCache::Warm {
                 cache::fill(&self.conditions.snapshot)?;
             }
-            for &strategy in &self.strategies {
+            for place in turns(self.strategies.len(), counted.unwrap_or(0)) {
+                let strategy = self.strategies[place];
                 progress.step(&format!("{} {strategy} {}", self.name(), cache.name()));
-                let known = self.known(round.max(1) - 1, cache, strategy, &session.recorder);
-                if let Some(known) = known {
+                let overhead = self.series(OVERHEAD, Unit::Micros, cache, strategy);
+                if session.recorder.value(&overhead, counted.unwrap_or(0)).is_some() {
                     // Measured before the run was cut short that this one goes on with.
-                    base.get_or_insert(known);
                     continue;
                 }
                 if cache == PageCache::Cold {
@@ -132,27 +127,30 @@ impl Comparison {
                 }
                 let ran = run(&Conditions { strategy, ..self.conditions.clone() })
                     .with_context(|| format!("{}, strategy {strategy}", self.name()))?;
-                let own = Base { overhead: overhead(&ran), total: ran.end_us };
-                let base = *base.get_or_insert(own);
-                if round > 0 {
-                    self.record(cache, strategy, &ran, base, &mut session.recorder)?;
+                if counted.is_some() {
+                    self.record(cache, strategy, &ran, &mut session.recorder)?;
                     session.save()?;
                 }
+            }
+            if let Some(round) = counted {
+                self.compare(cache, round, &mut session.recorder)?;
+                session.save()?;
             }
         }
         Ok(())
     }
 
-    /// What was measured in an earlier round, from 0.
-    fn known(
-        &self,
-        round: usize,
-        cache: PageCache,
-        strategy: Strategy,
-        recorder: &Recorder,
-    ) -> Option<Base> {
-        let of = |name| recorder.value(&self.series(name, Unit::Micros, cache, strategy), round);
-        Some(Base { overhead: of(OVERHEAD)?, total: of(TOTAL)? })
+    /// Each strategy with the first one.
+    fn compare(&self, cache: PageCache, round: usize, recorder: &mut Recorder) -> Result<()> {
+        let Some(&first) = self.strategies.first() else { return Ok(()) };
+        for (name, compared) in [(OVERHEAD, OVERHEAD_COMPARED), (TOTAL, TOTAL_COMPARED)] {
+            let of = |strategy| self.series(name, Unit::Micros, cache, strategy);
+            for &strategy in &self.strategies {
+                let ratio = self.series(compared, Unit::Times, cache, strategy);
+                recorder.compare(&ratio, &of(strategy), &of(first), round)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the snapshot is called.
@@ -171,14 +169,11 @@ impl Comparison {
         cache: PageCache,
         strategy: Strategy,
         ran: &Ran,
-        base: Base,
         recorder: &mut Recorder,
     ) -> Result<()> {
         let mut add = |name: &str, unit, value: f64| {
             recorder.add(&self.series(name, unit, cache, strategy), value)
         };
-        add(OVERHEAD_COMPARED, Unit::Times, overhead(ran) / base.overhead)?;
-        add("total, compared", Unit::Times, ran.end_us / base.total)?;
         add(OVERHEAD, Unit::Micros, overhead(ran))?;
         add(TOTAL, Unit::Micros, ran.end_us)?;
         add("to mapped", Unit::Micros, ran.mapped_us)?;
