@@ -3,7 +3,7 @@
 
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Region, Stored};
 
-use crate::source::ImageInfo;
+use crate::plan::PlanInput;
 use crate::strategy::{How, Placement};
 
 /// A run that one operation covers.
@@ -18,10 +18,8 @@ pub(crate) struct Extent {
 
 /// All that decides whether a gap may be bridged.
 pub(crate) struct Bridging<'a> {
-    pub memory: &'a [PageRange],
-    pub regions: &'a [Region],
+    pub input: &'a PlanInput<'a>,
     pub placements: &'a [Placement],
-    pub images: &'a [ImageInfo],
     /// Everything is of the lowest layer: an image holds more than one class.
     pub one_layer: bool,
     /// Longest run of zero pages that a mapping may show, in pages.
@@ -34,15 +32,19 @@ pub(crate) fn height(class: PageClass) -> usize {
 }
 
 impl Bridging<'_> {
-    /// The mappings of one layer, by address.
+    /// The mappings of one layer, by address, that show what does not show beneath them.
     pub fn extents(&self, layer: PageClass) -> Vec<Extent> {
         let mut extents: Vec<Extent> = Vec::new();
-        for (index, (region, placement)) in self.regions.iter().zip(self.placements).enumerate() {
+        let regions = self.input.layout.regions();
+        for (index, (region, placement)) in regions.iter().zip(self.placements).enumerate() {
             let mapped = matches!(placement.how, How::Map | How::MapOrCopy);
             let here = self.one_layer || region.class == layer;
             let (true, Some(from)) = (mapped && here, region.stored) else {
                 continue;
             };
+            if self.input.beneath == Some(from.image) && self.is_in_place(region, from) {
+                continue;
+            }
             match extents.last_mut() {
                 Some(last) if self.joins(last, region, from, index) => {
                     last.members.push(index);
@@ -56,22 +58,27 @@ impl Bridging<'_> {
         extents
     }
 
+    /// Whether an image in guest layout has the region where guest memory has it.
+    fn is_in_place(&self, region: &Region, from: Stored) -> bool {
+        guest_index(self.input.memory, region.pages.start()) == Some(from.page)
+    }
+
     /// Whether one mapping may reach from `last` to `region`.
     fn joins(&self, last: &Extent, region: &Region, from: Stored, index: usize) -> bool {
-        let at = last.pages.end();
+        let PlanInput { memory, layout, beneath, images, .. } = *self.input;
         if position(last.from, last.pages.start()) != position(from, region.pages.start())
             || last.from.image != from.image
-            || !self.memory.iter().any(|m| m.contains(&join(last.pages, region.pages)))
+            || !memory.iter().any(|m| m.contains(&join(last.pages, region.pages)))
         {
             return false;
         }
-        let image = self.images.get(usize::from(from.image.0));
-        let shows_zeros = image.is_some_and(|i| i.guest_layout)
-            && guest_index(self.memory, region.pages.start()) == Some(from.page);
         let first = last.members.last().map_or(index, |m| m + 1);
-        let mut zeros = region.pages.start() - at;
-        for (between, how) in self.regions[first..index].iter().zip(&self.placements[first..index])
-        {
+        // What no region names is zero, unless there is something beneath.
+        let mut unnamed = region.pages.start() - last.pages.end();
+        let mut zeros = 0;
+        let regions = &layout.regions()[first..index];
+        for (between, how) in regions.iter().zip(&self.placements[first..index]) {
+            unnamed -= between.pages.len();
             if let Some(stored) = between.stored {
                 // Not by a copy: to make room for it, the kernel would first bring in the page that
                 // the mapping shows there.
@@ -83,12 +90,20 @@ impl Bridging<'_> {
                 if !(covered || same && matches!(how.how, How::Map | How::MapOrCopy)) {
                     return false;
                 }
-                zeros -= between.pages.len();
             } else if how.how == How::Fault {
                 return false;
+            } else {
+                zeros += between.pages.len();
             }
         }
-        zeros == 0 || shows_zeros && zeros / PAGE_SIZE <= self.limit
+        if unnamed > 0 && beneath.is_some() {
+            return false;
+        }
+        let shows_zeros = || {
+            let image = images.get(usize::from(from.image.0));
+            image.is_some_and(|i| i.guest_layout) && self.is_in_place(region, from)
+        };
+        zeros + unnamed == 0 || (zeros + unnamed) / PAGE_SIZE <= self.limit && shows_zeros()
     }
 }
 

@@ -43,13 +43,14 @@ impl Census {
     pub fn take(ram: &GuestRam, plan: &Plan) -> Result<Census, TierError> {
         let mut census = Census::default();
         let mapped = plan.mapped();
+        let unnamed = if plan.beneath.is_some() { PageClass::Cold } else { PageClass::Zero };
         for region in ram.regions() {
             let mut regions = plan.layout.regions().iter().peekable();
             let states = pages(ram, region.pages)?;
             for (page, state) in (region.pages.start()..).step_by(PAGE_SIZE as usize).zip(states) {
                 while regions.next_if(|r| r.pages.end() <= page).is_some() {}
                 let class = regions.peek().filter(|r| r.pages.start() <= page).map(|r| r.class);
-                let count = census.of(class.unwrap_or(PageClass::Zero));
+                let count = census.of(class.unwrap_or(unnamed));
                 let (private, mapped) = (state.private(), mapped.has(page));
                 count.pages += 1;
                 count.present += u64::from(state.present());

@@ -34,7 +34,7 @@ proptest! {
         let memory = memory();
         let policy = Policy { threads, fault_threads: threads, ..policy };
         let plan = Plan::new(&PlanInput {
-            memory: &memory, layout: &layout, images: &images, policy: &policy,
+            memory: &memory, layout: &layout, beneath: None, images: &images, policy: &policy,
         }).unwrap();
         if plan.ops.iter().any(|o| o.action == Action::Watch) && !has_uffd() {
             return Ok(());

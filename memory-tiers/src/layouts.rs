@@ -35,29 +35,29 @@ fn layout_of(strategy: Strategy) -> &'static str {
     }
 }
 
-/// What is restored by layout `name`: where the raw memory file lies beneath all the rest, no more is
-/// read than what is hot.
+/// What is restored by layout `name`, and the image beneath it: where that is the raw memory file, no
+/// more is read than what is hot.
 pub(crate) fn regions(
     snapshot: &ManifestReader,
     strategy: Strategy,
     name: &str,
     policy: &Policy,
     images: &[ImageInfo],
-) -> Result<RegionMap, SnapshotError> {
+) -> Result<(RegionMap, Option<ImageId>), SnapshotError> {
     if let Some(image) = beneath(strategy, policy, images)
         && let Some(hot) = snapshot.hot_regions(name)?
         && used(&hot).all(|(_, at)| images.get(usize::from(at.image.0)).is_some_and(|i| i.mappable))
     {
-        let kept =
-            |region: &Region| region.class != PageClass::Cold || strategy != Strategy::Tiered;
-        return Ok(hot.over(image, snapshot.memory(), kept));
+        let cold = |region: &Region| region.class == PageClass::Cold;
+        return Ok((hot.only(|r| strategy != Strategy::Tiered || !cold(r)), Some(image)));
     }
     let layout = snapshot.layout(name)?;
     let mapped = strategy == Strategy::Tiered && !policy.asks_for_cold();
     if mapped && has(snapshot, layout::TEMPLATE) {
-        return Ok(cold_in_guest_layout(layout, &snapshot.layout(layout::TEMPLATE)?, images));
+        let whole = snapshot.layout(layout::TEMPLATE)?;
+        return Ok((cold_in_guest_layout(layout, &whole, images), None));
     }
-    Ok(layout)
+    Ok((layout, None))
 }
 
 /// The raw memory file, if one mapping of it can lie beneath everything else: nothing is asked for or

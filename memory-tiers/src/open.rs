@@ -82,13 +82,13 @@ pub fn open(
     let start = Instant::now();
     let images = infos(snapshot, elsewhere);
     let plan = |strategy: Strategy, name: &str| {
-        let layout = regions(snapshot, strategy, name, policy, &images)?;
+        let (layout, beneath) = regions(snapshot, strategy, name, policy, &images)?;
         if strategy == Strategy::Tiered {
             fetch_packed(snapshot, &layout, &images, elsewhere);
         }
         let policy = Policy { strategy, ..policy.clone() };
         let (memory, images) = (snapshot.memory(), images.as_slice());
-        Ok(Plan::new(&PlanInput { memory, layout: &layout, images, policy: &policy })?)
+        Ok(Plan::new(&PlanInput { memory, layout: &layout, beneath, images, policy: &policy })?)
     };
     let mut plan = match (policy.strategy, policy.huge_pages) {
         (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered, layout::TIERED)?,
@@ -231,7 +231,8 @@ pub fn open_flat(
         (other, _) => other,
     };
     let policy = Policy { strategy, ..policy.clone() };
-    let input = PlanInput { memory, layout: &layout, images: &images, policy: &policy };
+    let (layout, images) = (&layout, &images);
+    let input = PlanInput { memory, layout, beneath: None, images, policy: &policy };
     let mut plan = Plan::new(&input)?;
     plan.took = start.elapsed();
     Ok((plan, sources))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use varve_snapshot::{ImageId, PageClass, PageRange, RegionMap, Stored};
+use varve_snapshot::{ImageId, PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::guest_index;
 use crate::guest_ram::HugePages;
@@ -22,6 +22,9 @@ pub struct PlanInput<'a> {
     pub memory: &'a [PageRange],
     /// What each page is for, and where its content is.
     pub layout: &'a RegionMap,
+    /// The image in guest layout that holds all pages that `layout` does not name, cold or zero, and
+    /// lies beneath the others. None: these pages are zero.
+    pub beneath: Option<ImageId>,
     /// The images that the layout names, by their number.
     pub images: &'a [ImageInfo],
     /// What is wanted.
@@ -49,6 +52,9 @@ pub enum PlanError {
         /// Pages in it.
         has: u64,
     },
+    /// An image that cannot lie beneath the others, or a method that does not lay it there.
+    #[error("image {0} cannot lie beneath all else of what strategy {1} restores")]
+    Beneath(u16, Strategy),
     /// A method that maps 4 KiB pages or waits for their faults.
     #[error(
         "strategy {0} cannot use the pool of 2 MiB pages: choose eager or tiered, or transparent \
@@ -120,6 +126,7 @@ pub struct Plan {
     pub beside: Vec<Step>,
     pub(crate) memory: Vec<PageRange>,
     pub(crate) layout: RegionMap,
+    pub(crate) beneath: Option<ImageId>,
     pub(crate) placements: Vec<Placement>,
     pub(crate) images: Vec<ImageInfo>,
     pub(crate) policy: Policy,
@@ -158,8 +165,17 @@ impl Plan {
 
     /// The image that holds the page at guest physical address `address`, if its content is stored.
     pub fn image_at(&self, address: u64) -> Option<&ImageInfo> {
-        let stored = stored_at(&self.layout, address)?;
-        self.images.get(usize::from(stored.image.0))
+        self.images.get(usize::from(self.stored_at(address)?.image.0))
+    }
+
+    /// Where the content of the page at `address` is; `None`: it is zero.
+    fn stored_at(&self, address: u64) -> Option<Stored> {
+        match (self.layout.find(address), self.beneath) {
+            (None, Some(image)) => {
+                guest_index(&self.memory, address).map(|page| Stored { image, page })
+            }
+            _ => stored_at(&self.layout, address),
+        }
     }
 
     /// What shows at the page at guest physical address `address` once the plan is carried out.
@@ -182,7 +198,7 @@ impl Plan {
     }
 
     fn is_right(&self, page: u64, shown: Shown) -> bool {
-        match (shown, stored_at(&self.layout, page)) {
+        match (shown, self.stored_at(page)) {
             (Shown::Asked, _) => true,
             (Shown::Zero, stored) => stored.is_none(),
             (Shown::Image(shown), Some(stored)) => shown == stored,
@@ -204,7 +220,8 @@ impl Plan {
     pub(crate) fn used_images(&self) -> impl Iterator<Item = ImageId> + '_ {
         let regions = self.layout.regions().iter().zip(&self.placements);
         let own = |p: &Placement| p.how != How::Fault || self.policy.pager.is_none();
-        regions.filter(move |(_, p)| own(p)).filter_map(|(r, _)| Some(r.stored?.image))
+        let named = regions.filter(move |(_, p)| own(p)).filter_map(|(r, _)| Some(r.stored?.image));
+        named.chain(self.beneath)
     }
 
     /// Whether pages are put in place one by one, now or as they are asked for.
@@ -247,7 +264,7 @@ impl Plan {
     }
 }
 
-/// Where the content of the page at `address` is; `None`: it is zero.
+/// Where the content of the page at `address` is, if the layout names it and it is not zero.
 pub(crate) fn stored_at(layout: &RegionMap, address: u64) -> Option<Stored> {
     let region = layout.find(address)?;
     let stored = region.stored?;
@@ -256,20 +273,36 @@ pub(crate) fn stored_at(layout: &RegionMap, address: u64) -> Option<Stored> {
 
 /// Refuses a layout that names what is not there.
 pub(crate) fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
+    let images = input.images;
     for region in input.layout.regions() {
         let pages = region.pages;
         if !input.memory.iter().any(|m| m.contains(&pages)) {
             return Err(PlanError::Outside(pages));
         }
         let Some(stored) = region.stored else { continue };
-        let image = input.images.get(usize::from(stored.image.0));
+        let image = images.get(usize::from(stored.image.0));
         let image = image.ok_or(PlanError::NoImage(pages, stored.image.0))?;
         if stored.page.checked_add(pages.pages()).is_none_or(|end| end > image.pages) {
             let (page, has, image) = (stored.page, image.pages, image.name.clone());
             return Err(PlanError::Short { pages, page, image, has });
         }
     }
+    let strategy = input.policy.strategy;
+    if let Some(beneath) = input.beneath {
+        let image = input.images.get(usize::from(beneath.0));
+        let pages = input.memory.iter().map(PageRange::pages).sum();
+        // Pages can only be asked for where nothing is mapped.
+        let mappable =
+            |r: &Region| r.stored.is_none_or(|s| images[usize::from(s.image.0)].mappable);
+        let holds = image.is_some_and(|i| i.guest_layout && i.mappable && i.pages >= pages)
+            && input.layout.regions().iter().all(mappable);
+        let maps = matches!(strategy, Strategy::Lazy | Strategy::Tiered | Strategy::Template);
+        let asks = input.policy.asks_for_cold() || input.policy.huge_pages != HugePages::Off;
+        if !holds || !maps || asks {
+            return Err(PlanError::Beneath(beneath.0, strategy));
+        }
+    }
     let pool = input.policy.huge_pages == HugePages::Pool;
-    let fits = matches!(input.policy.strategy, Strategy::Eager | Strategy::Tiered | Strategy::Auto);
-    if pool && !fits { Err(PlanError::HugePages(input.policy.strategy)) } else { Ok(()) }
+    let fits = matches!(strategy, Strategy::Eager | Strategy::Tiered | Strategy::Auto);
+    if pool && !fits { Err(PlanError::HugePages(strategy)) } else { Ok(()) }
 }

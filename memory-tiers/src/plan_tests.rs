@@ -66,6 +66,16 @@ pub(crate) fn layout(runs: &[(u64, u8, u32)]) -> (RegionMap, Vec<ImageInfo>) {
     (RegionMap::new(regions, &memory()).unwrap(), images)
 }
 
+/// A layout with nothing beneath it.
+fn whole<'a>(
+    memory: &'a [PageRange],
+    layout: &'a RegionMap,
+    images: &'a [ImageInfo],
+    policy: &'a Policy,
+) -> PlanInput<'a> {
+    PlanInput { memory, layout, beneath: None, images, policy }
+}
+
 prop_compose! {
     pub(crate) fn policies()(
         strategy in 0..Strategy::ALL.len(),
@@ -97,11 +107,21 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn every_page_shows_what_the_layout_says(runs in runs(), policy in policies()) {
-        let (layout, images) = layout(&runs);
+    fn every_page_shows_what_the_layout_says(
+        runs in runs(),
+        policy in policies(),
+        beneath: bool,
+    ) {
+        let (mut layout, images) = layout(&runs);
         let memory = memory();
-        let input =
-            PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+        // Only some methods have an image beneath all else; it holds what is not named then.
+        let may = matches!(policy.strategy, Strategy::Lazy | Strategy::Tiered | Strategy::Template);
+        let beneath = (beneath && may && policy.cold == ColdPages::Mapped).then_some(ImageId(2));
+        if beneath.is_some() {
+            let cold = |r: &Region| r.class == PageClass::Cold && r.rank == NEVER;
+            layout = layout.only(|r| !cold(r) && r.stored.is_none_or(|s| s.image != ImageId(1)));
+        }
+        let input = PlanInput { beneath, ..whole(&memory, &layout, &images, &policy) };
         let plan = Plan::new(&input).unwrap();
         prop_assert_eq!(plan.verify(), Ok(()), "{}", plan);
         prop_assert!(plan.mappings() <= policy.max_mappings, "{} in\n{}", plan.mappings(), plan);
@@ -118,11 +138,15 @@ proptest! {
                 asked = op.action == Action::Watch;
                 shown = op.from.map(|f| (f.image, f.page + skip));
             }
-            let want = layout.find(page).and_then(|r| {
-                let skip = (page - r.pages.start()) / 4096;
-                r.stored.map(|s| (s.image, s.page + skip))
-            });
-            let hole = want.is_none() && shown == Some((ImageId(2), guest_index(page / 4096)));
+            let in_place = |image| (image, guest_index(page / 4096));
+            let want = match layout.find(page) {
+                Some(region) => {
+                    let skip = (page - region.pages.start()) / 4096;
+                    region.stored.map(|s| (s.image, s.page + skip))
+                }
+                None => beneath.map(in_place),
+            };
+            let hole = want.is_none() && shown == Some(in_place(ImageId(2)));
             prop_assert!(asked || shown == want || hole, "page {page:#x}: {shown:?} for {want:?}");
         }
     }
@@ -135,8 +159,7 @@ fn a_template_is_one_mapping_per_range() {
     let memory = memory();
     for strategy in [Strategy::Lazy, Strategy::Template] {
         let policy = Policy::new(strategy);
-        let input =
-            PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+        let input = whole(&memory, &layout, &images, &policy);
         let plan = Plan::new(&input).unwrap();
         plan.verify().unwrap();
         assert!(plan.mappings() <= 4, "{plan}");
@@ -151,8 +174,7 @@ fn cold_pages_in_guest_layout_are_one_mapping_per_range() {
     let memory = memory();
     let of = |strategy, huge_pages| {
         let policy = Policy { bridge: 16, huge_pages, ..Policy::new(strategy) };
-        let input =
-            PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+        let input = whole(&memory, &layout, &images, &policy);
         let plan = Plan::new(&input).unwrap();
         plan.verify().unwrap();
         plan.ops.iter().filter(|op| op.layer == PageClass::Cold).count()
@@ -161,6 +183,35 @@ fn cold_pages_in_guest_layout_are_one_mapping_per_range() {
     // FaaSnap shows zero pages by holes only where the gap is short, and no hole is a huge page.
     assert!(of(Strategy::Faasnap, HugePages::Off) > 4);
     assert!(of(Strategy::Tiered, HugePages::Transparent) > 4);
+}
+
+/// What lies beneath is mapped once, and what it shows anyway not again.
+#[test]
+fn an_image_beneath_is_one_mapping_per_range() {
+    let (layout, images) =
+        layout(&[(4, 8 + 1, 4), (3, 8 + 3, 0), (2, PageClass::ReadOnly as u8, 5)]);
+    let layout = layout.only(Region::is_hot);
+    let memory = memory();
+    let beneath = Some(ImageId(2));
+    let plan = |policy: &Policy, beneath| {
+        Plan::new(&PlanInput { beneath, ..whole(&memory, &layout, &images, policy) })
+    };
+    let of = |strategy| plan(&Policy::new(strategy), beneath).unwrap();
+    for strategy in [Strategy::Lazy, Strategy::Tiered] {
+        let plan = of(strategy);
+        plan.verify().unwrap();
+        let low = plan.ops.iter().filter(|op| op.from.is_some_and(|f| f.image == ImageId(2)));
+        assert!(low.map(|op| op.pages).eq(memory.iter().copied()), "{plan}");
+        assert_eq!(plan.image_at(4 * PAGE_SIZE).unwrap().name, "image2", "nothing names it");
+    }
+    let wrong =
+        |policy: &Policy, beneath| matches!(plan(policy, beneath), Err(PlanError::Beneath(..)));
+    let tiered = Policy::new(Strategy::Tiered);
+    assert!(wrong(&tiered, Some(ImageId(0))), "it is packed");
+    assert!(wrong(&tiered, Some(ImageId(9))), "it is not there");
+    assert!(wrong(&Policy::new(Strategy::Reap), beneath));
+    assert!(wrong(&Policy { cold: ColdPages::Paged, ..tiered.clone() }, beneath));
+    assert!(wrong(&Policy { huge_pages: HugePages::Transparent, ..tiered }, beneath));
 }
 
 #[test]
@@ -174,9 +225,7 @@ fn layouts_that_name_what_is_not_there_are_refused() {
         RegionMap::new(vec![region], &[range(0, 1000)]).unwrap()
     };
     let (_, images) = layout(&[(4, 1, 0)]);
-    let try_plan = |layout: &RegionMap| {
-        Plan::new(&PlanInput { memory: &memory, layout, images: &images, policy: &policy })
-    };
+    let try_plan = |layout: &RegionMap| Plan::new(&whole(&memory, layout, &images, &policy));
     assert!(matches!(try_plan(&region(90, 10, 2, 0)), Err(PlanError::Outside(_))));
     assert!(matches!(try_plan(&region(0, 4, 3, 0)), Err(PlanError::NoImage(_, 3))));
     assert!(matches!(try_plan(&region(0, 4, 2, 157)), Err(PlanError::Short { has: 160, .. })));
@@ -184,7 +233,7 @@ fn layouts_that_name_what_is_not_there_are_refused() {
     assert!(try_plan(&region(0, 4, 2, 156)).is_ok());
     let policy = Policy { huge_pages: HugePages::Pool, ..Policy::new(Strategy::Reap) };
     let layout = region(0, 4, 2, 0);
-    let input = PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+    let input = whole(&memory, &layout, &images, &policy);
     assert!(matches!(Plan::new(&input), Err(PlanError::HugePages(Strategy::Reap))));
 }
 
@@ -193,7 +242,7 @@ fn counted(runs: &[(u64, u8, u32)], policy: &Policy, action: Action) -> usize {
     let (layout, mut images) = layout(runs);
     images[0].tier = Tier::Cxl;
     let memory = memory();
-    let plan = Plan::new(&PlanInput { memory: &memory, layout: &layout, images: &images, policy });
+    let plan = Plan::new(&whole(&memory, &layout, &images, policy));
     let plan = plan.unwrap();
     plan.verify().unwrap();
     plan.ops.iter().filter(|op| op.action == action).count()

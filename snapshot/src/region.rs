@@ -108,40 +108,14 @@ impl RegionMap {
     /// The hot regions alone.
     #[must_use]
     pub fn hot(&self) -> RegionMap {
-        let hot = self.regions.iter().filter(|region| region.is_hot());
-        RegionMap { regions: Arc::new(hot.copied().collect()) }
+        self.clone().only(Region::is_hot)
     }
 
-    /// Those of these regions that are `kept`, and all else of `memory` cold, zero or not: stored in
-    /// `image`, where each page of `memory` has its place.
+    /// Those of these regions that are `kept`.
     #[must_use]
-    pub fn over(
-        &self,
-        image: ImageId,
-        memory: &[PageRange],
-        kept: impl Fn(&Region) -> bool,
-    ) -> RegionMap {
-        let mut own = self.regions.iter().filter(|region| kept(region)).peekable();
-        let mut regions = Vec::with_capacity(2 * self.regions.len() + memory.len());
-        // Page of the image that stands for the next one.
-        let mut page = 0;
-        for range in memory {
-            let mut at = range.start();
-            loop {
-                let next = own.next_if(|region| region.pages.end() <= range.end());
-                let end = next.map_or(range.end(), |region| region.pages.start());
-                if let Some(pages) = PageRange::inside(at, end.saturating_sub(at)) {
-                    let stored = Some(Stored { image, page });
-                    regions.push(Region { pages, class: PageClass::Cold, stored, rank: NEVER });
-                    page += pages.pages();
-                }
-                let Some(region) = next else { break };
-                regions.push(*region);
-                page += region.pages.pages();
-                at = region.pages.end();
-            }
-        }
-        RegionMap { regions: Arc::new(regions) }
+    pub fn only(mut self, kept: impl FnMut(&Region) -> bool) -> RegionMap {
+        Arc::make_mut(&mut self.regions).retain(kept);
+        self
     }
 
     /// The regions, by address.

@@ -83,7 +83,8 @@ fn measure(snapshot: &Path, strategy: Strategy, layout: &str) -> Result<Taken> {
     let (opened, sources) = open(&manifest, &policy, &())?;
     let images: Vec<_> = opened.images().to_vec();
     let memory = manifest.memory();
-    let input = PlanInput { memory, layout: &regions, images: &images, policy: &policy };
+    let input =
+        PlanInput { memory, layout: &regions, beneath: None, images: &images, policy: &policy };
     let start = Instant::now();
     Plan::new(&input)?;
     let plan = since(start);

@@ -86,7 +86,13 @@ impl Served {
         sources: Sources,
     ) -> Result<Served, TierError> {
         let policy = Policy::new(Strategy::Eager);
-        check(&PlanInput { memory, layout: &layout, images: &images, policy: &policy })?;
+        check(&PlanInput {
+            memory,
+            layout: &layout,
+            beneath: None,
+            images: &images,
+            policy: &policy,
+        })?;
         Ok(Served {
             name,
             order: FlatOrder::new(memory),

@@ -188,8 +188,13 @@ fn a_restore_lays_what_is_hot_and_hands_over_the_rest() {
         let serving = Serving::new(source());
         let policy = Policy { pager: Some(serving.socket()), ..Policy::new(strategy) };
         let images = [local().info];
-        let input =
-            PlanInput { memory: &memory, layout: &layout, images: &images, policy: &policy };
+        let input = PlanInput {
+            memory: &memory,
+            layout: &layout,
+            beneath: None,
+            images: &images,
+            policy: &policy,
+        };
         let plan = Plan::new(&input).unwrap();
         plan.verify().unwrap();
         let used = plan.used_images().next().is_some();
