@@ -7,7 +7,7 @@ use varve_snapshot::{
 
 use crate::ahead::used;
 use crate::guest_ram::HugePages;
-use crate::policy::{Policy, ReadOnlyPages, Wait};
+use crate::policy::{Policy, ReadOnlyPages};
 use crate::source::ImageInfo;
 use crate::strategy::Strategy;
 
@@ -67,10 +67,9 @@ fn beneath(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<
     let at = images.iter().position(|image| {
         image.guest_layout && image.mappable && cold.is_none_or(|cold| cold.mappable)
     })?;
-    let copies = policy.wait >= Wait::Written || policy.read_only == ReadOnlyPages::Copied;
     let maps = match strategy {
         Strategy::Lazy | Strategy::Template => true,
-        Strategy::Tiered => !copies,
+        Strategy::Tiered => policy.read_only != ReadOnlyPages::Copied,
         _ => false,
     };
     let only = maps && !policy.asks_for_cold() && policy.huge_pages == HugePages::Off;

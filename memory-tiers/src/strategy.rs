@@ -7,7 +7,7 @@ use std::str::FromStr;
 use varve_snapshot::{PageClass, Region};
 
 use crate::guest_ram::HugePages;
-use crate::policy::{Policy, ReadOnlyPages, Wait};
+use crate::policy::{Policy, ReadOnlyPages};
 use crate::source::ImageInfo;
 use crate::sys::mmap::Ahead;
 
@@ -159,8 +159,6 @@ fn mappable(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
 
 fn tiered(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
     match (region.class, policy.read_only, policy.asks_for_cold()) {
-        // Who waits for the copy anyway need not map first.
-        (PageClass::ReadWrite, ..) if policy.wait >= Wait::Written => (How::Copy, None),
         (PageClass::ReadWrite, ..) => (How::Map, Some(Ahead::Write)),
         (PageClass::ReadOnly, ReadOnlyPages::Copied, _) => (How::Copy, None),
         (PageClass::ReadOnly, ReadOnlyPages::Mapped, _) => (How::Map, Some(Ahead::Read)),

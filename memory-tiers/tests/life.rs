@@ -340,13 +340,14 @@ fn only_hot_regions_are_read_where_the_memory_file_lies_beneath() {
     }
     std::fs::write(&path, bytes).unwrap();
     for strategy in [Strategy::Lazy, Strategy::Template, Strategy::Tiered, Strategy::Auto] {
-        check(&function, &snapshot, &Policy::new(strategy));
+        for wait in [Wait::Nothing, Wait::All] {
+            check(&function, &snapshot, &Policy { wait, ..Policy::new(strategy) });
+        }
     }
     let plain = Policy::new(Strategy::Tiered);
     for policy in [
         Policy::new(Strategy::Eager),
         Policy { cold: ColdPages::Paged, ..plain.clone() },
-        Policy { wait: Wait::Written, ..plain.clone() },
         Policy { read_only: ReadOnlyPages::Copied, ..plain.clone() },
         Policy { huge_pages: HugePages::Transparent, ..plain },
     ] {
