@@ -37,7 +37,7 @@ impl Bridging<'_> {
         let mut extents: Vec<Extent> = Vec::new();
         let regions = self.input.layout.regions();
         for (index, (region, placement)) in regions.iter().zip(self.placements).enumerate() {
-            let mapped = matches!(placement.how, How::Map | How::MapOrCopy);
+            let mapped = placement.how == How::Map;
             let here = self.one_layer || region.class == layer;
             let (true, Some(from)) = (mapped && here, region.stored) else {
                 continue;
@@ -83,11 +83,11 @@ impl Bridging<'_> {
                 // Not by a copy: to make room for it, the kernel would first bring in the page that
                 // the mapping shows there.
                 let above = height(between.class) > height(last.layer) && !self.one_layer;
-                let covered = above && matches!(how.how, How::Map | How::MapOrCopy);
+                let covered = above && how.how == How::Map;
                 let same = stored.image == from.image
                     && position(stored, between.pages.start())
                         == position(from, region.pages.start());
-                if !(covered || same && matches!(how.how, How::Map | How::MapOrCopy)) {
+                if !(covered || same && how.how == How::Map) {
                     return false;
                 }
             } else if how.how == How::Fault {

@@ -21,7 +21,7 @@ pub struct ClassCensus {
     /// In an image that is mapped in place.
     pub mapped: u64,
     /// Of those, this process's own. Each took one copy-on-write fault, or was populated for writing.
-    /// Of [`PageClass::ReadOnly`]: pages predicted read-only that were written.
+    /// Of [`PageClass::ReadOnly`]: pages predicted read-only that were written, if they were not copied.
     pub mapped_private: u64,
 }
 

@@ -7,7 +7,7 @@ use varve_snapshot::{
 
 use crate::ahead::used;
 use crate::guest_ram::HugePages;
-use crate::policy::{Policy, ReadOnlyPages};
+use crate::policy::Policy;
 use crate::source::ImageInfo;
 use crate::strategy::Strategy;
 
@@ -67,11 +67,7 @@ fn beneath(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<
     let at = images.iter().position(|image| {
         image.guest_layout && image.mappable && cold.is_none_or(|cold| cold.mappable)
     })?;
-    let maps = match strategy {
-        Strategy::Lazy | Strategy::Template => true,
-        Strategy::Tiered => policy.read_only != ReadOnlyPages::Copied,
-        _ => false,
-    };
+    let maps = matches!(strategy, Strategy::Lazy | Strategy::Template | Strategy::Tiered);
     let only = maps && !policy.asks_for_cold() && policy.huge_pages == HugePages::Off;
     u16::try_from(at).ok().filter(|_| only).map(ImageId)
 }

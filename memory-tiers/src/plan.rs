@@ -215,6 +215,15 @@ impl Plan {
         self.mapped().ranges()
     }
 
+    /// Pages that are mapped and made private ahead of their use.
+    pub fn made_private(&self) -> Vec<PageRange> {
+        let mut pages = RangeSet::default();
+        let steps = self.before.iter().chain(&self.beside);
+        let written = steps.filter(|step| step.how == Some(Ahead::Write));
+        written.for_each(|step| pages.insert(step.pages));
+        pages.ranges()
+    }
+
     /// The images that this process reads or maps, some several times. Those whose pages are only
     /// asked for are the pager's to read, if there is one.
     pub(crate) fn used_images(&self) -> impl Iterator<Item = ImageId> + '_ {

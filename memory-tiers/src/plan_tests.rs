@@ -5,6 +5,7 @@ use proptest::prelude::{
 };
 use varve_snapshot::{ImageId, NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 
+use crate::sys::mmap::Ahead;
 use crate::*;
 
 /// Two ranges with a hole between, as the PCI hole of a large guest.
@@ -263,17 +264,27 @@ fn fresh_memory_is_laid_where_the_guest_gains_by_it() {
     assert!(clear(30, Wait::Nothing) > 0);
 }
 
-/// A copy over a mapping parts it, which costs as much as the mapping that it saves.
+/// Read-only pages are copied where that costs less than what their use in place costs more, a part of
+/// the work beside the guest, or all that it waits for.
 #[test]
-fn short_extents_are_copied_where_that_is_cheaper() {
-    let copies = |remote_use, cold: &[(u64, u8, u32)]| {
-        let policy = Policy::new(Strategy::Tiered);
+fn read_only_pages_are_copied_where_that_is_cheaper() {
+    let copied = |strategy, wait, remote_use| {
+        let (layout, mut images) = layout(&[(3, 8 + 1, 5), (4, 8 + 3, 0)]);
+        images[2].tier = Tier::Cxl;
+        let policy = Policy { wait, ..Policy::new(strategy) };
         let policy = Policy { costs: Costs { remote_use, ..policy.costs }, ..policy };
-        counted(&[&[(1, 1, 5)], cold].concat(), &policy, Action::Copy)
+        let memory = memory();
+        let plan = Plan::new(&whole(&memory, &layout, &images, &policy)).unwrap();
+        let ways = plan.before.iter().chain(&plan.beside).filter_map(|step| step.how);
+        let ways: Vec<Ahead> = ways.collect();
+        assert!(ways.len() > 10 && ways.iter().all(|how| *how == ways[0]), "{plan}");
+        ways[0] == Ahead::Write
     };
-    let (zero, cold) = ([(3, 0, 0)], [(3, 8 + 3, 0)]);
-    assert_eq!(copies(500.0, &zero), 0);
-    assert!(copies(1500.0, &zero) > 10);
-    assert_eq!(copies(1500.0, &cold), 0);
-    assert!(copies(3200.0, &cold) > 10);
+    for strategy in [Strategy::Tiered, Strategy::Template] {
+        assert!(!copied(strategy, Wait::Nothing, 0.0));
+        assert!(!copied(strategy, Wait::Nothing, 300.0));
+        assert!(copied(strategy, Wait::Nothing, 500.0));
+        assert!(!copied(strategy, Wait::All, 1200.0));
+        assert!(copied(strategy, Wait::All, 1800.0));
+    }
 }

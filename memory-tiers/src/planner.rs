@@ -23,7 +23,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
     let mut placements: Vec<Placement> =
         regions.iter().map(|r| place(r, image(r), policy)).collect();
     let lowest = lowest(input);
-    let mut maps = maps(input, &mut placements);
+    let mut maps = maps(input, &placements);
     let mut clear = clear_where_cheaper(input, &maps, &placements);
     let mut bridge = policy.bridge;
     loop {
@@ -83,9 +83,8 @@ fn lowest(input: &PlanInput<'_>) -> Vec<Extent> {
     input.memory.iter().map(extent).collect()
 }
 
-/// The mappings of all layers above. Read-only ones come first, since what is copied instead must not have a
-/// mapping beneath it.
-fn maps(input: &PlanInput<'_>, placements: &mut [Placement]) -> Vec<Extent> {
+/// The mappings of all layers above.
+fn maps(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Extent> {
     let strategy = input.policy.strategy;
     let one_layer = matches!(strategy, Strategy::Lazy | Strategy::Template);
     // Huge pages have room in fresh memory only, which zero pages then have to be.
@@ -95,46 +94,17 @@ fn maps(input: &PlanInput<'_>, placements: &mut [Placement]) -> Vec<Extent> {
         Strategy::Tiered if !huge => u64::MAX,
         _ => input.policy.bridge,
     };
-    let extents = |layer, placements: &[Placement]| {
-        Bridging { input, placements, one_layer, limit }.extents(layer)
-    };
+    let extents = |layer| Bridging { input, placements, one_layer, limit }.extents(layer);
     if one_layer {
-        return extents(PageClass::Cold, placements);
+        return extents(PageClass::Cold);
     }
-    let mut maps = extents(PageClass::ReadOnly, placements);
-    copy_where_cheaper(&mut maps, placements, input);
-    let others = PageClass::BOTTOM_UP.into_iter().filter(|&layer| layer != PageClass::ReadOnly);
-    maps.extend(others.flat_map(|layer| extents(layer, placements)));
-    maps
+    PageClass::BOTTOM_UP.into_iter().flat_map(extents).collect()
 }
 
 fn copy(placements: &mut [Placement], region: usize) {
     if let Some(placement) = placements.get_mut(region) {
         *placement = Placement { how: How::Copy, ahead: None };
     }
-}
-
-/// Short extents are cheaper to copy than to map. Not by the mapping, if others lie beneath: to make room
-/// for the copy they are parted.
-fn copy_where_cheaper(maps: &mut Vec<Extent>, placements: &mut [Placement], input: &PlanInput<'_>) {
-    let costs = &input.policy.costs;
-    let cold = input.layout.regions().iter().zip(&*placements);
-    let parted = cold.filter(|(region, _)| region.class == PageClass::Cold);
-    let mut parted = parted.map(|(_, placement)| placement.how);
-    let parted = input.beneath.is_some() || parted.any(|how| how == How::Map);
-    let parts = if parted { costs.map } else { 0.0 };
-    maps.retain(|map| {
-        let may = map.members.iter().all(|&m| placements[m].how == How::MapOrCopy);
-        let pages = map.pages.pages() as f64;
-        let image = input.images.get(usize::from(map.from.image.0));
-        let remote_use = image.map_or(0.0, |i| costs.remote_use(i));
-        let mapped = costs.map + pages * (costs.populate_read * costs.beside_share + remote_use);
-        let copied = parts + costs.read_call * map.members.len() as f64 + costs.copy_page * pages;
-        if may && copied < mapped {
-            map.members.iter().for_each(|&m| copy(placements, m));
-        }
-        !(may && copied < mapped)
-    });
 }
 
 /// Zero pages that will be written and that a mapping shows as holes of its file: for long runs a

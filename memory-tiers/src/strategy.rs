@@ -7,7 +7,7 @@ use std::str::FromStr;
 use varve_snapshot::{PageClass, Region};
 
 use crate::guest_ram::HugePages;
-use crate::policy::{Policy, ReadOnlyPages};
+use crate::policy::{Policy, ReadOnlyPages, Wait};
 use crate::source::ImageInfo;
 use crate::sys::mmap::Ahead;
 
@@ -87,8 +87,6 @@ pub(crate) enum How {
     Base,
     /// A private mapping of the image.
     Map,
-    /// The same, unless copying is cheaper.
-    MapOrCopy,
     /// A copy before the guest runs.
     Copy,
     /// A fault.
@@ -109,7 +107,7 @@ pub(crate) fn place(region: &Region, image: Option<&ImageInfo>, policy: &Policy)
         None => zero(region, policy),
         Some(_) if policy.huge_pages == HugePages::Pool => (How::Copy, None),
         Some(image) if !image.mappable => unmapped(region, policy),
-        Some(_) => mappable(region, policy),
+        Some(image) => mappable(region, image, policy),
     };
     Placement { how, ahead }
 }
@@ -139,7 +137,7 @@ fn unmapped(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
     }
 }
 
-fn mappable(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
+fn mappable(region: &Region, image: &ImageInfo, policy: &Policy) -> (How, Option<Ahead>) {
     let hot = region.is_hot();
     match policy.strategy {
         Strategy::Lazy if policy.pager.is_some() => (How::Fault, None),
@@ -148,22 +146,27 @@ fn mappable(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
         Strategy::Reap if hot => (How::Copy, None),
         Strategy::Reap => (How::Fault, None),
         Strategy::Faasnap => (How::Map, hot.then_some(Ahead::Cache)),
-        Strategy::Tiered => tiered(region, policy),
-        Strategy::Template => match (region.class, policy.asks_for_cold()) {
-            (PageClass::Cold, true) if !hot => (How::Fault, None),
-            (PageClass::ReadWrite, _) => (How::Map, Some(Ahead::Write)),
-            _ => (How::Map, hot.then_some(Ahead::Read)),
+        Strategy::Tiered | Strategy::Template => match region.class {
+            PageClass::ReadWrite => (How::Map, Some(Ahead::Write)),
+            PageClass::ReadOnly => (How::Map, Some(read_only(image, policy))),
+            _ if hot && policy.strategy == Strategy::Template => (How::Map, Some(Ahead::Read)),
+            _ if policy.asks_for_cold() => (How::Fault, None),
+            _ => (How::Map, None),
         },
     }
 }
 
-fn tiered(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
-    match (region.class, policy.read_only, policy.asks_for_cold()) {
-        (PageClass::ReadWrite, ..) => (How::Map, Some(Ahead::Write)),
-        (PageClass::ReadOnly, ReadOnlyPages::Copied, _) => (How::Copy, None),
-        (PageClass::ReadOnly, ReadOnlyPages::Mapped, _) => (How::Map, Some(Ahead::Read)),
-        (PageClass::ReadOnly, ReadOnlyPages::Auto, _) => (How::MapOrCopy, Some(Ahead::Read)),
-        (_, _, false) => (How::Map, None),
-        (_, _, true) => (How::Fault, None),
-    }
+/// Pages that are only read are used where they are, or made private ahead: a copy in local memory.
+fn read_only(image: &ImageInfo, policy: &Policy) -> Ahead {
+    let costs = &policy.costs;
+    let share = if policy.wait == Wait::All { 1.0 } else { costs.beside_share };
+    let copied = match policy.read_only {
+        ReadOnlyPages::Mapped => false,
+        ReadOnlyPages::Copied => true,
+        ReadOnlyPages::Auto => {
+            let in_place = costs.populate_read * share + costs.in_place(image);
+            costs.populate_write * share < in_place
+        }
+    };
+    if copied { Ahead::Write } else { Ahead::Read }
 }

@@ -91,9 +91,9 @@ impl Plan {
     }
 
     /// What a page of `region` costs more if it is used where it is.
-    fn remote_use(&self, region: &Region) -> f64 {
+    fn in_place_use(&self, region: &Region) -> f64 {
         let image = region.stored.and_then(|s| self.images.get(usize::from(s.image.0)));
-        image.map_or(0.0, |i| self.policy.costs.remote_use(i))
+        image.map_or(0.0, |i| self.policy.costs.in_place(i))
     }
 
     /// What it should take.
@@ -119,8 +119,9 @@ impl Plan {
         cost.before += self.before.iter().map(ahead).sum::<f64>();
         cost.beside = self.beside.iter().map(ahead).sum::<f64>() * costs.beside_share;
         for (region, placement) in self.layout.regions().iter().zip(&self.placements) {
-            if region.class == PageClass::ReadOnly && placement.how != How::Copy {
-                cost.in_place += self.remote_use(region) * region.pages.pages() as f64;
+            let local = placement.how == How::Copy || placement.ahead == Some(Ahead::Write);
+            if region.class == PageClass::ReadOnly && !local {
+                cost.in_place += self.in_place_use(region) * region.pages.pages() as f64;
             }
             let fault = match (placement.how, placement.ahead) {
                 _ if !region.is_hot() => continue,

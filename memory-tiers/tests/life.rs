@@ -348,7 +348,6 @@ fn only_hot_regions_are_read_where_the_memory_file_lies_beneath() {
     for policy in [
         Policy::new(Strategy::Eager),
         Policy { cold: ColdPages::Paged, ..plain.clone() },
-        Policy { read_only: ReadOnlyPages::Copied, ..plain.clone() },
         Policy { huge_pages: HugePages::Transparent, ..plain },
     ] {
         let manifest = ManifestReader::open(&snapshot).unwrap();

@@ -2,7 +2,8 @@
 //! accesses, prints what it took.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -21,7 +22,7 @@ use varve_memory_tiers::{
 use varve_snapshot::{
     Access, Image, ImageEntry, ImageReader, ManifestReader, PAGE_SIZE, PageRange, Trace,
 };
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::outside::{number_after, thread_faults};
 
@@ -145,7 +146,16 @@ struct Touch {
     page: u64,
     read: bool,
     write: bool,
-    in_place: bool,
+    in_place: InPlace,
+}
+
+/// Whether a page is used where its image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InPlace {
+    No,
+    /// Until populating has made it private.
+    Until,
+    Yes,
 }
 
 /// Restores and replays once, in this process.
@@ -179,7 +189,8 @@ pub fn once(conditions: &Conditions) -> Result<Ran> {
     let pause = pause.elapsed().as_secs_f64() * 1e6;
     restore.populate_beside()?;
     let latency = Histogram::default();
-    let faults = replay(ram.memory(), &touches, conditions, &latency)?;
+    let made = replay(ram.memory(), &touches, conditions, &latency)?;
+    let pause = pause + made.looked.as_secs_f64() * 1e6;
     let end_us = us() - pause;
     let cpu_us = cpu_us() - cpu - pause;
     // What still populates belongs to the memory that the machine takes.
@@ -201,8 +212,8 @@ pub fn once(conditions: &Conditions) -> Result<Ran> {
         end_us,
         warm_us,
         cpu_us,
-        faults: faults.0,
-        major_faults: faults.1,
+        faults: made.faults,
+        major_faults: made.major,
         mappings: ram.mappings()?,
         pss_kib: pss_kib()?,
         disk_bytes: disk_bytes()? - disk,
@@ -280,7 +291,7 @@ impl PageSource for Delayed {
         self.source.read(first, buffer)
     }
 
-    fn file(&self) -> Option<(&fs::File, u64)> {
+    fn file(&self) -> Option<(&File, u64)> {
         None
     }
 }
@@ -288,10 +299,15 @@ impl PageSource for Delayed {
 /// The accesses in their order, dealt out to threads, and the pages that are only read where they are,
 /// by image.
 fn touches(trace: &Trace, plan: &Plan, threads: usize) -> (Vec<Vec<Touch>>, BTreeMap<String, u64>) {
-    let places = plan.in_place();
-    let in_place = |page: u64| {
-        let at = places.partition_point(|range| range.end() <= page);
-        places.get(at).is_some_and(|range| range.start() <= page)
+    let has = |ranges: &[PageRange], page: u64| {
+        let at = ranges.partition_point(|range| range.end() <= page);
+        ranges.get(at).is_some_and(|range| range.start() <= page)
+    };
+    let (mapped, copied) = (plan.in_place(), plan.made_private());
+    let in_place = |page: u64| match has(&mapped, page) {
+        true if has(&copied, page) => InPlace::Until,
+        true => InPlace::Yes,
+        false => InPlace::No,
     };
     let mut pages: Vec<_> = trace.pages().iter().collect();
     pages.sort_by_key(|page| page.order);
@@ -303,8 +319,8 @@ fn touches(trace: &Trace, plan: &Plan, threads: usize) -> (Vec<Vec<Touch>>, BTre
         let write = page.access.has(Access::WRITTEN);
         let at = page.gfn * PAGE_SIZE;
         let read = page.access.has(Access::READ) || !write;
-        let in_place = !write && in_place(at);
-        if let Some(image) = plan.image_at(at).filter(|_| in_place) {
+        let in_place = if write { InPlace::No } else { in_place(at) };
+        if let Some(image) = plan.image_at(at).filter(|_| in_place == InPlace::Yes) {
             *images.entry(image.name.clone()).or_default() += 1;
         }
         parts[part].push(Touch { page: at, read, write, in_place });
@@ -316,18 +332,31 @@ fn holds(range: &PageRange, address: u64) -> bool {
     (range.start()..range.end()).contains(&address)
 }
 
-/// Makes the accesses; the faults that they took, and how many of those waited for a disk.
+/// What the accesses took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Made {
+    /// Faults.
+    faults: u64,
+    /// Those of them that waited for a disk.
+    major: u64,
+    /// Time in which no access was made, but looked where a page is; the most of any thread.
+    looked: Duration,
+}
+
+/// Makes the accesses.
 fn replay(
     memory: &GuestMemory,
     touches: &[Vec<Touch>],
     conditions: &Conditions,
     latency: &Histogram,
-) -> Result<(u64, u64)> {
+) -> Result<Made> {
     let delay = Duration::from_nanos(conditions.delay) * conditions.accesses;
     let compute = Duration::from_nanos(conditions.compute);
     let together = Barrier::new(touches.len());
-    let part = |touches: &[Touch]| -> Result<(u64, u64)> {
+    let pagemap = File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
+    let part = |touches: &[Touch]| -> Result<Made> {
         let before = faults()?;
+        let mut looked = Duration::ZERO;
         together.wait();
         for touch in touches {
             let at = GuestAddress(touch.page);
@@ -339,10 +368,18 @@ fn replay(
                 memory.write_obj(touch.page, at)?;
             }
             latency.add(start.elapsed());
-            spin(if touch.in_place { delay + compute } else { compute });
+            let start = Instant::now();
+            let in_place = match touch.in_place {
+                InPlace::Until if !delay.is_zero() => {
+                    !is_private(&pagemap, memory.get_host_address(at)?)?
+                }
+                known => known == InPlace::Yes,
+            };
+            looked += start.elapsed();
+            spin(if in_place { delay + compute } else { compute });
         }
         let after = faults()?;
-        Ok((after.0 - before.0, after.1 - before.1))
+        Ok(Made { faults: after.0 - before.0, major: after.1 - before.1, looked })
     };
     // The first part is this thread's: a machine of one vCPU has no other.
     let (own, others) = touches.split_first().context("no thread makes accesses")?;
@@ -351,10 +388,22 @@ fn replay(
         let mut sum = part(own)?;
         for other in others {
             let more = other.join().map_err(|_| anyhow!("an accessing thread panicked"))??;
-            sum = (sum.0 + more.0, sum.1 + more.1);
+            sum.faults += more.faults;
+            sum.major += more.major;
+            sum.looked = sum.looked.max(more.looked);
         }
         Ok(sum)
     })
+}
+
+/// Whether the page at `host` is this process's own: present, and of no file (bits 63 and 61 of
+/// /proc/self/pagemap, Documentation/admin-guide/mm/pagemap.rst).
+fn is_private(pagemap: &File, host: *mut u8) -> Result<bool> {
+    let mut entry = [0; 8];
+    let offset = host as u64 / PAGE_SIZE * entry.len() as u64;
+    pagemap.read_exact_at(&mut entry, offset).context("/proc/self/pagemap")?;
+    let entry = u64::from_le_bytes(entry);
+    Ok(entry >> 63 == 1 && entry >> 61 & 1 == 0)
 }
 
 /// Keeps the processor busy, as computing and waiting for memory do.
@@ -406,6 +455,15 @@ mod tests {
         assert!(faults().unwrap().0 > before.0);
         assert!(pss_kib().unwrap() > 100);
         assert!(number(Path::new("/proc/self/io"), "no such field").is_err());
+    }
+
+    #[test]
+    fn private_pages_are_told_from_those_of_files() {
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let mut own = vec![1u8; 3 * PAGE_SIZE as usize];
+        assert!(is_private(&pagemap, own[PAGE_SIZE as usize..].as_mut_ptr()).unwrap());
+        let code = private_pages_are_told_from_those_of_files as *const () as *mut u8;
+        assert!(!is_private(&pagemap, code).unwrap(), "a page of this program's file");
     }
 
     #[test]
