@@ -117,8 +117,7 @@ fn clear_where_cheaper(
 ) -> Vec<usize> {
     let (regions, policy) = (input.layout.regions(), input.policy);
     let costs = &policy.costs;
-    let share = if policy.wait == Wait::Nothing { costs.beside_share } else { 1.0 };
-    let saved = (costs.populate_write - costs.populate_fresh) * share;
+    let saved = (costs.populate_write - costs.populate_fresh) * policy.waited(Wait::Written);
     if !matches!(policy.strategy, Strategy::Template | Strategy::Tiered) {
         return Vec::new();
     }

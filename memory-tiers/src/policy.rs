@@ -174,6 +174,11 @@ impl Policy {
         self.cold == ColdPages::Paged || self.pager.is_some()
     }
 
+    /// The share of work ahead of the guest that it waits for: all of what `from` on is waited for.
+    pub(crate) fn waited(&self, from: Wait) -> f64 {
+        if self.wait >= from { 1.0 } else { self.costs.beside_share }
+    }
+
     /// The defaults with a given method.
     pub fn new(strategy: Strategy) -> Policy {
         Policy {

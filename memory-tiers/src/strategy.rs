@@ -159,7 +159,7 @@ fn mappable(region: &Region, image: &ImageInfo, policy: &Policy) -> (How, Option
 /// Pages that are only read are used where they are, or made private ahead: a copy in local memory.
 fn read_only(image: &ImageInfo, policy: &Policy) -> Ahead {
     let costs = &policy.costs;
-    let share = if policy.wait == Wait::All { 1.0 } else { costs.beside_share };
+    let share = policy.waited(Wait::All);
     let copied = match policy.read_only {
         ReadOnlyPages::Mapped => false,
         ReadOnlyPages::Copied => true,
