@@ -10,6 +10,7 @@ use std::time::Instant;
 use varve_snapshot::{PageClass, PageRange};
 
 use crate::answer::{Asked, by_image};
+use crate::bridge::height;
 use crate::census::Census;
 use crate::copying;
 use crate::counters::{Counters, Tally};
@@ -112,6 +113,9 @@ impl Restore {
 
     /// Starts populating what remains, to be called once the vCPUs run.
     pub fn populate_beside(&self) -> Result<(), TierError> {
+        if self.shared.plan.strategy == Strategy::Template {
+            read_cold_alone(&self.shared)?;
+        }
         self.run(true)
     }
 
@@ -233,10 +237,13 @@ fn fits(ram: &GuestRam, plan: &Plan, sources: &Sources) -> Result<(), TierError>
 fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
     let Shared { ram, plan, tally, .. } = shared;
     let mut watched = None;
-    // What touches of cold pages bring in along is not needed, and keeps the disk from what is.
-    let knows_cold = matches!(plan.strategy, Strategy::Tiered | Strategy::Template);
-    let mut far = BTreeMap::new();
+    let mut lowest = plan.strategy == Strategy::Tiered;
     for op in &plan.ops {
+        if lowest && height(op.layer) > height(PageClass::Cold) {
+            // What is laid over these mappings next is none of theirs.
+            read_cold_alone(shared)?;
+            lowest = false;
+        }
         match (op.action, op.from) {
             (Action::Watch, _) => {
                 let watched = match &watched {
@@ -258,16 +265,31 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
                 let (file, offset) = source.file().ok_or_else(unmapped)?;
                 ram.lay_file(op.pages, file, offset + from.page * varve_snapshot::PAGE_SIZE)?;
                 tally.mapped.add(op.pages.pages());
-                let mut reads_far = || *far.entry(from.image).or_insert_with(|| reads_far(file));
-                if knows_cold && op.layer == PageClass::Cold && reads_far() {
-                    ram.call("advise", op.pages, |r, o, len| r.read_alone(o, len))?;
-                }
             }
             (Action::Clear, _) => ram.lay_fresh(op.pages)?,
             _ => {}
         }
     }
+    if lowest {
+        read_cold_alone(shared)?;
+    }
     // What giving pages back may use: half of what the plan and the process leave.
     ram.set_room(plan.policy.max_mappings / 6);
     Ok(watched)
+}
+
+/// Has touches of cold pages bring in no others from the disk: those are not needed, and keep the disk from
+/// what is. Where no other mappings come over theirs that is done beside the guest: it takes a while to find
+/// out how far around a page the disk reads.
+fn read_cold_alone(shared: &Shared) -> Result<(), TierError> {
+    let Shared { ram, plan, .. } = shared;
+    let mut far = BTreeMap::new();
+    let cold = plan.ops.iter().filter(|op| (op.action, op.layer) == (Action::Map, PageClass::Cold));
+    for (op, from) in cold.filter_map(|op| Some((op, op.from?))) {
+        let Some((file, _)) = shared.source(from.image)?.file() else { continue };
+        if *far.entry(from.image).or_insert_with(|| reads_far(file)) {
+            ram.call("advise", op.pages, |r, o, len| r.read_alone(o, len))?;
+        }
+    }
+    Ok(())
 }

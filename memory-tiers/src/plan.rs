@@ -1,6 +1,7 @@
 //! The plan of a restore: every operation, decided before the first mapping is made. It is pure: it
 //! can be printed, counted and simulated. `exec` carries it out.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use varve_snapshot::{ImageId, PageClass, PageRange, Region, RegionMap, Stored};
@@ -122,8 +123,8 @@ pub struct Plan {
     pub ops: Vec<Op>,
     /// What is populated after that and before the guest runs, in order.
     pub before: Vec<Step>,
-    /// What is populated beside the guest, in order.
-    pub beside: Vec<Step>,
+    /// What is populated beside the guest, once it is known.
+    pub(crate) beside: OnceLock<Vec<Step>>,
     pub(crate) memory: Vec<PageRange>,
     pub(crate) layout: RegionMap,
     pub(crate) beneath: Option<ImageId>,
@@ -151,6 +152,12 @@ impl Plan {
         });
         let best = plans.min_by(|a, b| a.cost().total().total_cmp(&b.cost().total()));
         Ok(best.unwrap_or_else(|| planner::plan(input)))
+    }
+
+    /// What is populated beside the guest, in order. If nothing is waited for, it is put in order when it
+    /// is asked for first, which may be beside the guest, too.
+    pub fn beside(&self) -> &[Step] {
+        self.beside.get_or_init(|| planner::steps(self))
     }
 
     /// Guest memory.
@@ -218,7 +225,7 @@ impl Plan {
     /// Pages that are mapped and made private ahead of their use.
     pub fn made_private(&self) -> Vec<PageRange> {
         let mut pages = RangeSet::default();
-        let steps = self.before.iter().chain(&self.beside);
+        let steps = self.before.iter().chain(self.beside());
         let written = steps.filter(|step| step.how == Some(Ahead::Write));
         written.for_each(|step| pages.insert(step.pages));
         pages.ranges()

@@ -128,7 +128,7 @@ proptest! {
         prop_assert!(plan.mappings() <= policy.max_mappings, "{} in\n{}", plan.mappings(), plan);
         prop_assert!(plan.ops.is_sorted_by_key(|o| PageClass::BOTTOM_UP.iter().position(|&c| c == o.layer)));
         let turn = |s: &Step| (s.class != PageClass::ReadWrite, s.rank);
-        prop_assert!(plan.beside.is_sorted_by_key(turn));
+        prop_assert!(plan.beside().is_sorted_by_key(turn));
         // Against a model that knows no ranges: page by page, the last operation wins.
         for page in memory.iter().flat_map(|m| (m.start()..m.end()).step_by(4096)) {
             let mut asked = false;
@@ -275,7 +275,7 @@ fn read_only_pages_are_copied_where_that_is_cheaper() {
         let policy = Policy { costs: Costs { remote_use, ..policy.costs }, ..policy };
         let memory = memory();
         let plan = Plan::new(&whole(&memory, &layout, &images, &policy)).unwrap();
-        let ways = plan.before.iter().chain(&plan.beside).filter_map(|step| step.how);
+        let ways = plan.before.iter().chain(plan.beside()).filter_map(|step| step.how);
         let ways: Vec<Ahead> = ways.collect();
         assert!(ways.len() > 10 && ways.iter().all(|how| *how == ways[0]), "{plan}");
         ways[0] == Ahead::Write

@@ -2,6 +2,7 @@
 //! the budget, and what is done ahead is put in order.
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
@@ -32,7 +33,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             strategy: policy.strategy,
             ops: operations(input, &placements, &[&lowest[..], &maps].concat(), &watches, &clear),
             before: Vec::new(),
-            beside: Vec::new(),
+            beside: OnceLock::new(),
             memory: memory.to_vec(),
             layout: RegionMap::default(),
             beneath,
@@ -56,8 +57,8 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
         let wide = bridge >= input.memory.iter().map(|m| m.pages()).sum();
         if excess == 0 || (maps.is_empty() && (wide || watches.len() <= memory.len())) {
             plan.layout = layout.clone();
-            schedule(&mut plan, &mut placements);
             plan.placements = placements;
+            schedule(&mut plan);
             return plan;
         }
         if maps.is_empty() || (watches.len() > maps.len() && !wide) {
@@ -224,8 +225,8 @@ fn may_repeat(maps: &[Extent]) -> bool {
     maps.iter().any(seen)
 }
 
-/// Puts what is done ahead in the order in which it will be needed.
-fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
+/// Decides what is done ahead before the guest runs; what is left is for [`Plan::beside`].
+fn schedule(plan: &mut Plan) {
     let mut watched = RangeSet::default();
     for op in &plan.ops {
         match op.action {
@@ -234,19 +235,39 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
             _ => {}
         }
     }
-    // Made without growing or scratch space: memory that is new to the process is what costs most here.
-    let mut steps = Vec::with_capacity(placements.len());
-    for (region, placement) in plan.layout.regions().iter().zip(placements) {
-        let (class, rank) = (region.class, region.rank);
+    for (region, placement) in plan.layout.regions().iter().zip(&mut plan.placements) {
         // What is installed is there.
         let installed = placement.how == How::Base && !watched.within(region.pages).is_empty();
         if installed && placement.ahead.take().is_some() {
             placement.how = How::Copy;
         }
+    }
+    if plan.policy.wait == Wait::Nothing {
+        return;
+    }
+    let first = |step: &Step| match (step.how, plan.policy.wait) {
+        (None, _) | (_, Wait::Nothing) => false,
+        (Some(how), Wait::Written) => how == Ahead::Write,
+        (Some(_), Wait::All) => true,
+    };
+    let (before, mut beside): (Vec<Step>, Vec<Step>) = steps(plan).into_iter().partition(first);
+    if plan.policy.stage2 {
+        // What is ready early still wants stage-2, in its turn.
+        beside.extend(before.iter().map(|s| Step { how: None, ..*s }));
+        beside.sort_by_key(turn);
+    }
+    (plan.before, plan.beside) = (before, beside.into());
+}
+
+/// What is done ahead, in the order in which it will be needed.
+pub(crate) fn steps(plan: &Plan) -> Vec<Step> {
+    // Made without growing or scratch space: memory that is new to the process is what costs most here.
+    let mut steps = Vec::with_capacity(plan.placements.len());
+    for (region, placement) in plan.layout.regions().iter().zip(&plan.placements) {
+        let (class, rank) = (region.class, region.rank);
         let copied = placement.how == How::Copy && region.is_hot() && plan.policy.stage2;
         if placement.ahead.is_some() || copied {
-            let how = placement.ahead;
-            steps.push(Step { pages: region.pages, how, class, rank });
+            steps.push(Step { pages: region.pages, how: placement.ahead, class, rank });
         }
     }
     // As one number, which is compared in half the time.
@@ -263,21 +284,7 @@ fn schedule(plan: &mut Plan, placements: &mut [Placement]) {
         }
         true
     });
-    let first = |step: &Step| match (step.how, plan.policy.wait) {
-        (None, _) | (_, Wait::Nothing) => false,
-        (Some(how), Wait::Written) => how == Ahead::Write,
-        (Some(_), Wait::All) => true,
-    };
-    (plan.before, plan.beside) = match plan.policy.wait {
-        Wait::Nothing => (Vec::new(), steps),
-        _ => steps.into_iter().partition(first),
-    };
-    if plan.policy.stage2 {
-        // What is ready early still wants stage-2, in its turn.
-        let ready = plan.before.iter().map(|s| Step { how: None, ..*s });
-        plan.beside.extend(ready);
-        plan.beside.sort_by_key(turn);
-    }
+    steps
 }
 
 /// What will be written comes first. Whoever reads a page of a file, the guest or a step of the plan,

@@ -21,7 +21,7 @@ const BATCH: u64 = 512;
 /// Starts the threads for one half of the plan's steps.
 pub(crate) fn start(shared: &Arc<Shared>, beside: bool) -> Result<Vec<JoinHandle<()>>, TierError> {
     let plan = &shared.plan;
-    let steps = if beside { &plan.beside } else { &plan.before };
+    let steps = if beside { plan.beside() } else { &plan.before };
     let steps: Arc<[Step]> = steps.iter().flat_map(cut).collect();
     if steps.is_empty() {
         return Ok(Vec::new());

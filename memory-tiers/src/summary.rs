@@ -79,7 +79,7 @@ impl Plan {
             }
         }
         sources.retain(|s| s.mapped + s.copied > 0);
-        let steps = self.before.iter().chain(&self.beside).filter(|s| s.how.is_some());
+        let steps = self.before.iter().chain(self.beside()).filter(|s| s.how.is_some());
         Summary {
             strategy: self.strategy,
             ops,
@@ -117,7 +117,7 @@ impl Plan {
                 }
         };
         cost.before += self.before.iter().map(ahead).sum::<f64>();
-        cost.beside = self.beside.iter().map(ahead).sum::<f64>() * costs.beside_share;
+        cost.beside = self.beside().iter().map(ahead).sum::<f64>() * costs.beside_share;
         for (region, placement) in self.layout.regions().iter().zip(&self.placements) {
             let local = placement.how == How::Copy || placement.ahead == Some(Ahead::Write);
             if region.class == PageClass::ReadOnly && !local {
@@ -162,7 +162,7 @@ impl fmt::Display for Plan {
                 None => writeln!(f)?,
             }
         }
-        for (when, steps) in [("before", &self.before), ("beside", &self.beside)] {
+        for (when, steps) in [("before", &self.before[..]), ("beside", self.beside())] {
             for step in steps {
                 let how = match step.how {
                     None => "stage2",
