@@ -113,7 +113,7 @@ impl Restore {
 
     /// Starts populating what remains, to be called once the vCPUs run.
     pub fn populate_beside(&self) -> Result<(), TierError> {
-        if self.shared.plan.strategy == Strategy::Template {
+        if reads_alone_later(&self.shared.plan) {
             read_cold_alone(&self.shared)?;
         }
         self.run(true)
@@ -237,7 +237,8 @@ fn fits(ram: &GuestRam, plan: &Plan, sources: &Sources) -> Result<(), TierError>
 fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
     let Shared { ram, plan, tally, .. } = shared;
     let mut watched = None;
-    let mut lowest = plan.strategy == Strategy::Tiered;
+    let knows_cold = matches!(plan.strategy, Strategy::Tiered | Strategy::Template);
+    let mut lowest = knows_cold && !reads_alone_later(plan);
     for op in &plan.ops {
         if lowest && height(op.layer) > height(PageClass::Cold) {
             // What is laid over these mappings next is none of theirs.
@@ -278,9 +279,14 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
     Ok(watched)
 }
 
+/// Whether [`read_cold_alone`] can wait until the guest runs, as it takes a while to find out how far around a
+/// page the disk reads: no mappings come over the cold ones, and nothing touches these before.
+fn reads_alone_later(plan: &Plan) -> bool {
+    plan.strategy == Strategy::Template && plan.before.is_empty()
+}
+
 /// Has touches of cold pages bring in no others from the disk: those are not needed, and keep the disk from
-/// what is. Where no other mappings come over theirs that is done beside the guest: it takes a while to find
-/// out how far around a page the disk reads.
+/// what is.
 fn read_cold_alone(shared: &Shared) -> Result<(), TierError> {
     let Shared { ram, plan, .. } = shared;
     let mut far = BTreeMap::new();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use varve_snapshot::{ImageId, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::plan_tests::{layout, memory, policies, range, runs};
 use crate::testing::*;
@@ -72,6 +73,54 @@ proptest! {
             prop_assert_eq!(read_page(&ram, page), want, "page {:#x} of\n{}", page, restore.plan());
         }
         prop_assert!(fatal.try_recv().is_err());
+    }
+}
+
+/// Whether a touch of a page brings in no more than that page: `rr` in its mapping's flags (proc_pid_smaps(5)).
+fn is_read_alone(ram: &GuestRam, page: u64) -> bool {
+    let host = ram.memory().get_host_address(GuestAddress(page)).unwrap() as u64;
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in smaps.lines() {
+        let (first, rest) = line.split_once(' ').unwrap();
+        if let Some((start, end)) = first.split_once('-') {
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            inside = (number(start)..number(end)).contains(&host);
+        } else if inside && first == "VmFlags:" {
+            return rest.split_whitespace().any(|flag| flag == "rr");
+        }
+    }
+    panic!("nothing is mapped at {page:#x}")
+}
+
+/// Mappings that come over the cold ones are not advised with them, and nothing is touched before it is
+/// advised: only where neither can be it waits for the guest to run.
+#[test]
+fn cold_pages_are_read_alone_and_hot_ones_are_not() {
+    let far = disk::reads_far(&tempfile::tempfile().unwrap());
+    if !far {
+        println!("skipped: the disk of temporary files does not read far around a page");
+    }
+    // Hot in an image of its own, or, as `template` has it, in the one that cold pages are in.
+    let (own, whole) = (1, 8 + 1);
+    for (strategy, wait, hot, at_once) in [
+        (Strategy::Tiered, Wait::Nothing, own, true),
+        (Strategy::Tiered, Wait::All, own, true),
+        (Strategy::Template, Wait::Nothing, whole, false),
+        (Strategy::Template, Wait::All, whole, true),
+        (Strategy::Lazy, Wait::Nothing, whole, false),
+    ] {
+        let (layout, images) = layout(&[(4, hot, 5), (4, 8 + 3, 0)]);
+        let policy = Policy { wait, ..Policy::new(strategy) };
+        let sources = files(&layout, &images, &memory());
+        let (ram, restore) = restore(&memory(), &layout, sources, &policy, hooks().0);
+        assert_eq!(is_read_alone(&ram, 4 * PAGE_SIZE), far && at_once, "{policy:?}");
+        restore.populate_beside().unwrap();
+        restore.wait_populated();
+        let knows = strategy != Strategy::Lazy;
+        assert_eq!(is_read_alone(&ram, 4 * PAGE_SIZE), far && knows, "{policy:?}");
+        let same = is_read_alone(&ram, 0) == is_read_alone(&ram, 4 * PAGE_SIZE);
+        assert_eq!(same, !far || hot == whole, "{policy:?}");
     }
 }
 

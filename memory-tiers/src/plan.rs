@@ -305,17 +305,21 @@ pub(crate) fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
     }
     let strategy = input.policy.strategy;
     if let Some(beneath) = input.beneath {
-        let image = input.images.get(usize::from(beneath.0));
-        let pages = input.memory.iter().map(PageRange::pages).sum();
+        let image = images.get(usize::from(beneath.0)).filter(|i| i.guest_layout && i.mappable);
+        let maps = matches!(strategy, Strategy::Lazy | Strategy::Tiered | Strategy::Template);
+        let asks = input.policy.asks_for_cold() || input.policy.huge_pages != HugePages::Off;
         // Pages can only be asked for where nothing is mapped.
         let mappable =
             |r: &Region| r.stored.is_none_or(|s| images[usize::from(s.image.0)].mappable);
-        let holds = image.is_some_and(|i| i.guest_layout && i.mappable && i.pages >= pages)
-            && input.layout.regions().iter().all(mappable);
-        let maps = matches!(strategy, Strategy::Lazy | Strategy::Tiered | Strategy::Template);
-        let asks = input.policy.asks_for_cold() || input.policy.huge_pages != HugePages::Off;
-        if !holds || !maps || asks {
-            return Err(PlanError::Beneath(beneath.0, strategy));
+        let fits = maps && !asks && input.layout.regions().iter().all(mappable);
+        let image = image.filter(|_| fits).ok_or(PlanError::Beneath(beneath.0, strategy))?;
+        let mut page = 0;
+        for &pages in input.memory {
+            if page + pages.pages() > image.pages {
+                let (has, image) = (image.pages, image.name.clone());
+                return Err(PlanError::Short { pages, page, image, has });
+            }
+            page += pages.pages();
         }
     }
     let pool = input.policy.huge_pages == HugePages::Pool;

@@ -197,6 +197,7 @@ fn an_image_beneath_is_one_mapping_per_range() {
     let plan = |policy: &Policy, beneath| {
         Plan::new(&PlanInput { beneath, ..whole(&memory, &layout, &images, policy) })
     };
+    let tiered = Policy::new(Strategy::Tiered);
     let of = |strategy| plan(&Policy::new(strategy), beneath).unwrap();
     for strategy in [Strategy::Lazy, Strategy::Tiered] {
         let plan = of(strategy);
@@ -205,9 +206,14 @@ fn an_image_beneath_is_one_mapping_per_range() {
         assert!(low.map(|op| op.pages).eq(memory.iter().copied()), "{plan}");
         assert_eq!(plan.image_at(4 * PAGE_SIZE).unwrap().name, "image2", "nothing names it");
     }
+    let mut short = images.clone();
+    short[2].pages -= 1;
+    let input = PlanInput { beneath, ..whole(&memory, &layout, &short, &tiered) };
+    let found = Plan::new(&input).unwrap_err();
+    let last = PlanError::Short { pages: memory[1], page: 96, image: "image2".into(), has: 159 };
+    assert_eq!(found, last);
     let wrong =
         |policy: &Policy, beneath| matches!(plan(policy, beneath), Err(PlanError::Beneath(..)));
-    let tiered = Policy::new(Strategy::Tiered);
     assert!(wrong(&tiered, Some(ImageId(0))), "it is packed");
     assert!(wrong(&tiered, Some(ImageId(9))), "it is not there");
     assert!(wrong(&Policy::new(Strategy::Reap), beneath));

@@ -29,9 +29,10 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
     let mut bridge = policy.bridge;
     loop {
         let watches = watches(input, &placements, bridge);
+        let all: Vec<&Extent> = lowest.iter().chain(&maps).collect();
         let mut plan = Plan {
             strategy: policy.strategy,
-            ops: operations(input, &placements, &[&lowest[..], &maps].concat(), &watches, &clear),
+            ops: operations(input, &placements, &all, &watches, &clear),
             before: Vec::new(),
             beside: OnceLock::new(),
             memory: memory.to_vec(),
@@ -43,8 +44,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             took: Duration::ZERO,
         };
         // Each operation adds two mappings at most; counting them takes longer than the rest.
-        let laid = lowest.len() + maps.len() + watches.len() + clear.len();
-        let bound = memory.len() + 2 * laid;
+        let bound = memory.len() + 2 * (all.len() + watches.len() + clear.len());
         if bound > policy.max_mappings && !clear.is_empty() {
             // They save time only.
             clear.clear();
@@ -164,7 +164,7 @@ fn watches(input: &PlanInput<'_>, placements: &[Placement], bridge: u64) -> Vec<
 fn operations(
     input: &PlanInput<'_>,
     placements: &[Placement],
-    maps: &[Extent],
+    maps: &[&Extent],
     watches: &[PageRange],
     clear: &[usize],
 ) -> Vec<Op> {
@@ -174,7 +174,7 @@ fn operations(
     let mut watched = RangeSet::default();
     watches.iter().for_each(|&w| watched.insert(w));
     let mut laid = may_repeat(maps).then(|| Overlay::new(memory));
-    let mut bottom_up: Vec<&Extent> = maps.iter().collect();
+    let mut bottom_up = maps.to_vec();
     bottom_up.sort_by_key(|map| (height(map.layer), map.pages.start()));
     for map in bottom_up {
         // A mapping that was bridged may show it already.
@@ -216,10 +216,10 @@ fn operations(
 
 /// Whether a mapping may show already what one above it would: only one that was bridged, of an image
 /// that both layers use.
-fn may_repeat(maps: &[Extent]) -> bool {
+fn may_repeat(maps: &[&Extent]) -> bool {
     let bridged = maps.iter().filter(|map| map.members.len() > 1);
     let below: BTreeSet<_> = bridged.map(|map| (map.from.image, height(map.layer))).collect();
-    let seen = |map: &Extent| {
+    let seen = |map: &&Extent| {
         below.iter().any(|&(image, at)| image == map.from.image && at < height(map.layer))
     };
     maps.iter().any(seen)
@@ -245,10 +245,9 @@ fn schedule(plan: &mut Plan) {
     if plan.policy.wait == Wait::Nothing {
         return;
     }
-    let first = |step: &Step| match (step.how, plan.policy.wait) {
-        (None, _) | (_, Wait::Nothing) => false,
-        (Some(how), Wait::Written) => how == Ahead::Write,
-        (Some(_), Wait::All) => true,
+    let first = |step: &Step| match step.how {
+        None => false,
+        Some(how) => how == Ahead::Write || plan.policy.wait == Wait::All,
     };
     let (before, mut beside): (Vec<Step>, Vec<Step>) = steps(plan).into_iter().partition(first);
     if plan.policy.stage2 {
