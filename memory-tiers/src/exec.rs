@@ -105,8 +105,7 @@ impl Restore {
         let answers = watched.map(|w| answer_for(&shared, w)).transpose()?;
         let restore = Restore { shared, answers, populating: Mutex::default() };
         let started = Instant::now();
-        restore.run(false)?;
-        restore.wait_populated();
+        populate::before(&restore.shared)?;
         restore.shared.tally.before_time.add_time(started);
         Ok(restore)
     }
@@ -116,12 +115,7 @@ impl Restore {
         if reads_alone_later(&self.shared.plan) {
             read_cold_alone(&self.shared)?;
         }
-        self.run(true)
-    }
-
-    fn run(&self, beside: bool) -> Result<(), TierError> {
-        let threads = populate::start(&self.shared, beside)?;
-        self.threads().extend(threads);
+        self.threads().extend(populate::beside(&self.shared)?);
         Ok(())
     }
 

@@ -280,6 +280,13 @@ impl Plan {
     }
 }
 
+/// Both together, if the second follows the first in one range of guest memory.
+pub(crate) fn joined(first: PageRange, next: PageRange, memory: &[PageRange]) -> Option<PageRange> {
+    let follows = first.end() == next.start();
+    let both = PageRange::new(first.start(), next.end().checked_sub(first.start())?).ok()?;
+    (follows && memory.iter().any(|range| range.contains(&both))).then_some(both)
+}
+
 /// Where the content of the page at `address` is, if the layout names it and it is not zero.
 pub(crate) fn stored_at(layout: &RegionMap, address: u64) -> Option<Stored> {
     let region = layout.find(address)?;

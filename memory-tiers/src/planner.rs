@@ -10,7 +10,7 @@ use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
 use crate::bridge::{Bridging, Extent, height};
 use crate::guest_ram::HugePages;
 use crate::overlay::{Overlay, Shown};
-use crate::plan::{Action, Op, Plan, PlanInput, Step};
+use crate::plan::{Action, Op, Plan, PlanInput, Step, joined};
 use crate::policy::Wait;
 use crate::ranges::RangeSet;
 use crate::strategy::{How, Placement, Strategy, place};
@@ -273,15 +273,10 @@ pub(crate) fn steps(plan: &Plan) -> Vec<Step> {
     let place = |s: &Step| u128::from(turn(s)) << 64 | u128::from(s.pages.start());
     steps.sort_unstable_by_key(place);
     steps.dedup_by(|next, last| {
-        let joins = last.pages.end() == next.pages.start()
-            && (last.how, last.class) == (next.how, next.class)
-            && plan.memory.iter().any(|m| m.contains(&last.pages) && m.contains(&next.pages));
-        let joined = PageRange::new(last.pages.start(), last.pages.len() + next.pages.len());
-        match joined {
-            Ok(joined) if joins => last.pages = joined,
-            _ => return false,
-        }
-        true
+        let alike = (last.how, last.class) == (next.how, next.class);
+        let joined = joined(last.pages, next.pages, &plan.memory).filter(|_| alike);
+        last.pages = joined.unwrap_or(last.pages);
+        joined.is_some()
     });
     steps
 }

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use varve_snapshot::{PAGE_SIZE, PageRange};
 
+use crate::disk::PIECE;
 use crate::error::{RamError, TierError};
 use crate::exec::Shared;
-use crate::plan::{self, Step};
+use crate::plan::{self, Step, joined};
 use crate::source::lost;
 use crate::sys::mmap::Ahead;
 use crate::threads::spawn;
@@ -18,38 +19,69 @@ use crate::threads::spawn;
 /// ends soon.
 const BATCH: u64 = 512;
 
-/// Starts the threads for one half of the plan's steps.
-pub(crate) fn start(shared: &Arc<Shared>, beside: bool) -> Result<Vec<JoinHandle<()>>, TierError> {
-    let plan = &shared.plan;
-    let steps = if beside { plan.beside() } else { &plan.before };
-    let steps: Arc<[Step]> = steps.iter().flat_map(cut).collect();
-    if steps.is_empty() {
-        return Ok(Vec::new());
+/// Populates what the guest waits for.
+pub(crate) fn before(shared: &Arc<Shared>) -> Result<(), TierError> {
+    let work = Work::new(shared, &shared.plan.before, false);
+    if shared.plan.policy.threads <= 1 {
+        // Another thread would have to be started and confined first.
+        work.run(true);
+        return Ok(());
     }
-    let (next, stage2_works) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
-    (0..plan.policy.threads.max(1))
-        .map(|nth| {
-            let first = nth == 0;
-            let (shared, steps) = (shared.clone(), steps.clone());
-            let (next, stage2_works) = (next.clone(), stage2_works.clone());
-            let run = move || {
-                let started = Instant::now();
-                if first {
-                    fetch(&shared, &steps);
-                }
-                while let Some(step) = steps.get(next.fetch_add(1, Relaxed)) {
-                    if shared.cancelled.load(Relaxed) {
-                        break;
-                    }
-                    take(&shared, step, beside.then_some(&*stage2_works));
-                }
-                if beside {
-                    shared.tally.beside_time.add_time(started);
-                }
-            };
-            spawn("populate", run)
-        })
-        .collect()
+    for thread in work.spread()? {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+/// Starts the threads that populate beside the guest.
+pub(crate) fn beside(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, TierError> {
+    Work::new(shared, shared.plan.beside(), true).spread()
+}
+
+/// One half of the plan's steps, taken by several threads.
+struct Work {
+    shared: Arc<Shared>,
+    steps: Vec<Step>,
+    next: AtomicUsize,
+    /// Whether it is done beside the guest: then stage-2 is filled as well, for as long as that works.
+    beside: bool,
+    stage2_works: AtomicBool,
+}
+
+impl Work {
+    fn new(shared: &Arc<Shared>, steps: &[Step], beside: bool) -> Arc<Work> {
+        let (next, stage2_works) = (AtomicUsize::new(0), AtomicBool::new(true));
+        let steps = steps.iter().flat_map(|step| cut(step, BATCH)).collect();
+        Arc::new(Work { shared: shared.clone(), steps, next, beside, stage2_works })
+    }
+
+    fn spread(self: Arc<Work>) -> Result<Vec<JoinHandle<()>>, TierError> {
+        if self.steps.is_empty() {
+            return Ok(Vec::new());
+        }
+        let threads = 0..self.shared.plan.policy.threads.max(1);
+        let start = |nth| {
+            let work = self.clone();
+            spawn("populate", move || work.run(nth == 0))
+        };
+        threads.map(start).collect()
+    }
+
+    fn run(&self, first: bool) {
+        let (shared, started) = (&*self.shared, Instant::now());
+        if first {
+            fetch(shared, &self.steps);
+        }
+        while let Some(step) = self.steps.get(self.next.fetch_add(1, Relaxed)) {
+            if shared.cancelled.load(Relaxed) {
+                break;
+            }
+            take(shared, step, self.beside.then_some(&self.stage2_works));
+        }
+        if self.beside {
+            shared.tally.beside_time.add_time(started);
+        }
+    }
 }
 
 /// Has the disk begin with all runs of images in guest layout at once, if they are not in memory: one
@@ -60,29 +92,43 @@ fn fetch(shared: &Shared, steps: &[Step]) {
         let image = shared.plan.image_at(step.pages.start());
         image.is_some_and(|image| image.guest_layout)
     };
-    let mut files: Vec<&Step> = files.filter(spread).collect();
-    files.sort_by_key(|step| step.rank);
-    let absent = |step: &&Step| {
+    let files: Vec<Step> = files.filter(spread).copied().collect();
+    let absent = |step: &Step| {
         let found = shared.ram.call("look at", step.pages, |r, o, len| r.in_core(o, len));
         found.is_ok_and(|pages| pages.contains(&false))
     };
     if !files.iter().step_by(files.len() / 4 + 1).any(absent) {
         return;
     }
-    for step in files {
+    for pages in requests(files, shared.plan.memory()) {
         // Who cannot fetch ahead fetches on demand.
-        let _ = shared.ram.populate(step.pages, Ahead::Cache);
+        let _ = shared.ram.populate(pages, Ahead::Cache);
         if shared.cancelled.load(Relaxed) {
             return;
         }
     }
 }
 
-fn cut(step: &Step) -> impl Iterator<Item = Step> + use<> {
-    let step = *step;
-    let ends = (step.pages.start()..step.pages.end()).step_by((BATCH * PAGE_SIZE) as usize);
-    ends.filter_map(move |start| {
-        let len = (BATCH * PAGE_SIZE).min(step.pages.end() - start);
+/// What a disk is asked for, in order: neighbours at once, whatever else they differ in, as a request
+/// costs more than a page; and no more at a time than the kernel takes of one.
+fn requests(mut steps: Vec<Step>, memory: &[PageRange]) -> Vec<PageRange> {
+    steps.sort_unstable_by_key(|step| step.pages.start());
+    steps.dedup_by(|next, last| {
+        let joined = joined(last.pages, next.pages, memory);
+        last.rank = last.rank.min(joined.map_or(u32::MAX, |_| next.rank));
+        last.pages = joined.unwrap_or(last.pages);
+        joined.is_some()
+    });
+    steps.sort_by_key(|step| step.rank);
+    steps.iter().flat_map(|step| cut(step, PIECE / PAGE_SIZE)).map(|step| step.pages).collect()
+}
+
+/// Parts of at most `pages` pages.
+fn cut(step: &Step, pages: u64) -> impl Iterator<Item = Step> + use<> {
+    let (step, most) = (*step, pages * PAGE_SIZE);
+    let starts = (step.pages.start()..step.pages.end()).step_by(most as usize);
+    starts.filter_map(move |start| {
+        let len = most.min(step.pages.end() - start);
         Some(Step { pages: PageRange::new(start, len).ok()?, ..step })
     })
 }
@@ -133,4 +179,41 @@ fn failed(shared: &Shared, step: &Step, error: RamError) {
         Some(source) => lost(step.pages, source, cause.into()),
         None => RamError::Call { what: "populate", range: step.pages, source: cause }.into(),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use varve_snapshot::PageClass;
+
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_request_unless_it_is_too_long() {
+        let range = |first: u64, pages: u64| {
+            PageRange::new(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap()
+        };
+        let memory = [range(0, 100), range(100, 1000)];
+        let step = |first, pages, how, rank| Step {
+            pages: range(first, pages),
+            how: Some(how),
+            class: PageClass::ReadOnly,
+            rank,
+        };
+        let steps = vec![
+            step(98, 2, Ahead::Read, 5),
+            step(12, 3, Ahead::Write, 1),
+            step(10, 2, Ahead::Read, 7),
+            // Another range of memory may be elsewhere.
+            step(100, 1, Ahead::Read, 4),
+            step(200, 70, Ahead::Write, 6),
+            step(20, 1, Ahead::Read, 3),
+        ];
+        let expected =
+            [range(10, 5), range(20, 1), range(100, 1), range(98, 2)].into_iter().chain([
+                range(200, 32),
+                range(232, 32),
+                range(264, 6),
+            ]);
+        assert_eq!(requests(steps, &memory), expected.collect::<Vec<_>>());
+    }
 }
