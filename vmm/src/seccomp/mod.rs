@@ -2,7 +2,7 @@
 //! call that is not in the list ends the process at once (`trap`).
 //!
 //! ```text
-//!  lists, ioctls ──> call ──(seccompiler)──> programs ──> enter: the main thread, early
+//!  lists, ioctls ──> call ──(compile)──> programs ──> enter: the main thread, early
 //!  file: --seccomp-filter ───────────────────────┘        confine: each other thread, as it starts
 //! ```
 //!
@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use seccompiler::{BackendError, BpfProgram, SeccompAction};
+use seccompiler::BpfProgram;
 
 use call::Call;
 pub use file::FileError;
@@ -149,7 +149,7 @@ pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
 pub fn confine(thread: Thread) -> Result<(), SeccompError> {
     let Some(slot) = FILTERS.get().and_then(|f| f.get(thread as usize)) else { return Ok(()) };
     if slot.get().is_none() {
-        let _ = slot.set(Some(compile(thread).map_err(|e| refused(thread, e))?));
+        let _ = slot.set(Some(compile(thread)));
     }
     match slot.get() {
         Some(Some(program)) => apply(thread, program),
@@ -158,11 +158,11 @@ pub fn confine(thread: Thread) -> Result<(), SeccompError> {
 }
 
 /// varve's own filter for a kind of thread.
-fn compile(thread: Thread) -> Result<BpfProgram, BackendError> {
-    let program = call::allow(thread.lists(POOL.load(Ordering::Relaxed)), SeccompAction::Trap)?;
+fn compile(thread: Thread) -> BpfProgram {
+    let program = call::allow(thread.lists(POOL.load(Ordering::Relaxed)), libc::SECCOMP_RET_TRAP);
     // A thread is made by clone3 where there is one, whose flags are in memory that no filter sees. As
     // from an old kernel, the C library then uses clone.
-    Ok(call::refuse(&[libc::SYS_clone3], libc::ENOSYS, &program))
+    call::refuse(&[libc::SYS_clone3], libc::ENOSYS, &program)
 }
 
 /// Narrows a thread that is just starting, or ends the process: nothing runs unfiltered.
