@@ -28,8 +28,8 @@ use crate::watch::Watched;
 
 /// The second-level page tables, which guest memory's owner does not know.
 pub trait Stage2: Send + Sync {
-    /// Maps pages that are present, and either private or only read, so that the guest's first
-    /// touch does not exit. Whether it works changes time only.
+    /// Maps pages for reading, and brings in those that are not present, so that the guest's first touch
+    /// does not exit; for pages that are private, or only read. Whether it works changes time only.
     fn prefault(&self, pages: PageRange) -> std::io::Result<()>;
 }
 

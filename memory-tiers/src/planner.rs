@@ -249,12 +249,7 @@ fn schedule(plan: &mut Plan) {
         None => false,
         Some(how) => how == Ahead::Write || plan.policy.wait == Wait::All,
     };
-    let (before, mut beside): (Vec<Step>, Vec<Step>) = steps(plan).into_iter().partition(first);
-    if plan.policy.stage2 {
-        // What is ready early still wants stage-2, in its turn.
-        beside.extend(before.iter().map(|s| Step { how: None, ..*s }));
-        beside.sort_by_key(turn);
-    }
+    let (before, beside): (Vec<Step>, Vec<Step>) = steps(plan).into_iter().partition(first);
     (plan.before, plan.beside) = (before, beside.into());
 }
 

@@ -43,14 +43,15 @@ struct Work {
     shared: Arc<Shared>,
     steps: Vec<Step>,
     next: AtomicUsize,
-    /// Whether it is done beside the guest: then stage-2 is filled as well, for as long as that works.
     beside: bool,
+    /// Stage-2 is filled for as long as that works.
     stage2_works: AtomicBool,
 }
 
 impl Work {
     fn new(shared: &Arc<Shared>, steps: &[Step], beside: bool) -> Arc<Work> {
-        let (next, stage2_works) = (AtomicUsize::new(0), AtomicBool::new(true));
+        let next = AtomicUsize::new(0);
+        let stage2_works = AtomicBool::new(shared.plan.policy.stage2 && shared.stage2.is_some());
         let steps = steps.iter().flat_map(|step| cut(step, BATCH)).collect();
         Arc::new(Work { shared: shared.clone(), steps, next, beside, stage2_works })
     }
@@ -76,7 +77,7 @@ impl Work {
             if shared.cancelled.load(Relaxed) {
                 break;
             }
-            take(shared, step, self.beside.then_some(&self.stage2_works));
+            take(shared, step, &self.stage2_works);
         }
         if self.beside {
             shared.tally.beside_time.add_time(started);
@@ -134,9 +135,12 @@ fn cut(step: &Step, pages: u64) -> impl Iterator<Item = Step> + use<> {
 }
 
 /// Makes one run ready.
-fn take(shared: &Shared, step: &Step, stage2: Option<&AtomicBool>) {
+fn take(shared: &Shared, step: &Step, stage2_works: &AtomicBool) {
+    // To map pages in stage-2 for reading brings them in as well.
+    let brings = step.how == Some(Ahead::Read) && fill(shared, step, stage2_works);
     if let Some(how) = step.how {
-        match shared.ram.populate(step.pages, how) {
+        let done = if brings { Ok(()) } else { shared.ram.populate(step.pages, how) };
+        match done {
             Ok(()) => shared.tally.ahead(how, step.pages.pages()),
             Err(error) => {
                 shared.tally.ahead_failed.add(step.pages.pages());
@@ -147,10 +151,14 @@ fn take(shared: &Shared, step: &Step, stage2: Option<&AtomicBool>) {
     }
     // Pages that are only in the page cache are not mapped yet, and stage-2 would map them for
     // reading, which a later write pays for.
-    let (Some(stage2), Some(works)) = (&shared.stage2, stage2) else { return };
-    if step.how == Some(Ahead::Cache) || !shared.plan.policy.stage2 || !works.load(Relaxed) {
-        return;
+    if !matches!(step.how, Some(Ahead::Read | Ahead::Cache)) {
+        fill(shared, step, stage2_works);
     }
+}
+
+/// Maps a run in stage-2; whether that was done.
+fn fill(shared: &Shared, step: &Step, works: &AtomicBool) -> bool {
+    let Some(stage2) = shared.stage2.as_ref().filter(|_| works.load(Relaxed)) else { return false };
     match stage2.prefault(step.pages) {
         Ok(()) => shared.tally.stage2.add(step.pages.pages()),
         Err(error) => {
@@ -158,8 +166,10 @@ fn take(shared: &Shared, step: &Step, stage2: Option<&AtomicBool>) {
             if works.swap(false, Relaxed) {
                 log::warn!("stage-2 is not filled ahead: {:?}: {error}", step.pages);
             }
+            return false;
         }
     }
+    true
 }
 
 /// Short of memory the guest goes on without; a page that the file does not give is lost for the
@@ -189,9 +199,8 @@ mod tests {
 
     #[test]
     fn neighbours_are_one_request_unless_it_is_too_long() {
-        let range = |first: u64, pages: u64| {
-            PageRange::new(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap()
-        };
+        let range =
+            |first: u64, pages: u64| PageRange::new(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap();
         let memory = [range(0, 100), range(100, 1000)];
         let step = |first, pages, how, rank| Step {
             pages: range(first, pages),
@@ -208,12 +217,9 @@ mod tests {
             step(200, 70, Ahead::Write, 6),
             step(20, 1, Ahead::Read, 3),
         ];
-        let expected =
-            [range(10, 5), range(20, 1), range(100, 1), range(98, 2)].into_iter().chain([
-                range(200, 32),
-                range(232, 32),
-                range(264, 6),
-            ]);
+        let expected = [range(10, 5), range(20, 1), range(100, 1), range(98, 2)]
+            .into_iter()
+            .chain([range(200, 32), range(232, 32), range(264, 6)]);
         assert_eq!(requests(steps, &memory), expected.collect::<Vec<_>>());
     }
 }

@@ -1,9 +1,12 @@
 //! A machine from a snapshot.
 
+use std::fs::File;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::fs::{Advice, fadvise};
 use varve_memory_tiers::{GuestRam, HugePages, Strategy};
 use varve_snapshot::{MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile};
 
@@ -149,6 +152,14 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     Ok(())
 }
 
+/// Has the disk begin with the start of a file, so that several that are read one after another are
+/// waited for once.
+fn read_soon(path: &Path) {
+    const LEN: Option<NonZeroU64> = NonZeroU64::new(128 << 10);
+    // Whoever cannot have it now finds out when it is read.
+    let _ = File::open(path).map(|file| fadvise(file, 0, LEN, Advice::WillNeed));
+}
+
 /// What holds memory.
 enum Memory {
     File(PathBuf),
@@ -169,7 +180,10 @@ fn open(source: Source) -> Result<(StateFile, Memory), VmmError> {
         }
         Source::Folder(dir) => open(Source::Tiered { dir, state: None })?,
         Source::Tiered { dir, state } => {
-            let manifest = ManifestReader::open(&dir.join(MANIFEST_FILE))?;
+            let path = dir.join(MANIFEST_FILE);
+            read_soon(&path);
+            read_soon(state.as_deref().unwrap_or(&dir.join(STATE_FILE)));
+            let manifest = ManifestReader::open(&path)?;
             // A tiered snapshot knows which state its images belong to.
             let file = match state {
                 Some(path) => manifest.read_state_at(&path)?,
