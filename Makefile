@@ -39,6 +39,8 @@ bench: VARVE_LAB_OPTS = --mem 6144 --timeout 172800 --icount --rw target/bench
 bench: images lab
 	cargo build --release -p varve-vmm -p varve-benches
 	mkdir -p target/bench
+	@[ "$$($(LAB) detect 2>/dev/null)" = native ] || tests/lab/qemu/build || \
+		echo "make bench: going on with the installed QEMU, with which the lab hangs now and then, and is started again" >&2
 	$(LAB) exec -- target/release/varve-bench $(BENCH)
 
 # Damaged metadata and requests, and badly spoken guests, at random, for a bounded time; guided by coverage where cargo-fuzz is installed

@@ -104,6 +104,12 @@ impl Machine {
         self.node0() + self.cxl.unwrap_or(0)
     }
 
+    /// Whether QEMU, as it is distributed, delivers an interrupt twice to its guests now and then
+    /// (docs/lab.md).
+    pub fn is_delicate(&self) -> bool {
+        self.cpus > 1 || self.icount
+    }
+
     /// Checks what the options alone can not, and makes folders absolute.
     pub fn check(&mut self) -> Result<()> {
         for (name, value, min) in [

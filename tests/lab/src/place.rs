@@ -55,6 +55,12 @@ impl Place {
         self.0.join("apt")
     }
 
+    /// QEMU without the defect that labs with several CPUs or counted instructions suffer from, if
+    /// `tests/lab/qemu/build` has made it.
+    pub fn mended_qemu(&self) -> PathBuf {
+        self.0.join("qemu/qemu-system-x86_64")
+    }
+
     /// Saved labs.
     pub fn snapshots(&self) -> PathBuf {
         self.0.join("snap")

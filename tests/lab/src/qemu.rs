@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::machine::Machine;
+use crate::place::Place;
 use crate::ports::PORTS;
 
 /// Names another QEMU than the one that is installed.
@@ -64,18 +65,22 @@ pub struct Boot {
     pub initramfs: PathBuf,
 }
 
-/// QEMU's program.
-pub fn program() -> PathBuf {
-    std::env::var_os(QEMU_VARIABLE).map_or_else(|| "qemu-system-x86_64".into(), PathBuf::from)
+/// QEMU's program for `machine`: the one that [`QEMU_VARIABLE`] names; the mended one, if the machine
+/// needs that and it is there; or the one that is installed.
+pub fn program(machine: &Machine, place: &Place) -> PathBuf {
+    if let Some(named) = std::env::var_os(QEMU_VARIABLE) {
+        return named.into();
+    }
+    let mended = Some(place.mended_qemu()).filter(|path| machine.is_delicate() && path.exists());
+    mended.unwrap_or_else(|| "qemu-system-x86_64".into())
 }
 
-/// Starts QEMU with `arguments`; it is killed when this process ends, however that comes about.
-/// What it complains of goes to `stderr`.
-pub fn start(arguments: &[String], stderr: Stdio) -> Result<Child> {
-    let program = program();
+/// Starts QEMU, `program`, with `arguments`; it is killed when this process ends, however that comes
+/// about. What it complains of goes to `stderr`.
+pub fn start(program: &Path, arguments: &[String], stderr: Stdio) -> Result<Child> {
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--"])
-        .arg(&program)
+        .arg(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -32,9 +32,6 @@ pub fn run(options: RunOptions) -> Result<u8> {
     let RunOptions { mut machine, timeout, hang_after, stdin, no_snapshot, verbose, command } =
         options;
     machine.check()?;
-    if machine.cpus > 1 {
-        say("with several CPUs, guests in the lab hang now and then: see docs/lab.md");
-    }
     let factor = if machine.icount { ICOUNT_FACTOR } else { 1 };
     let limits = Limits {
         run: Duration::try_from_secs_f64(timeout).context("--timeout")?,
@@ -43,8 +40,13 @@ pub fn run(options: RunOptions) -> Result<u8> {
     };
     let place = Place::find()?;
     let lab = prepared(&place, machine.kernel.as_deref())?;
+    let program = qemu::program(&machine, &place);
+    if machine.is_delicate() && program.is_relative() {
+        say("guests of such a lab hang now and then with the installed QEMU; \
+             `tests/lab/qemu/build` makes one with which they do not");
+    }
     let job = Job::here(command, stdin)?.message(&machine, &lab.modules)?;
-    let snapshot = Snapshot::of(&machine, &lab.boot, &place.snapshots());
+    let snapshot = Snapshot::of(&machine, &lab.boot, &program, &place.snapshots());
     let attempt = |saved: bool| -> Result<End> {
         let (ends, inherited) = ports::connect()?;
         let peer = machine.net.map(cable).transpose()?;
@@ -59,7 +61,8 @@ pub fn run(options: RunOptions) -> Result<u8> {
             inherit(file)?;
             arguments.extend(["-incoming".to_owned(), format!("fd:{}", file.as_raw_fd())]);
         }
-        let session = Session::new(qemu::start(&arguments, inherited.stderr()?)?, verbose);
+        let session =
+            Session::new(qemu::start(&program, &arguments, inherited.stderr()?)?, verbose);
         drop(inherited);
         session.attend(ends, &job, stdin, limits)
     };

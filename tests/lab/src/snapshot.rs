@@ -31,28 +31,29 @@ const SUFFIX: &str = "lab";
 pub struct Snapshot {
     dir: PathBuf,
     path: PathBuf,
+    program: PathBuf,
     arguments: Vec<String>,
     machine: Machine,
     boot: Boot,
 }
 
 impl Snapshot {
-    /// The saved lab of `machine` in `dir`.
-    pub fn of(machine: &Machine, boot: &Boot, dir: &Path) -> Self {
+    /// The saved lab of `machine`, with the QEMU `program`, in `dir`.
+    pub fn of(machine: &Machine, boot: &Boot, program: &Path, dir: &Path) -> Self {
         let arguments = qemu::arguments(machine, boot, &Wiring::none(machine));
         let mut hasher = DefaultHasher::new();
         arguments.hash(&mut hasher);
-        let program = qemu::program();
-        let program =
-            if program.is_absolute() { program } else { Path::new("/usr/bin").join(program) };
-        for file in [&boot.vmlinux, &boot.initramfs, &program] {
+        // That of an absolute path stays what it is.
+        let installed = Path::new("/usr/bin").join(program);
+        for file in [&boot.vmlinux, &boot.initramfs, &installed] {
             // A file that is not there has been, or will be, noticed by those that need it.
             let meta = fs::metadata(file).ok();
             meta.map(|meta| (meta.len(), meta.modified().ok())).hash(&mut hasher);
         }
         let path = dir.join(format!("{:016x}.{SUFFIX}", hasher.finish()));
+        let (dir, program) = (dir.to_owned(), program.to_owned());
         let (machine, boot) = (machine.clone(), boot.clone());
-        Self { dir: dir.to_owned(), path, arguments, machine, boot }
+        Self { dir, path, program, arguments, machine, boot }
     }
 
     /// Opens it, having made it if need be: `boot` limits the time that the lab has to boot.
@@ -109,7 +110,7 @@ impl Snapshot {
             "-mon".to_owned(),
             "chardev=monitor,mode=control".to_owned(),
         ]);
-        let mut child = Guard(qemu::start(&arguments, inherited.stderr()?)?);
+        let mut child = Guard(qemu::start(&self.program, &arguments, inherited.stderr()?)?);
         drop((monitor_end, inherited));
         ready(&ends, limit)?;
         let mut qmp = Qmp::connect(monitor, SAVING)?;
