@@ -239,6 +239,26 @@ mod tests {
     }
 
     #[test]
+    fn the_mended_qemu_is_for_labs_that_need_it_once_it_is_there() {
+        if std::env::var_os(QEMU_VARIABLE).is_some() {
+            return println!("skipped: {QEMU_VARIABLE} names one for all");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::at(dir.path());
+        let plain = machine();
+        let (counting, many) =
+            (Machine { icount: true, ..machine() }, Machine { cpus: 2, ..machine() });
+        let found = |machine: &Machine| program(machine, &place);
+        let installed = Path::new("qemu-system-x86_64");
+        assert_eq!([found(&plain), found(&counting), found(&many)], [installed; 3]);
+        let mended = place.mended_qemu();
+        std::fs::create_dir(mended.parent().unwrap()).unwrap();
+        std::fs::write(&mended, "").unwrap();
+        assert_eq!(found(&plain), installed);
+        assert_eq!([found(&counting), found(&many)], [&*mended; 2]);
+    }
+
+    #[test]
     fn options_reach_the_command_line() {
         let net = Some(Net { listens: true, port: 4000 });
         let append = "foo=bar".to_owned();
