@@ -379,6 +379,30 @@ fn stage2_is_filled_for_what_is_ready_and_nothing_else() {
     }
 }
 
+/// Read pages are brought in by filling stage-2: where that fails, they still have to come.
+#[test]
+fn where_stage2_cannot_be_filled_pages_are_ready_all_the_same() {
+    struct Fails;
+    impl Stage2 for Fails {
+        fn prefault(&self, _pages: PageRange) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::Unsupported.into())
+        }
+    }
+    let (layout, images) = classes(ORDER, 16);
+    for wait in [Wait::Nothing, Wait::All] {
+        let (hooks, _fatal) = hooks();
+        let hooks = Hooks { stage2: Some(Box::new(Fails)), ..hooks };
+        let policy = Policy { wait, ..Policy::new(Strategy::Tiered) };
+        let sources = files(&layout, &images, &memory());
+        let (_ram, restore) = restore(&memory(), &layout, sources, &policy, hooks);
+        restore.populate_beside().unwrap();
+        restore.wait_populated();
+        let (census, pages) = (restore.census().unwrap(), restore.counters().pages);
+        assert_eq!((census.ro.present, census.rw.private), (16, 16), "{wait:?}");
+        assert_eq!((pages.ahead_read, pages.ahead_write, pages.stage2), (16, 16, 0), "{wait:?}");
+    }
+}
+
 #[test]
 fn memory_from_the_pool_of_huge_pages_is_filled() {
     let (layout, images) = layout(&[(7, 3, 0), (3, 0, 0), (5, 5, 9), (4, 10, 3), (2, 14, 4)]);

@@ -42,8 +42,8 @@ pub fn run(options: RunOptions) -> Result<u8> {
     let lab = prepared(&place, machine.kernel.as_deref())?;
     let program = qemu::program(&machine, &place);
     if machine.is_delicate() && program.is_relative() {
-        say("guests of such a lab hang now and then with the installed QEMU; \
-             `tests/lab/qemu/build` makes one with which they do not");
+        say("the installed QEMU delivers interrupts twice in such a lab, and guests hang now and \
+             then; `tests/lab/qemu/build` makes one that does not (docs/lab.md)");
     }
     let job = Job::here(command, stdin)?.message(&machine, &lab.modules)?;
     let snapshot = Snapshot::of(&machine, &lab.boot, &program, &place.snapshots());

@@ -10,7 +10,7 @@ use libc::c_long;
 use seccompiler::{BpfProgram, sock_filter};
 
 /// `AUDIT_ARCH_X86_64` of linux/audit.h.
-pub const X86_64: u32 = 0xc000_003e;
+const X86_64: u32 = 0xc000_003e;
 /// Where `seccomp_data` (linux/seccomp.h) has a call's number and its architecture.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;

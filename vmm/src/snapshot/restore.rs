@@ -156,8 +156,11 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
 /// waited for once.
 fn read_soon(path: &Path) {
     const LEN: Option<NonZeroU64> = NonZeroU64::new(128 << 10);
-    // Whoever cannot have it now finds out when it is read.
-    let _ = File::open(path).map(|file| fadvise(file, 0, LEN, Advice::WillNeed));
+    // Whoever waits for a reader of a pipe is not to find one that reads nothing.
+    if path.is_file() {
+        // Whoever cannot have it now finds out when it is read.
+        let _ = File::open(path).map(|file| fadvise(file, 0, LEN, Advice::WillNeed));
+    }
 }
 
 /// What holds memory.
