@@ -83,7 +83,7 @@ impl Bridging<'_> {
                 // Not by a copy: to make room for it, the kernel would first bring in the page that
                 // the mapping shows there.
                 let above = height(between.class) > height(last.layer) && !self.one_layer;
-                let covered = above && how.how == How::Map;
+                let covered = above && how.how == How::Map || how.how == How::Block;
                 let same = stored.image == from.image
                     && position(stored, between.pages.start())
                         == position(from, region.pages.start());

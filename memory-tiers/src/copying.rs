@@ -1,9 +1,11 @@
 //! Copying pages in before the guest runs: image by image, in the image's order, so that a chunk
 //! that many extents share is read once.
 
+use std::num::NonZeroU64;
 use std::thread;
 
-use varve_snapshot::{PAGE_SIZE, PageRange, Stored};
+use rustix::fs::{Advice, fadvise};
+use varve_snapshot::{PAGE_SIZE, PageRange, Stored, data_run};
 
 use crate::error::{RamError, TierError};
 use crate::exec::Shared;
@@ -18,10 +20,64 @@ use crate::watch::Watched;
 /// Pages that are read at once.
 const BATCH: u64 = 256;
 
-/// Copies and installs all that the plan wants.
-pub(crate) fn carry_out(shared: &Shared, watched: Option<&Watched>) -> Result<(), TierError> {
-    let mut ops: Vec<Op> = shared.plan.ops.iter().copied().filter(copies).collect();
+/// What is to be copied and installed, in the order of images. Has the disk begin with what goes to dense
+/// blocks: packed images are fetched as a whole, others piece by piece.
+pub(crate) fn ask(shared: &Shared) -> Result<Vec<Op>, TierError> {
+    let plan = &shared.plan;
+    let mut ops = Vec::new();
+    for op in plan.ops.iter().filter(|op| copies(op)) {
+        let from = op.from.filter(|_| op.action == Action::Fill);
+        let spread = |from: &Stored| {
+            plan.images.get(usize::from(from.image.0)).is_some_and(|image| image.guest_layout)
+        };
+        match from.filter(spread) {
+            Some(from) => ask_for_data(shared, op, from, &mut ops)?,
+            None => ops.push(*op),
+        }
+    }
     ops.sort_unstable_by_key(|op| op.from.map(|f| (f.image, f.page)));
+    Ok(ops)
+}
+
+/// The parts of what goes to a block that are no holes of their file: those are zero there already.
+fn ask_for_data(
+    shared: &Shared,
+    op: &Op,
+    from: Stored,
+    ops: &mut Vec<Op>,
+) -> Result<(), TierError> {
+    let source = shared.source(from.image)?;
+    let Some((file, offset)) = source.file() else {
+        ops.push(*op);
+        return Ok(());
+    };
+    let place = |page: u64| offset + page * PAGE_SIZE;
+    let (mut at, end) = (place(from.page), place(from.page + op.pages.pages()));
+    let found = |at| data_run(file, at, end).map_err(|cause| lost(op.pages, source, cause.into()));
+    while let Some((start, stop)) = found(at)? {
+        let first = (start - offset) / PAGE_SIZE;
+        let last = (stop - offset).div_ceil(PAGE_SIZE).min(from.page + op.pages.pages());
+        let guest = op.pages.start() + (first - from.page) * PAGE_SIZE;
+        if let Ok(pages) = PageRange::new(guest, (last - first) * PAGE_SIZE) {
+            // Who cannot fetch ahead fetches on demand.
+            let _ = fadvise(file, place(first), NonZeroU64::new(pages.len()), Advice::WillNeed);
+            ops.push(Op { pages, from: Some(Stored { page: first, ..from }), ..*op });
+        }
+        at = place(last);
+    }
+    Ok(())
+}
+
+/// Copies and installs what was asked for.
+pub(crate) fn carry_out(
+    shared: &Shared,
+    watched: Option<&Watched>,
+    ops: Vec<Op>,
+) -> Result<(), TierError> {
+    for block in shared.plan.ops.iter().filter(|op| op.action == Action::Block) {
+        shared.ram.populate(block.pages, Ahead::Write)?;
+        shared.tally.ahead(Ahead::Write, block.pages.pages());
+    }
     let pages: u64 = ops.iter().map(|op| op.pages.pages()).sum();
     let workers = shared.plan.policy.threads.max(1) as u64;
     if workers == 1 || pages < 4 * BATCH {
@@ -44,7 +100,7 @@ pub(crate) fn carry_out(shared: &Shared, watched: Option<&Watched>) -> Result<()
 }
 
 fn copies(op: &Op) -> bool {
-    matches!(op.action, Action::Copy | Action::Install)
+    matches!(op.action, Action::Copy | Action::Fill | Action::Install)
 }
 
 /// Runs of operations of at most `pages` pages each; one that crosses a border is cut.
@@ -110,7 +166,7 @@ fn copy_all(shared: &Shared, watched: Option<&Watched>, ops: &[Op]) -> Result<()
 
 /// Where the content of `op` is, if it can be read straight from a file to where it belongs.
 fn in_file(shared: &Shared, op: &Op) -> Option<Stored> {
-    let from = op.from.filter(|_| op.action == Action::Copy)?;
+    let from = op.from.filter(|_| op.action != Action::Install)?;
     shared.source(from.image).ok()?.file().map(|_| from)
 }
 
@@ -121,7 +177,7 @@ fn read_run(shared: &Shared, run: &[Op], from: Stored) -> Result<(), TierError> 
     let Some((file, offset)) = source.file() else { return Ok(()) };
     let mut ranges = Vec::with_capacity(run.len());
     for op in run {
-        if ram.huge_pages() == HugePages::Off {
+        if ram.huge_pages() == HugePages::Off && op.action == Action::Copy {
             ram.populate(op.pages, Ahead::Write)?;
         }
         ranges.push((ram.offset(op.pages)?, op.pages.len() as usize));

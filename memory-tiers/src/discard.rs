@@ -65,6 +65,14 @@ impl GuestRam {
         Ok(())
     }
 
+    /// The same, of a huge page where the kernel has one.
+    pub(crate) fn lay_fresh_huge(&self, range: PageRange) -> Result<(), RamError> {
+        self.lay_fresh(range)?;
+        // A kernel without huge pages refuses.
+        let _ = self.call("use huge pages for", range, |r, o, len| r.want_huge(o, len));
+        Ok(())
+    }
+
     /// Whether there is room for the mappings that [`GuestRam::lay_over_file`] makes.
     pub(crate) fn has_room(&self, range: PageRange) -> bool {
         self.layers().fits(range)

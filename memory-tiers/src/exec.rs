@@ -100,7 +100,9 @@ impl Restore {
         let watched = lay(&shared)?;
         shared.tally.lay_time.add_time(started);
         let started = Instant::now();
-        copying::carry_out(&shared, watched.as_deref())?;
+        let copies = copying::ask(&shared)?;
+        populate::ask(&shared);
+        copying::carry_out(&shared, watched.as_deref(), copies)?;
         shared.tally.copy_time.add_time(started);
         let answers = watched.map(|w| answer_for(&shared, w)).transpose()?;
         let restore = Restore { shared, answers, populating: Mutex::default() };
@@ -262,6 +264,7 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
                 tally.mapped.add(op.pages.pages());
             }
             (Action::Clear, _) => ram.lay_fresh(op.pages)?,
+            (Action::Block, _) => ram.lay_fresh_huge(op.pages)?,
             _ => {}
         }
     }

@@ -12,6 +12,9 @@ mod census;
 mod copying;
 mod counters;
 mod deadline;
+mod dense;
+#[cfg(test)]
+mod dense_tests;
 mod depot;
 mod dirty;
 mod discard;
@@ -78,7 +81,7 @@ pub use pager::{
     Settings as PagerSettings, SnapshotCounters,
 };
 pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};
-pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};
+pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait, makes_huge_pages};
 pub use recorder::{Recorder, RecorderHooks};
 pub use regions::RamRegion;
 pub use save::{Saved, write_memory, write_pages};

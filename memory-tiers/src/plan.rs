@@ -80,6 +80,10 @@ pub enum Action {
     Map,
     /// Lays fresh zero memory over a mapping that shows zero pages of a file there.
     Clear,
+    /// Lays fresh zero memory, made of a huge page where there is one, over whatever is there.
+    Block,
+    /// Copies the image's pages into such a block, where all is present.
+    Fill,
     /// Copies the image's pages in.
     Copy,
     /// Copies them, or zeros, into memory that is watched.
@@ -250,7 +254,7 @@ impl Plan {
         for op in &self.ops {
             match op.action {
                 Action::Map => mapped.insert(op.pages),
-                Action::Copy | Action::Clear => mapped.remove(op.pages),
+                Action::Copy | Action::Clear | Action::Block => mapped.remove(op.pages),
                 _ => {}
             }
         }
@@ -269,7 +273,7 @@ impl Plan {
             let shown = match (op.action, op.from) {
                 (Action::Watch, _) => Shown::Asked,
                 (Action::Map, Some(from)) => Shown::Image(from),
-                (Action::Clear, _) => Shown::Zero,
+                (Action::Clear | Action::Block, _) => Shown::Zero,
                 (_, Some(from)) if copies => Shown::Image(from),
                 (Action::Install, None) if copies => Shown::Zero,
                 _ => continue,

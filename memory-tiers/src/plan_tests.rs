@@ -20,16 +20,25 @@ pub(crate) fn memory() -> Vec<PageRange> {
 }
 
 fn guest_index(page: u64) -> u64 {
-    if page < 96 { page } else { page - 160 + 96 }
+    bridge::guest_index(&memory(), page * PAGE_SIZE).unwrap()
 }
 
 /// A layout from a list of (run length, kind), laid one after another through memory. Kinds name
 /// class and image: 0 and 1 are compact images of which 1 does not map, 2 is in guest layout.
 pub(crate) fn layout(runs: &[(u64, u8, u32)]) -> (RegionMap, Vec<ImageInfo>) {
+    layout_of(&memory(), runs)
+}
+
+/// The same for any memory.
+pub(crate) fn layout_of(
+    memory: &[PageRange],
+    runs: &[(u64, u8, u32)],
+) -> (RegionMap, Vec<ImageInfo>) {
+    let guest_index = |page: u64| bridge::guest_index(memory, page * PAGE_SIZE).unwrap();
     let mut regions = Vec::new();
     let mut next = [0u64; 2];
     let mut runs = runs.iter().cycle();
-    for (first, pages) in MEMORY_PAGES {
+    for (first, pages) in memory.iter().map(|m| (m.start() / PAGE_SIZE, m.pages())) {
         let mut at = first;
         while at < first + pages {
             let &(len, kind, rank) = runs.next().unwrap();
@@ -63,8 +72,9 @@ pub(crate) fn layout(runs: &[(u64, u8, u32)]) -> (RegionMap, Vec<ImageInfo>) {
         guest_layout: id == 2,
         chunk_pages: if id == 1 { 4 } else { 1 },
     };
-    let images = vec![image(0, next[0]), image(1, next[1]), image(2, 160)];
-    (RegionMap::new(regions, &memory()).unwrap(), images)
+    let all = memory.iter().map(|m| m.pages()).sum();
+    let images = vec![image(0, next[0]), image(1, next[1]), image(2, all)];
+    (RegionMap::new(regions, memory).unwrap(), images)
 }
 
 /// A layout with nothing beneath it.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::{Bridging, Extent, height};
+use crate::dense;
 use crate::guest_ram::HugePages;
 use crate::overlay::{Overlay, Shown};
 use crate::plan::{Action, Op, Plan, PlanInput, Step, joined};
@@ -18,11 +19,30 @@ use crate::sys::mmap::Ahead;
 
 /// The plan by a method that is not `auto`, of a layout that was checked.
 pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
+    let placements = place_all(input);
+    let blocks = dense::blocks(input, &placements);
+    // Each adds two mappings at most, and saves time only.
+    if !blocks.is_empty()
+        && 4 * blocks.len() < input.policy.max_mappings
+        && let Some(layout) = dense::cut(input, &blocks)
+    {
+        let input = PlanInput { layout: &layout, ..*input };
+        let mut placements = place_all(&input);
+        dense::place(&layout, &mut placements, &blocks);
+        return lay_out(&input, placements, &blocks);
+    }
+    lay_out(input, placements, &[])
+}
+
+fn place_all(input: &PlanInput<'_>) -> Vec<Placement> {
+    let image = |r: &Region| r.stored.and_then(|s| input.images.get(usize::from(s.image.0)));
+    let regions = input.layout.regions().iter();
+    regions.map(|r| place(r, image(r), input.policy)).collect()
+}
+
+/// The plan for regions that are placed.
+fn lay_out(input: &PlanInput<'_>, mut placements: Vec<Placement>, blocks: &[PageRange]) -> Plan {
     let PlanInput { memory, layout, beneath, images, policy } = *input;
-    let regions = layout.regions();
-    let image = |r: &Region| r.stored.and_then(|s| images.get(usize::from(s.image.0)));
-    let mut placements: Vec<Placement> =
-        regions.iter().map(|r| place(r, image(r), policy)).collect();
     let lowest = lowest(input);
     let mut maps = maps(input, &placements);
     let mut clear = clear_where_cheaper(input, &maps, &placements);
@@ -32,7 +52,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
         let all: Vec<&Extent> = lowest.iter().chain(&maps).collect();
         let mut plan = Plan {
             strategy: policy.strategy,
-            ops: operations(input, &placements, &all, &watches, &clear),
+            ops: operations(input, &placements, &all, &watches, &clear, blocks),
             before: Vec::new(),
             beside: OnceLock::new(),
             memory: memory.to_vec(),
@@ -44,7 +64,7 @@ pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {
             took: Duration::ZERO,
         };
         // Each operation adds two mappings at most; counting them takes longer than the rest.
-        let bound = memory.len() + 2 * (all.len() + watches.len() + clear.len());
+        let bound = memory.len() + 2 * (all.len() + watches.len() + clear.len() + blocks.len());
         if bound > policy.max_mappings && !clear.is_empty() {
             // They save time only.
             clear.clear();
@@ -167,6 +187,7 @@ fn operations(
     maps: &[&Extent],
     watches: &[PageRange],
     clear: &[usize],
+    blocks: &[PageRange],
 ) -> Vec<Op> {
     let (memory, regions) = (input.memory, input.layout.regions());
     let watch = |&pages| Op { action: Action::Watch, layer: PageClass::Zero, pages, from: None };
@@ -192,7 +213,16 @@ fn operations(
         let (pages, layer) = (region.pages, region.class);
         ops.push(Op { action: Action::Clear, layer, pages, from: None });
     }
+    // Above all mappings, in the layer of what they are for; what is stored in them is, too.
+    let written = PageClass::ReadWrite;
+    let block = |&pages| Op { action: Action::Block, layer: written, pages, from: None };
+    ops.extend(blocks.iter().map(block));
     for (region, placement) in regions.iter().zip(placements) {
+        if placement.how == How::Block {
+            let op = |from| Op { action: Action::Fill, layer: written, pages: region.pages, from };
+            ops.extend(region.stored.map(|from| op(Some(from))));
+            continue;
+        }
         // Zero pages that are allocated ahead can not be populated where they would be asked for.
         let zero = placement.how == How::Base && placement.ahead.is_some();
         if placement.how != How::Copy && !zero {
@@ -245,10 +275,7 @@ fn schedule(plan: &mut Plan) {
     if plan.policy.wait == Wait::Nothing {
         return;
     }
-    let first = |step: &Step| match step.how {
-        None => false,
-        Some(how) => how == Ahead::Write || plan.policy.wait == Wait::All,
-    };
+    let first = |step: &Step| step.how == Some(Ahead::Write) || plan.policy.wait == Wait::All;
     let (before, beside): (Vec<Step>, Vec<Step>) = steps(plan).into_iter().partition(first);
     (plan.before, plan.beside) = (before, beside.into());
 }
@@ -263,6 +290,15 @@ pub(crate) fn steps(plan: &Plan) -> Vec<Step> {
         if placement.ahead.is_some() || copied {
             steps.push(Step { pages: region.pages, how: placement.ahead, class, rank });
         }
+    }
+    let blocks = plan.ops.iter().filter(|op| op.action == Action::Block);
+    for block in blocks.filter(|_| plan.policy.stage2) {
+        let inside =
+            plan.layout.regions().partition_point(|r| r.pages.end() <= block.pages.start());
+        let inside = plan.layout.regions().iter().skip(inside);
+        let ranks = inside.take_while(|r| r.pages.start() < block.pages.end()).map(|r| r.rank);
+        let (rank, class) = (ranks.min().unwrap_or_default(), block.layer);
+        steps.push(Step { pages: block.pages, how: None, class, rank });
     }
     // As one number, which is compared in half the time.
     let place = |s: &Step| u128::from(turn(s)) << 64 | u128::from(s.pages.start());

@@ -98,6 +98,8 @@ pub struct Costs {
     pub paged_fault: f64,
     /// A fresh page made present, ahead of its use.
     pub populate_fresh: f64,
+    /// The same of 4 KiB of a huge page.
+    pub populate_huge: f64,
     /// What a use of a page in place on shared memory costs more than in local memory, all accesses
     /// of an invocation together.
     pub remote_use: f64,
@@ -121,6 +123,7 @@ impl Default for Costs {
             write_fault: 2700.0,
             paged_fault: 9000.0,
             populate_fresh: 1050.0,
+            populate_huge: 150.0,
             remote_use: 0.0,
             read_only_used: 0.82,
             beside_share: 0.25,
@@ -157,6 +160,9 @@ pub struct Policy {
     pub max_mappings: usize,
     /// What guest memory is made of.
     pub huge_pages: HugePages,
+    /// Whether 2 MiB that will mostly be written, and are waited for, become one page (`tiered`,
+    /// `template`, with `huge_pages` off).
+    pub dense: bool,
     /// Whether stage-2 is filled as well.
     pub stage2: bool,
     /// How long a page may take to come.
@@ -191,6 +197,7 @@ impl Policy {
             bridge: 16,
             max_mappings: mapping_budget(),
             huge_pages: HugePages::Off,
+            dense: false,
             stage2: true,
             // Longer than a pool tries all copies of a page, so that its error, which names them, comes
             // first.
@@ -199,6 +206,13 @@ impl Policy {
             costs: Costs::default(),
         }
     }
+}
+
+/// Whether this system makes huge pages where they are asked for. Where it cannot be told, as in a jail, it
+/// is taken to.
+pub fn makes_huge_pages() -> bool {
+    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    enabled.ok().is_none_or(|enabled| !enabled.contains("[never]"))
 }
 
 /// Three quarters of what the system allows a process: the rest is for giving pages back, and for

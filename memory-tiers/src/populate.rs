@@ -19,7 +19,12 @@ use crate::threads::spawn;
 /// ends soon.
 const BATCH: u64 = 512;
 
-/// Populates what the guest waits for.
+/// Has the disk begin with what [`before`] populates.
+pub(crate) fn ask(shared: &Arc<Shared>) {
+    fetch(shared, &shared.plan.before);
+}
+
+/// Populates what the guest waits for and was [asked for](ask).
 pub(crate) fn before(shared: &Arc<Shared>) -> Result<(), TierError> {
     let work = Work::new(shared, &shared.plan.before, false);
     if shared.plan.policy.threads <= 1 {
@@ -70,7 +75,7 @@ impl Work {
 
     fn run(&self, first: bool) {
         let (shared, started) = (&*self.shared, Instant::now());
-        if first {
+        if first && self.beside {
             fetch(shared, &self.steps);
         }
         while let Some(step) = self.steps.get(self.next.fetch_add(1, Relaxed)) {

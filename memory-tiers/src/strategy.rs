@@ -89,6 +89,8 @@ pub(crate) enum How {
     Map,
     /// A copy before the guest runs.
     Copy,
+    /// A huge page of fresh memory, into which it is copied, if it is stored.
+    Block,
     /// A fault.
     Fault,
 }

@@ -74,7 +74,9 @@ impl Plan {
             let source = op.from.and_then(|f| sources.get_mut(usize::from(f.image.0)));
             match (op.action, source) {
                 (Action::Map, Some(source)) => source.mapped += op.pages.len(),
-                (Action::Copy | Action::Install, Some(source)) => source.copied += op.pages.len(),
+                (Action::Copy | Action::Fill | Action::Install, Some(source)) => {
+                    source.copied += op.pages.len();
+                }
                 _ => {}
             }
         }
@@ -104,6 +106,11 @@ impl Plan {
             let pages = op.pages.pages() as f64;
             cost.before += match op.action {
                 Action::Map | Action::Clear | Action::Watch => costs.map,
+                Action::Block => costs.map + pages * costs.populate_huge,
+                Action::Fill => {
+                    let copy = (costs.copy_page - costs.populate_fresh).max(0.0);
+                    costs.read_call + pages * copy
+                }
                 Action::Copy => costs.read_call + pages * costs.copy_page,
                 Action::Install => costs.read_call + pages * costs.install_page,
             };
@@ -119,13 +126,14 @@ impl Plan {
         cost.before += self.before.iter().map(ahead).sum::<f64>();
         cost.beside = self.beside().iter().map(ahead).sum::<f64>() * costs.beside_share;
         for (region, placement) in self.layout.regions().iter().zip(&self.placements) {
-            let local = placement.how == How::Copy || placement.ahead == Some(Ahead::Write);
+            let copied = matches!(placement.how, How::Copy | How::Block);
+            let local = copied || placement.ahead == Some(Ahead::Write);
             if region.class == PageClass::ReadOnly && !local {
                 cost.in_place += self.in_place_use(region) * region.pages.pages() as f64;
             }
             let fault = match (placement.how, placement.ahead) {
                 _ if !region.is_hot() => continue,
-                (How::Copy, _) | (_, Some(Ahead::Read | Ahead::Write)) => continue,
+                (How::Copy | How::Block, _) | (_, Some(Ahead::Read | Ahead::Write)) => continue,
                 (How::Fault, _) => costs.paged_fault,
                 _ if region.class == PageClass::ReadWrite => costs.write_fault,
                 (How::Base, _) => continue,
@@ -141,6 +149,8 @@ fn name(action: Action) -> &'static str {
     match action {
         Action::Map => "map",
         Action::Clear => "clear",
+        Action::Block => "block",
+        Action::Fill => "fill",
         Action::Copy => "copy",
         Action::Install => "install",
         Action::Watch => "watch",

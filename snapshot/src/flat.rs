@@ -144,9 +144,9 @@ impl MemorySource for FlatFile {
     }
 }
 
-/// The first run of bytes at or after `from` that is not a hole (SEEK_DATA, SEEK_HOLE in lseek(2)).
-/// A file system that knows no holes says that all is data.
-pub(crate) fn data_run(file: &File, from: u64, len: u64) -> std::io::Result<Option<(u64, u64)>> {
+/// The first run of bytes at or after `from`, and before `len`, that is not a hole (SEEK_DATA, SEEK_HOLE in
+/// lseek(2)): its start and end. A file system that knows no holes says that all is data.
+pub fn data_run(file: &File, from: u64, len: u64) -> std::io::Result<Option<(u64, u64)>> {
     if from >= len {
         return Ok(None);
     }

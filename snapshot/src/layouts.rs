@@ -110,6 +110,17 @@ impl Classified {
         Split { packed, rest }
     }
 
+    /// The classes' extents, where all is in one image in guest layout: untouched pages between read-only
+    /// ones save no mappings there, and would be made ready for nothing.
+    pub(crate) fn template(&self) -> Vec<Extent> {
+        let key = |at: usize| match (self.class[at], self.zero[at]) {
+            (PageClass::ReadOnly, false) if !self.touched(at) => (PageClass::Cold, false),
+            (PageClass::ReadOnly, true) if !self.touched(at) => (PageClass::Zero, false),
+            (class, zero) => (class, class == PageClass::ReadWrite && zero),
+        };
+        self.runs(key).filter(|e| e.class != PageClass::Zero).collect()
+    }
+
     /// The extents of a class, in the order in which its image stores them: cold ones by address, hot ones
     /// in order of access, so that a guest can run on what a disk has brought while the rest comes.
     /// Those that are at most `bridge` pages apart stay together.

@@ -189,7 +189,7 @@ fn layouts(
     };
     tiered.extend(packer.pack("rw", &all.tiered(ReadWrite, 0), options.rw, 0)?);
     tiered.extend(packer.pack(COLD_IMAGE, &all.tiered(Cold, 0), options.cold, 0)?);
-    let template = packer.in_place(&all.extents(), base);
+    let template = packer.in_place(&all.template(), base);
 
     let split = all.reap();
     let mut reap = packer.pack("ws", &split.packed, Compression::None, 0)?;

@@ -124,6 +124,24 @@ fn gaps_are_bridged_where_content_stays_right() {
     );
     let ro = report.images.iter().find(|i| i.image == "ro").unwrap();
     assert_eq!((ro.pages, ro.stored_bytes), (6, 5 * 4096));
+    // Where all is one mapping anyway there is nothing to bridge.
+    let template = manifest.layout(layout::TEMPLATE).unwrap();
+    let shown: Vec<_> = template
+        .regions()
+        .iter()
+        .map(|r| (r.pages.pages(), r.class, r.stored.map(|s| s.page), r.is_hot()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            (1, ReadOnly, Some(1), true),
+            (1, Cold, Some(2), false),
+            (1, ReadOnly, Some(3), true),
+            (1, ReadWrite, Some(4), true),
+            (1, Cold, Some(5), false),
+            (1, ReadOnly, Some(6), true)
+        ]
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One machine that is measured: started, asked twice, looked at from outside, ended.
+//! One machine that is measured: started, asked several times, looked at from outside, ended.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -20,6 +20,9 @@ use super::firecracker::{API, Loaded, UDS};
 use super::process::{PATIENCE, Process};
 use crate::demo::said::{ByAccess, Memory, Started, Times};
 use crate::outside::{self, Outside};
+
+/// How often the warm answer is measured.
+const WARM_CALLS: usize = 2;
 
 /// How a machine comes back.
 #[derive(Clone, Debug)]
@@ -57,7 +60,7 @@ pub struct Taken {
     pub resumed_ms: f64,
     /// Until the first answer was read.
     pub answered_ms: f64,
-    /// The same call again, from request to answer.
+    /// The same call again, from request to answer; the shorter of two.
     pub warm_ms: f64,
     /// Host faults of vCPUs that waited for I/O, and those that did not.
     pub host_faults: Option<(u64, u64)>,
@@ -79,7 +82,7 @@ pub struct Taken {
     pub laying: Option<Times>,
     /// Processor time of vCPU threads, and of all others, in milliseconds.
     pub cpu_ms: Option<(f64, f64)>,
-    /// Looked at from outside, after the second call.
+    /// Looked at from outside, after the last call.
     pub outside: Outside,
 }
 
@@ -120,7 +123,7 @@ impl Nanos {
 }
 
 impl Running {
-    /// Starts the machine and makes the call twice.
+    /// Starts the machine and makes the call, and then again for the warm answer.
     ///
     /// # Errors
     ///
@@ -149,10 +152,15 @@ impl Running {
             Way::Varve { .. } => self.ask_counts(&api)?,
             Way::Api(_) => self.count_from_outside(),
         }
-        let start = Nanos::now();
-        let reply: InvokeReply = client.call(&request(call))?;
-        self.taken.warm_ms = Nanos::now().ms_since(start);
-        right(&reply, call)
+        // Some functions have more to do every other time, such as to clear away what the calls before left.
+        self.taken.warm_ms = f64::MAX;
+        for _ in 0..WARM_CALLS {
+            let start = Nanos::now();
+            let reply: InvokeReply = client.call(&request(call))?;
+            self.taken.warm_ms = self.taken.warm_ms.min(Nanos::now().ms_since(start));
+            right(&reply, call)?;
+        }
+        Ok(())
     }
 
     /// Counters of the first call.

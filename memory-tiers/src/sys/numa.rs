@@ -11,6 +11,7 @@ use std::io;
 use std::ptr::{null, null_mut};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use varve_snapshot::data_run;
 
 /// Modes of mbind(2).
 const MPOL_DEFAULT: usize = 0;
@@ -73,7 +74,8 @@ pub fn unbind(file: &File) -> io::Result<()> {
 pub fn pages_by_node(file: &File) -> io::Result<BTreeMap<u32, u64>> {
     let window = Window::new(file)?;
     let mut at = 0;
-    while let Some((start, end)) = next_data(file, at)? {
+    let len = window.len as u64;
+    while let Some((start, end)) = data_run(file, at, len)? {
         // Whole pages: where tmpfs has data it has a page.
         let (offset, len) = (start as usize, ((end - start) as usize).next_multiple_of(4096));
         let address = window.address.wrapping_byte_add(offset);
@@ -85,16 +87,6 @@ pub fn pages_by_node(file: &File) -> io::Result<BTreeMap<u32, u64>> {
     let start = format!("{:x} ", window.address as usize);
     let line = maps.lines().find(|line| line.trim_start_matches('0').starts_with(&start));
     Ok(line.map(nodes).unwrap_or_default())
-}
-
-/// The next run of bytes that are not a hole.
-fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
-    use rustix::fs::SeekFrom as Seek;
-    match rustix::fs::seek(file, Seek::Data(from)) {
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        Err(e) => Err(e.into()),
-        Ok(start) => Ok(Some((start, rustix::fs::seek(file, Seek::Hole(start))?))),
-    }
 }
 
 /// The counts in a line of `/proc/PID/numa_maps`: `N0=12 N1=3`.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Deserializer};
-use varve_memory_tiers::{ColdPages, Elsewhere, HugePages, Policy, ReadOnlyPages, Strategy, Wait};
+use varve_memory_tiers::{
+    ColdPages, Elsewhere, HugePages, Policy, ReadOnlyPages, Strategy, Wait, makes_huge_pages,
+};
 use varve_pool::client::Transport;
 use varve_pool::{Keys, Places, Pool, PoolError};
 use varve_shared::Published;
@@ -50,6 +52,10 @@ pub struct Choices {
     #[arg(long = "no-prefault", action = ArgAction::SetFalse)]
     pub prefault: bool,
 
+    /// Do not make one page of 2 MiB that will mostly be written and that the guest waits for
+    #[arg(long = "no-dense", action = ArgAction::SetFalse)]
+    pub dense: bool,
+
     /// Use the snapshot's own files, also of images that were published to a tier
     #[arg(long)]
     pub local_files: bool,
@@ -79,6 +85,7 @@ impl Default for Choices {
             wait: None,
             threads: 1,
             prefault: true,
+            dense: true,
             local_files: false,
             pool_keys: None,
             pool_transport: Transport::default(),
@@ -91,10 +98,12 @@ impl Choices {
     /// What the memory crate is told; `otherwise` is the strategy if none was chosen.
     pub fn policy(&self, otherwise: Strategy, huge_pages: HugePages) -> Policy {
         let strategy = self.strategy.unwrap_or(otherwise);
+        let wait = self.wait.unwrap_or_else(|| Wait::suited(strategy));
         Policy {
             read_only: self.read_only,
             cold: self.cold,
-            wait: self.wait.unwrap_or_else(|| Wait::suited(strategy)),
+            wait,
+            dense: self.dense && wait == Wait::All && makes_huge_pages(),
             threads: self.threads.into(),
             stage2: self.prefault,
             huge_pages,
@@ -168,17 +177,19 @@ mod tests {
         assert_eq!(wait, Wait::suited(Strategy::Tiered));
         let all = both(
             "--strategy tiered --read-only copied --cold paged --wait all --threads 3 --no-prefault \
-             --local-files --pool-keys k --pool-transport tcp --pager p",
+             --no-dense --local-files --pool-keys k --pool-transport tcp --pager p",
             serde_json::json!({
                 "strategy": "tiered", "read_only": "copied", "cold": "paged", "wait": "all",
-                "threads": 3, "prefault": false, "local_files": true, "pool_keys": "k",
+                "threads": 3, "prefault": false, "dense": false, "local_files": true, "pool_keys": "k",
                 "pool_transport": "tcp", "pager": "p",
             }),
         );
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Tiered, false));
         assert_eq!((policy.threads, policy.huge_pages), (3, HugePages::Transparent));
-        assert_eq!(policy.wait, Wait::All);
+        assert_eq!((policy.wait, policy.dense), (Wait::All, false));
+        let waits = Choices { wait: Some(Wait::All), ..Choices::default() };
+        assert_eq!(waits.policy(Strategy::Tiered, HugePages::Off).dense, makes_huge_pages());
     }
 
     #[test]
