@@ -174,7 +174,7 @@ impl Function<'_> {
                 at.machines
             ));
             let of = record::series(at, column.name());
-            if session.recorder.value(&of.series(record::OVERHEAD), round).is_some() {
+            if session.recorder.value(&of.series(record::ANSWERED), round).is_some() {
                 // Measured before the run was cut short that this one goes on with.
                 continue;
             }
@@ -189,11 +189,8 @@ impl Function<'_> {
             of.record(&taken, &mut session.recorder)?;
             session.save()?;
         }
-        let mut all = self.columns.iter().map(|column| record::series(at, column.name()));
-        let Some(first) = all.next() else { return Ok(()) };
-        for of in [first.clone()].into_iter().chain(all) {
-            of.compare(&first, round, &mut session.recorder)?;
-        }
+        let all: Vec<_> = self.columns.iter().map(|c| record::series(at, c.name())).collect();
+        record::overheads(&all, round, &mut session.recorder)?;
         session.save()
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use varve_memory_tiers::{
     Bucket, ColdPages, Costs, Elsewhere, GuestMemory, GuestRam, Histogram, Hooks, HugePages,
     ImageInfo, ImageSource, PageSource, Plan, Policy, ReadOnlyPages, Restore, SourceError,
-    Strategy, Tier, Wait, open,
+    Strategy, Tier, Wait, makes_huge_pages, open,
 };
 use varve_snapshot::{
     Access, Image, ImageEntry, ImageReader, ManifestReader, PAGE_SIZE, PageRange, Trace,
@@ -240,6 +240,7 @@ impl Conditions {
         policy.read_only = self.read_only;
         policy.cold = self.cold_pages;
         policy.wait = self.wait;
+        policy.dense = self.wait == Wait::All && makes_huge_pages();
         policy.huge_pages = self.huge_pages;
         policy.threads = self.populate_threads;
         policy.stage2 = false;
