@@ -5,13 +5,14 @@ use std::num::NonZeroU64;
 use std::thread;
 
 use rustix::fs::{Advice, fadvise};
-use varve_snapshot::{PAGE_SIZE, PageRange, Stored, data_run};
+use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Stored, data_start};
 
+use crate::disk::in_memory;
 use crate::error::{RamError, TierError};
 use crate::exec::Shared;
 use crate::guest_ram::HugePages;
 use crate::plan::{Action, Op};
-use crate::source::{PageSource, lost};
+use crate::source::{PageSource, Tier, lost};
 use crate::sys::mmap::Ahead;
 use crate::sys::uffd::{Install, Installed};
 use crate::threads;
@@ -21,51 +22,51 @@ use crate::watch::Watched;
 const BATCH: u64 = 256;
 
 /// What is to be copied and installed, in the order of images. Has the disk begin with what goes to dense
-/// blocks: packed images are fetched as a whole, others piece by piece.
+/// blocks from an image in guest layout: packed ones are fetched as a whole.
 pub(crate) fn ask(shared: &Shared) -> Result<Vec<Op>, TierError> {
-    let plan = &shared.plan;
     let mut ops = Vec::new();
-    for op in plan.ops.iter().filter(|op| copies(op)) {
-        let from = op.from.filter(|_| op.action == Action::Fill);
-        let spread = |from: &Stored| {
-            plan.images.get(usize::from(from.image.0)).is_some_and(|image| image.guest_layout)
-        };
-        match from.filter(spread) {
-            Some(from) => ask_for_data(shared, op, from, &mut ops)?,
-            None => ops.push(*op),
-        }
+    for op in shared.plan.ops.iter().filter(|op| copies(op)) {
+        ops.extend(without_hole(shared, op)?);
     }
     ops.sort_unstable_by_key(|op| op.from.map(|f| (f.image, f.page)));
+    let image = |op: &Op| op.from.filter(|_| op.action == Action::Fill).map(|from| from.image);
+    for fills in ops.chunk_by(|a, b| image(a) == image(b)) {
+        let Some(source) = fills.first().and_then(image).and_then(|i| shared.source(i).ok()) else {
+            continue;
+        };
+        let spread = source.info().guest_layout && source.info().tier == Tier::Local;
+        let Some((file, 0)) = source.file().filter(|_| spread) else { continue };
+        let pages: Vec<u64> = fills.iter().filter_map(|op| Some(op.from?.page)).collect();
+        if in_memory(file, &pages).unwrap_or(true) {
+            continue;
+        }
+        for (op, page) in fills.iter().zip(pages) {
+            let len = NonZeroU64::new(op.pages.len());
+            // Who cannot fetch ahead fetches on demand.
+            let _ = fadvise(file, page * PAGE_SIZE, len, Advice::WillNeed);
+        }
+    }
     Ok(ops)
 }
 
-/// The parts of what goes to a block that are no holes of their file: those are zero there already.
-fn ask_for_data(
-    shared: &Shared,
-    op: &Op,
-    from: Stored,
-    ops: &mut Vec<Op>,
-) -> Result<(), TierError> {
-    let source = shared.source(from.image)?;
-    let Some((file, offset)) = source.file() else {
-        ops.push(*op);
-        return Ok(());
+/// What is left of an operation if what it fills a part of a block with begins with a hole: that is zero
+/// already. Only what the layout did not name can.
+fn without_hole(shared: &Shared, op: &Op) -> Result<Option<Op>, TierError> {
+    let (plan, Some(from)) = (&shared.plan, op.from.filter(|_| op.action == Action::Fill)) else {
+        return Ok(Some(*op));
     };
-    let place = |page: u64| offset + page * PAGE_SIZE;
-    let (mut at, end) = (place(from.page), place(from.page + op.pages.pages()));
-    let found = |at| data_run(file, at, end).map_err(|cause| lost(op.pages, source, cause.into()));
-    while let Some((start, stop)) = found(at)? {
-        let first = (start - offset) / PAGE_SIZE;
-        let last = (stop - offset).div_ceil(PAGE_SIZE).min(from.page + op.pages.pages());
-        let guest = op.pages.start() + (first - from.page) * PAGE_SIZE;
-        if let Ok(pages) = PageRange::new(guest, (last - first) * PAGE_SIZE) {
-            // Who cannot fetch ahead fetches on demand.
-            let _ = fadvise(file, place(first), NonZeroU64::new(pages.len()), Advice::WillNeed);
-            ops.push(Op { pages, from: Some(Stored { page: first, ..from }), ..*op });
-        }
-        at = place(last);
+    let region = plan.layout.find(op.pages.start());
+    let unnamed = plan.beneath == Some(from.image)
+        && region.is_some_and(|region| region.class == PageClass::Cold);
+    let source = shared.source(from.image)?;
+    let Some((file, offset)) = source.file().filter(|_| unnamed) else { return Ok(Some(*op)) };
+    let start = offset + from.page * PAGE_SIZE;
+    let found = data_start(file, start, start + op.pages.len());
+    match found.map_err(|cause| lost(op.pages, source, cause.into()))? {
+        Some(data) if data > start => Ok(cut(*op, (data - start) / PAGE_SIZE).1),
+        Some(_) => Ok(Some(*op)),
+        None => Ok(None),
     }
-    Ok(())
 }
 
 /// Copies and installs what was asked for.

@@ -78,6 +78,13 @@ proptest! {
         let census = restore.census().unwrap();
         let classes = [census.zero, census.ro, census.rw, census.cold];
         prop_assert_eq!(classes.iter().map(|class| class.pages).sum::<u64>(), 1800);
+        // A part of a block can be given back like any other page.
+        let gone = [range(100, 300), range(2100, 1)];
+        gone.iter().for_each(|&pages| ram.discard(pages).unwrap());
+        prop_assert!(page_numbers(&gone).all(|page| read_page(&ram, page) == [0; 4096]));
+        for page in [99, 400, 2099, 2101].map(|page| page * PAGE_SIZE) {
+            prop_assert!(read_page(&ram, page) == expected(&layout, page), "page {page:#x}");
+        }
         prop_assert!(fatal.try_recv().is_err());
     }
 }

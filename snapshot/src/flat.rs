@@ -147,17 +147,25 @@ impl MemorySource for FlatFile {
 /// The first run of bytes at or after `from`, and before `len`, that is not a hole (SEEK_DATA, SEEK_HOLE in
 /// lseek(2)): its start and end. A file system that knows no holes says that all is data.
 pub fn data_run(file: &File, from: u64, len: u64) -> std::io::Result<Option<(u64, u64)>> {
+    let Some(start) = data_start(file, from, len)? else { return Ok(None) };
+    match seek(file, SeekFrom::Hole(start)) {
+        Ok(end) => Ok(Some((start, end.min(len)))),
+        Err(Errno::INVAL) => Ok(Some((start, len))),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Where that run starts. On a tmpfs this takes no time, but to find its end all pages are looked at.
+pub fn data_start(file: &File, from: u64, len: u64) -> std::io::Result<Option<u64>> {
     if from >= len {
         return Ok(None);
     }
-    let start = match seek(file, SeekFrom::Data(from)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(Errno::INVAL) => return Ok(Some((from, len))),
-        Err(e) => return Err(e.into()),
-    };
-    let end = seek(file, SeekFrom::Hole(start))?;
-    Ok((start < len).then_some((start, end.min(len))))
+    match seek(file, SeekFrom::Data(from)) {
+        Ok(start) => Ok((start < len).then_some(start)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(Errno::INVAL) => Ok(Some(from)),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// What one pass over guest memory tells.

@@ -57,7 +57,7 @@ pub use content::LayoutContent;
 pub use diff::{MergeReport, merge_diff, stage_merge};
 pub use digest::Digest;
 pub use error::{ChunkFault, FormatError, SnapshotError, chain};
-pub use flat::{FlatFile, FlatOrder, MemorySource, Scan, data_run, scan};
+pub use flat::{FlatFile, FlatOrder, MemorySource, Scan, data_run, data_start, scan};
 pub use flat_writer::FlatWriter;
 pub use image::{Backing, Image, ImageEntry, ImageReader};
 pub use image_writer::{ImageWriter, is_zero};
