@@ -4,6 +4,8 @@
 //! It is done where the guest waits for all of it anyway: beside a guest, what is stored could not be
 //! copied in safely.
 
+use std::fs;
+
 use varve_snapshot::{NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::guest_index;
@@ -12,6 +14,40 @@ use crate::plan::PlanInput;
 use crate::policy::Wait;
 use crate::strategy::{How, Placement, Strategy};
 use crate::sys::mmap::HUGE_PAGE;
+
+/// Whether there are dense blocks, and how they become huge pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DenseBlocks {
+    /// There are none.
+    #[default]
+    Off,
+    /// The kernel makes huge pages by itself, where there is one at hand.
+    Given,
+    /// It is asked for each, and may move other pages out of the way for it, which takes time.
+    Asked,
+}
+
+impl DenseBlocks {
+    /// What suits this host, for those who wait for `wait`: transparent huge pages are made always, by
+    /// madvise, or never (Documentation/admin-guide/mm/transhuge.rst). Where it cannot be told, as in a jail,
+    /// they are asked for.
+    pub fn suited(wait: Wait) -> DenseBlocks {
+        if wait != Wait::All {
+            return DenseBlocks::Off;
+        }
+        let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        DenseBlocks::of(&enabled.unwrap_or_default())
+    }
+
+    fn of(enabled: &str) -> DenseBlocks {
+        match enabled {
+            text if text.contains("[never]") => DenseBlocks::Off,
+            text if text.contains("[always]") => DenseBlocks::Given,
+            _ => DenseBlocks::Asked,
+        }
+    }
+}
 
 const BLOCK: u64 = HUGE_PAGE as u64;
 
@@ -24,7 +60,8 @@ const LEAST: u64 = BLOCK / PAGE_SIZE / 2;
 pub(crate) fn blocks(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<PageRange> {
     let PlanInput { memory, layout, policy, .. } = *input;
     let knows = matches!(policy.strategy, Strategy::Tiered | Strategy::Template);
-    let may = policy.dense && policy.wait == Wait::All && policy.huge_pages == HugePages::Off;
+    let waited = policy.dense != DenseBlocks::Off && policy.wait == Wait::All;
+    let may = waited && policy.huge_pages == HugePages::Off;
     // Where pages are asked for nothing else can be laid.
     if !(knows && may) || placements.iter().any(|p| p.how == How::Fault) {
         return Vec::new();
@@ -103,4 +140,22 @@ fn part(region: &Region, from: u64, to: u64) -> Option<Region> {
     let skip = (start - region.pages.start()) / PAGE_SIZE;
     let stored = region.stored.map(|s| Stored { page: s.page + skip, ..s });
     Some(Region { pages, stored, ..*region })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_made_as_the_host_says() {
+        for (enabled, found) in [
+            ("always madvise [never]\n", DenseBlocks::Off),
+            ("[always] madvise never\n", DenseBlocks::Given),
+            ("always [madvise] never\n", DenseBlocks::Asked),
+            ("", DenseBlocks::Asked),
+        ] {
+            assert_eq!(DenseBlocks::of(enabled), found, "{enabled}");
+        }
+        assert_eq!(DenseBlocks::suited(Wait::Written), DenseBlocks::Off);
+    }
 }

@@ -8,7 +8,6 @@ use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 use varve_snapshot::{ImageId, PAGE_SIZE, PageClass, PageRange, Region, RegionMap};
 
 use crate::plan_tests::{layout_of, range};
-use crate::policy::makes_huge_pages;
 use crate::sys::mmap::HUGE_PAGE;
 use crate::testing::*;
 use crate::*;
@@ -19,7 +18,7 @@ fn memory() -> Vec<PageRange> {
 }
 
 fn dense(strategy: Strategy) -> Policy {
-    Policy { dense: true, wait: Wait::All, ..Policy::new(strategy) }
+    Policy { dense: DenseBlocks::Asked, wait: Wait::All, ..Policy::new(strategy) }
 }
 
 fn blocks(plan: &Plan) -> Vec<PageRange> {
@@ -110,7 +109,7 @@ fn blocks_are_made_where_the_guest_waits_for_them_anyway() {
         assert_eq!(starts, [0, 512, 2048]);
         let none = |policy: &Policy, mappable| blocks(&plan(policy, mappable)).is_empty();
         assert!(none(&Policy { wait: Wait::Written, ..policy.clone() }, true));
-        assert!(none(&Policy { dense: false, ..policy.clone() }, true));
+        assert!(none(&Policy { dense: DenseBlocks::Off, ..policy.clone() }, true));
         assert!(none(&Policy { huge_pages: HugePages::Transparent, ..policy.clone() }, true));
         assert!(none(&policy, false), "its image cannot be mapped");
     }
@@ -148,7 +147,7 @@ fn a_block_is_one_page() {
     let smaps = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let huge = smaps.lines().find_map(|line| line.strip_prefix("AnonHugePages:")).unwrap();
     let huge: usize = huge.trim().trim_end_matches(" kB").parse().unwrap();
-    match makes_huge_pages() && huge_pages_are_to_be_had() {
+    match DenseBlocks::suited(Wait::All) != DenseBlocks::Off && huge_pages_are_to_be_had() {
         true => assert!(huge >= 3 * HUGE_PAGE / 1024, "{huge} KiB"),
         false => println!("skipped: this host makes no huge pages"),
     }

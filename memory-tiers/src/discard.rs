@@ -65,10 +65,9 @@ impl GuestRam {
         Ok(())
     }
 
-    /// The same, of a huge page where the kernel has one.
+    /// The same, and the kernel is asked for huge pages; one that has none refuses, which changes time only.
     pub(crate) fn lay_fresh_huge(&self, range: PageRange) -> Result<(), RamError> {
         self.lay_fresh(range)?;
-        // A kernel without huge pages refuses.
         let _ = self.call("use huge pages for", range, |r, o, len| r.want_huge(o, len));
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::bridge::height;
 use crate::census::Census;
 use crate::copying;
 use crate::counters::{Counters, Tally};
+use crate::dense::DenseBlocks;
 use crate::disk::reads_far;
 use crate::error::TierError;
 use crate::faults::FaultThreads;
@@ -264,7 +265,10 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
                 tally.mapped.add(op.pages.pages());
             }
             (Action::Clear, _) => ram.lay_fresh(op.pages)?,
-            (Action::Block, _) => ram.lay_fresh_huge(op.pages)?,
+            (Action::Block, _) if plan.policy.dense == DenseBlocks::Asked => {
+                ram.lay_fresh_huge(op.pages)?;
+            }
+            (Action::Block, _) => ram.lay_fresh(op.pages)?,
             _ => {}
         }
     }

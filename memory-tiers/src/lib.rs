@@ -64,6 +64,7 @@ mod watch;
 
 pub use census::{Census, ClassCensus};
 pub use counters::{ByAccess, Counters, PageCounts, SourceCount, Times};
+pub use dense::DenseBlocks;
 pub use depot::Depot;
 pub use dirty::take_dirty;
 pub use error::{RamError, TierError};
@@ -81,7 +82,7 @@ pub use pager::{
     Settings as PagerSettings, SnapshotCounters,
 };
 pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};
-pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait, makes_huge_pages};
+pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};
 pub use recorder::{Recorder, RecorderHooks};
 pub use regions::RamRegion;
 pub use save::{Saved, write_memory, write_pages};

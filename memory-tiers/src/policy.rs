@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use rustix::thread::sched_getaffinity;
 
+use crate::dense::DenseBlocks;
 use crate::guest_ram::HugePages;
 use crate::source::{ImageInfo, Tier};
 use crate::strategy::Strategy;
@@ -160,9 +161,9 @@ pub struct Policy {
     pub max_mappings: usize,
     /// What guest memory is made of.
     pub huge_pages: HugePages,
-    /// Whether 2 MiB that will mostly be written, and are waited for, become one page (`tiered`,
-    /// `template`, with `huge_pages` off).
-    pub dense: bool,
+    /// How 2 MiB that will mostly be written, and are waited for, become one page (`tiered`, `template`,
+    /// with `huge_pages` off).
+    pub dense: DenseBlocks,
     /// Whether stage-2 is filled as well.
     pub stage2: bool,
     /// How long a page may take to come.
@@ -197,7 +198,7 @@ impl Policy {
             bridge: 16,
             max_mappings: mapping_budget(),
             huge_pages: HugePages::Off,
-            dense: false,
+            dense: DenseBlocks::Off,
             stage2: true,
             // Longer than a pool tries all copies of a page, so that its error, which names them, comes
             // first.
@@ -206,13 +207,6 @@ impl Policy {
             costs: Costs::default(),
         }
     }
-}
-
-/// Whether this system makes huge pages where they are asked for. Where it cannot be told, as in a jail, it
-/// is taken to.
-pub fn makes_huge_pages() -> bool {
-    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
-    enabled.ok().is_none_or(|enabled| !enabled.contains("[never]"))
 }
 
 /// Three quarters of what the system allows a process: the rest is for giving pages back, and for

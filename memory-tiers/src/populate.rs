@@ -90,22 +90,25 @@ impl Work {
     }
 }
 
+/// So many steps are looked at to tell whether what all need is in memory.
+const SAMPLES: usize = 16;
+
 /// Has the disk begin with all runs of images in guest layout at once, if they are not in memory: one
 /// after another, each would be waited for. A few tell for all. Packed images are fetched as a whole.
 fn fetch(shared: &Shared, steps: &[Step]) {
-    let files = steps.iter().filter(|s| matches!(s.how, Some(Ahead::Read | Ahead::Write)));
     let spread = |step: &&Step| {
-        let image = shared.plan.image_at(step.pages.start());
-        image.is_some_and(|image| image.guest_layout)
+        let file = matches!(step.how, Some(Ahead::Read | Ahead::Write));
+        let image = || shared.plan.image_at(step.pages.start());
+        file && image().is_some_and(|image| image.guest_layout)
     };
-    let files: Vec<Step> = files.filter(spread).copied().collect();
     let absent = |step: &Step| {
         let found = shared.ram.call("look at", step.pages, |r, o, len| r.in_core(o, len));
         found.is_ok_and(|pages| pages.contains(&false))
     };
-    if !files.iter().step_by(files.len() / 4 + 1).any(absent) {
+    if !steps.iter().step_by(steps.len() / SAMPLES + 1).filter(spread).any(absent) {
         return;
     }
+    let files = steps.iter().filter(spread).copied().collect();
     for pages in requests(files, shared.plan.memory()) {
         // Who cannot fetch ahead fetches on demand.
         let _ = shared.ram.populate(pages, Ahead::Cache);

@@ -1,11 +1,13 @@
 //! The command line of `varve-bench compare`.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use kvm_ioctls::{Kvm, VmFd};
+use rustix::fs::syncfs;
 use varve_memory_tiers::Strategy;
 use varve_tests::images::root;
 
@@ -202,6 +204,10 @@ impl CompareArgs {
         if let Some(keep) = &self.keep {
             copy(place, keep)?;
         }
+        // Half a minute later it would be written beside what is measured.
+        let opened =
+            File::open(place).with_context(|| format!("cannot open {}", place.display()))?;
+        syncfs(opened).with_context(|| format!("cannot write out {}", place.display()))?;
         if self.ways.contains(&Way::Machine) {
             let store = self.settings.store.as_deref();
             let snapshot = prepared.snapshot();

@@ -15,9 +15,9 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use varve_memory_tiers::{
-    Bucket, ColdPages, Costs, Elsewhere, GuestMemory, GuestRam, Histogram, Hooks, HugePages,
-    ImageInfo, ImageSource, PageSource, Plan, Policy, ReadOnlyPages, Restore, SourceError,
-    Strategy, Tier, Wait, makes_huge_pages, open,
+    Bucket, ColdPages, Costs, DenseBlocks, Elsewhere, GuestMemory, GuestRam, Histogram, Hooks,
+    HugePages, ImageInfo, ImageSource, PageSource, Plan, Policy, ReadOnlyPages, Restore,
+    SourceError, Strategy, Tier, Wait, open,
 };
 use varve_snapshot::{
     Access, Image, ImageEntry, ImageReader, ManifestReader, PAGE_SIZE, PageRange, Trace,
@@ -240,7 +240,7 @@ impl Conditions {
         policy.read_only = self.read_only;
         policy.cold = self.cold_pages;
         policy.wait = self.wait;
-        policy.dense = self.wait == Wait::All && makes_huge_pages();
+        policy.dense = DenseBlocks::suited(self.wait);
         policy.huge_pages = self.huge_pages;
         policy.threads = self.populate_threads;
         policy.stage2 = false;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Deserializer};
 use varve_memory_tiers::{
-    ColdPages, Elsewhere, HugePages, Policy, ReadOnlyPages, Strategy, Wait, makes_huge_pages,
+    ColdPages, DenseBlocks, Elsewhere, HugePages, Policy, ReadOnlyPages, Strategy, Wait,
 };
 use varve_pool::client::Transport;
 use varve_pool::{Keys, Places, Pool, PoolError};
@@ -103,7 +103,7 @@ impl Choices {
             read_only: self.read_only,
             cold: self.cold,
             wait,
-            dense: self.dense && wait == Wait::All && makes_huge_pages(),
+            dense: if self.dense { DenseBlocks::suited(wait) } else { DenseBlocks::Off },
             threads: self.threads.into(),
             stage2: self.prefault,
             huge_pages,
@@ -187,9 +187,12 @@ mod tests {
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Tiered, false));
         assert_eq!((policy.threads, policy.huge_pages), (3, HugePages::Transparent));
-        assert_eq!((policy.wait, policy.dense), (Wait::All, false));
+        assert_eq!((policy.wait, policy.dense), (Wait::All, DenseBlocks::Off));
         let waits = Choices { wait: Some(Wait::All), ..Choices::default() };
-        assert_eq!(waits.policy(Strategy::Tiered, HugePages::Off).dense, makes_huge_pages());
+        assert_eq!(
+            waits.policy(Strategy::Tiered, HugePages::Off).dense,
+            DenseBlocks::suited(Wait::All)
+        );
     }
 
     #[test]
