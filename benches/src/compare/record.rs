@@ -25,8 +25,10 @@ pub const WARM: Name = Name("warm answer", Unit::Millis);
 pub const FAULTS: Name = Name("faults in all", Unit::Count);
 /// Metadata and plan.
 pub const PLANNED: Name = Name("metadata and plan", Unit::Millis);
-/// Mapping and copying.
-pub const LAID: Name = Name("mapping and copying", Unit::Millis);
+/// Laying mappings.
+pub const LAID: Name = Name("mapping", Unit::Millis);
+/// Copying content in, dense blocks made for it included.
+pub const COPIED: Name = Name("copying", Unit::Millis);
 /// Memory.
 pub const PSS: Name = Name("memory of a machine (Pss)", Unit::Kib);
 /// Memory of all machines that could be shared.
@@ -122,8 +124,11 @@ impl Of {
         if let Some(us) = optional(taken, |t| t.laying.map(|times| times.plan)) {
             add(PLANNED, us / 1e3)?;
         }
-        if let Some(us) = optional(taken, |t| t.laying.map(|times| times.lay + times.copy)) {
+        if let Some(us) = optional(taken, |t| t.laying.map(|times| times.lay)) {
             add(LAID, us / 1e3)?;
+        }
+        if let Some(us) = optional(taken, |t| t.laying.map(|times| times.copy)) {
+            add(COPIED, us / 1e3)?;
         }
         let answered = |t: &Taken| {
             let sums = t.answered_faults.values().map(|by| by.read + by.write);
