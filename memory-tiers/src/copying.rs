@@ -61,7 +61,12 @@ fn without_hole(shared: &Shared, op: &Op) -> Result<Option<Op>, TierError> {
     let source = shared.source(from.image)?;
     let Some((file, offset)) = source.file().filter(|_| unnamed) else { return Ok(Some(*op)) };
     let start = offset + from.page * PAGE_SIZE;
-    let found = data_start(file, start, start + op.pages.len());
+    let end = start + op.pages.len();
+    // What is behind the end of a file is lost, and no hole: reading says so.
+    if !file.metadata().is_ok_and(|found| found.len() >= end) {
+        return Ok(Some(*op));
+    }
+    let found = data_start(file, start, end);
     match found.map_err(|cause| lost(op.pages, source, cause.into()))? {
         Some(data) if data > start => Ok(cut(*op, (data - start) / PAGE_SIZE).1),
         Some(_) => Ok(Some(*op)),
@@ -76,8 +81,14 @@ pub(crate) fn carry_out(
     ops: Vec<Op>,
 ) -> Result<(), TierError> {
     for block in shared.plan.ops.iter().filter(|op| op.action == Action::Block) {
-        shared.ram.populate(block.pages, Ahead::Write)?;
-        shared.tally.ahead(Ahead::Write, block.pages.pages());
+        match shared.ram.populate(block.pages, Ahead::Write) {
+            Ok(()) => shared.tally.ahead(Ahead::Write, block.pages.pages()),
+            // What is copied into it is made present then, or is an error.
+            Err(error) => {
+                log::warn!("a dense block is not made ready: {error}");
+                shared.tally.ahead_failed.add(block.pages.pages());
+            }
+        }
     }
     let pages: u64 = ops.iter().map(|op| op.pages.pages()).sum();
     let workers = shared.plan.policy.threads.max(1) as u64;

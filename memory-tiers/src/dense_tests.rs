@@ -118,6 +118,30 @@ fn blocks_are_made_where_the_guest_waits_for_them_anyway() {
     }
 }
 
+/// What a file has lost is not taken for a hole, which looks alike.
+#[test]
+fn what_a_short_file_lacks_is_an_error() {
+    // Written, then a part that is not named, and beneath; none of the whole file is a hole.
+    let (memory, policy) = (vec![range(0, 512)], dense(Strategy::Template));
+    let (layout, images) = layout_of(&memory, &[(400, 8 + 2, 5), (112, 8 + 3, 0)]);
+    let hot = layout.clone().only(Region::is_hot);
+    for (pages, whole) in [(512, true), (500, false), (400, false)] {
+        let sources = files(&layout, &images, &memory);
+        sources[2].file.set_len(pages * PAGE_SIZE).unwrap();
+        let sources = sources.into_iter().map(|s| Some(Arc::new(s) as Arc<dyn PageSource>));
+        let beneath = Some(ImageId(2));
+        let (memory, images, policy) = (&memory, &images, &policy);
+        let input = PlanInput { memory, layout: &hot, beneath, images, policy };
+        let plan = Plan::new(&input).unwrap();
+        assert_eq!(blocks(&plan).len(), 1);
+        let ram = Arc::new(GuestRam::new(memory, false).unwrap());
+        let restored = Restore::start(ram, plan, sources.collect(), hooks().0);
+        assert_eq!(restored.is_ok(), whole, "{pages} pages");
+        let said = restored.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(whole || said.contains("image2"), "{said}");
+    }
+}
+
 /// What stage-2 is filled with.
 struct Filled(Arc<Mutex<Vec<PageRange>>>);
 

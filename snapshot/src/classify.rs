@@ -185,9 +185,16 @@ impl Classified {
 
     /// The longest extents of the classes that are listed, by address: all but [`PageClass::Zero`].
     pub fn extents(&self) -> Vec<Extent> {
+        self.extents_by(|at| self.class[at])
+    }
+
+    /// The same of other classes.
+    pub(crate) fn extents_by(&self, class: impl Fn(usize) -> PageClass) -> Vec<Extent> {
         // Zero pages that are bridged are part of what is stored, as holes.
-        let empty = |at: usize| self.class[at] == PageClass::ReadWrite && self.zero[at];
-        let keys = |at: usize| (self.class[at], empty(at));
+        let keys = |at: usize| {
+            let class = class(at);
+            (class, class == PageClass::ReadWrite && self.zero[at])
+        };
         self.runs(keys).filter(|e| e.class != PageClass::Zero).collect()
     }
 

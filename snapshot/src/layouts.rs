@@ -113,12 +113,11 @@ impl Classified {
     /// The classes' extents, where all is in one image in guest layout: untouched pages between read-only
     /// ones save no mappings there, and would be made ready for nothing.
     pub(crate) fn template(&self) -> Vec<Extent> {
-        let key = |at: usize| match (self.class[at], self.zero[at]) {
-            (PageClass::ReadOnly, false) if !self.touched(at) => (PageClass::Cold, false),
-            (PageClass::ReadOnly, true) if !self.touched(at) => (PageClass::Zero, false),
-            (class, zero) => (class, class == PageClass::ReadWrite && zero),
-        };
-        self.runs(key).filter(|e| e.class != PageClass::Zero).collect()
+        self.extents_by(|at| match (self.class[at], self.zero[at]) {
+            (PageClass::ReadOnly, false) if !self.touched(at) => PageClass::Cold,
+            (PageClass::ReadOnly, true) if !self.touched(at) => PageClass::Zero,
+            (class, _) => class,
+        })
     }
 
     /// The extents of a class, in the order in which its image stores them: cold ones by address, hot ones

@@ -70,7 +70,8 @@ pub fn sections(reports: &[Report]) -> Vec<Section> {
 fn note(part: &str) -> String {
     match part {
         record::PART => "Overhead: from before the monitor's process starts to the first answer, less the \
-                         same call again on the same machine. Several machines: the mean of them.",
+                         same call again on the same machine; what a first call has less to do is added for all methods. Several machines: \
+                         the mean of them.",
         _ => "Overhead: from opening the snapshot to the last access, less the same accesses once more; \
               recorded accesses in a plain process, with no vCPU, exit or stage-2 in it.",
     }
