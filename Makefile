@@ -10,7 +10,7 @@ export VARVE_LAB_OPTS_PAGER ?= --rdma
 export VARVE_LAB_OPTS_POOL ?= --rdma
 export VARVE_LAB_OPTS_TIERS ?= --rdma --cxl 256 --dax 64 --devdax 64
 
-.PHONY: demo test test-fast test-vm bench fuzz lint images clients lab tools clean
+.PHONY: demo test test-fast test-vm bench fuzz lint images clients lab qemu tools clean
 
 # The life of a function: boot, snapshot, record, tier, restore with each strategy. Prints tables, and
 # writes target/demo/report.html. DEMO="--function pagerank" shows another function, --quick less.
@@ -21,7 +21,7 @@ demo: images lab
 	$(LAB) exec -- target/release/varve-demo $(DEMO)
 
 # Everything: unit and property tests here, tests with machines where KVM works.
-test: test-fast test-vm
+test: qemu test-fast test-vm
 
 test-fast: images lab
 	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
@@ -31,16 +31,17 @@ test-vm: images clients lab
 	tests/all
 	cargo test -p varve-lab --features two-hosts --test two_hosts
 
-# Compares restore methods, by virtual time in the lab, which takes hours. Figures are printed, and saved in
+# Compares restore methods, by virtual time in the lab, on two processors, which takes hours. Figures are printed, and saved in
 # target/bench. BENCH="compare --quick" does less, BENCH=all measures everything else, BENCH="boot --runs 10" a
 # part of it.
 BENCH ?= compare
-bench: VARVE_LAB_OPTS = --mem 6144 --timeout 172800 --icount --rw target/bench
+bench: VARVE_LAB_OPTS = --cpus 2 --mem 6144 --timeout 172800 --icount --rw target/bench
 bench: images lab
 	cargo build --release -p varve-vmm -p varve-benches
 	mkdir -p target/bench
-	@[ "$$($(LAB) detect 2>/dev/null)" = native ] || tests/lab/qemu/build || \
-		echo "make bench: going on with the installed QEMU, with which the lab hangs now and then, and is started again" >&2
+	@[ "$$($(LAB) detect 2>/dev/null)" = native ] || tests/lab/qemu/build || { \
+		echo "make bench: going on with the installed QEMU, on one processor: the lab hangs now and then, and is started again" >&2; \
+		VARVE_LAB_OPTS=$$(echo "$$VARVE_LAB_OPTS" | sed 's/--cpus [0-9]*//'); }; \
 	$(LAB) exec -- target/release/varve-bench $(BENCH)
 
 # Damaged metadata and requests, and badly spoken guests, at random, for a bounded time; guided by coverage where cargo-fuzz is installed
@@ -92,6 +93,11 @@ lint: tools
 	else cargo deny check licenses bans sources && \
 		if cargo deny fetch db >/dev/null 2>&1; then cargo deny check advisories; else \
 		echo "the advisory database is not reachable: advisories not checked"; fi; fi
+
+# A QEMU for labs that count instructions or have several CPUs.
+qemu: lab
+	@[ "$$($(LAB) detect 2>/dev/null)" = native ] || tests/lab/qemu/build || \
+		echo "make qemu: tests that need this QEMU are skipped" >&2
 
 # What the build itself needs: a linker.
 tools:

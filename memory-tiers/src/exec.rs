@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub stage2: Option<Box<dyn Stage2>>,
     pub on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
     pub tally: Arc<Tally>,
+    /// Populating beside the guest may begin.
+    pub begin: OnceLock<()>,
     /// Populating ends.
     pub cancelled: AtomicBool,
 }
@@ -95,6 +97,7 @@ impl Restore {
             stage2,
             on_fatal: on_fatal.into(),
             tally,
+            begin: OnceLock::new(),
             cancelled,
         });
         let started = Instant::now();
@@ -113,16 +116,30 @@ impl Restore {
         Ok(restore)
     }
 
-    /// Starts populating what remains, to be called once the vCPUs run.
-    pub fn populate_beside(&self) -> Result<(), TierError> {
-        if reads_alone_later(&self.shared.plan) {
-            read_cold_alone(&self.shared)?;
+    /// Starts the threads that populate what remains, and what they can do before that: they put it in order, and
+    /// ask the disk for it. To be called as soon as the guest's mappings stand.
+    pub fn prepare_beside(&self) -> Result<(), TierError> {
+        let mut threads = self.threads();
+        if threads.is_empty() {
+            if reads_alone_later(&self.shared.plan) {
+                read_cold_alone(&self.shared)?;
+            }
+            threads.extend(populate::beside(&self.shared)?);
         }
-        self.threads().extend(populate::beside(&self.shared)?);
         Ok(())
     }
 
-    /// Waits for the populating threads.
+    /// Populates what remains, by threads. To be called when the guest is about to run, and not while threads
+    /// are started and files are mapped: a thread that populates takes the lock of all mappings again before
+    /// one that wants it for itself has woken up, which then waits for 4 ms and more (`rwsem`, Linux 5.11 and
+    /// later).
+    pub fn populate_beside(&self) -> Result<(), TierError> {
+        self.prepare_beside()?;
+        let _ = self.shared.begin.set(());
+        Ok(())
+    }
+
+    /// Waits until nothing remains to be populated, once that has begun.
     pub fn wait_populated(&self) {
         let threads: Vec<_> = self.threads().drain(..).collect();
         for thread in threads {
@@ -133,6 +150,8 @@ impl Restore {
     /// Has the populating threads end early; what they have not reached faults as it is touched.
     pub fn cancel(&self) {
         self.shared.cancelled.store(true, Ordering::Relaxed);
+        // Who has not begun waits for that.
+        let _ = self.shared.begin.set(());
     }
 
     /// The plan.

@@ -371,12 +371,29 @@ fn stage2_is_filled_for_what_is_ready_and_nothing_else() {
         let policy = Policy { wait, ..Policy::new(strategy) };
         let sources = files(&layout, &images, &memory());
         let (_ram, restore) = restore(&memory(), &layout, sources, &policy, hooks);
+        // Threads that are ready wait to be let loose.
+        restore.prepare_beside().unwrap();
+        thread::sleep(Duration::from_millis(10));
         assert_eq!(*seen.lock().unwrap(), want[..waited], "{strategy}, {wait:?}");
         restore.populate_beside().unwrap();
         restore.wait_populated();
         assert_eq!(*seen.lock().unwrap(), want, "{strategy}");
         assert_eq!(restore.counters().pages.stage2, 16 * want.len() as u64);
     }
+}
+
+#[test]
+fn a_restore_that_never_began_ends() {
+    let (layout, images) = classes(ORDER, 16);
+    let (hooks, fatal) = hooks();
+    let policy = Policy { threads: 2, ..Policy::new(Strategy::Tiered) };
+    let sources = files(&layout, &images, &memory());
+    let (_ram, restore) = restore(&memory(), &layout, sources, &policy, hooks);
+    restore.prepare_beside().unwrap();
+    let counts = restore.watch_counters();
+    drop(restore);
+    assert!(counts().is_none(), "a thread still has it");
+    assert!(fatal.try_recv().is_err());
 }
 
 /// Read pages are brought in by filling stage-2: where that fails, they still have to come.

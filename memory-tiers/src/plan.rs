@@ -164,6 +164,15 @@ impl Plan {
         self.beside.get_or_init(|| planner::steps(self))
     }
 
+    /// Whether there is anything to populate beside the guest; nothing is put in order for that.
+    pub(crate) fn has_beside(&self) -> bool {
+        let any = || {
+            let mut placed = self.layout.regions().iter().zip(&self.placements);
+            placed.any(|(region, placement)| planner::is_step(self, region, placement))
+        };
+        self.beside.get().map_or_else(any, |steps| !steps.is_empty())
+    }
+
     /// Guest memory.
     pub fn memory(&self) -> &[PageRange] {
         &self.memory

@@ -280,14 +280,19 @@ fn schedule(plan: &mut Plan) {
     (plan.before, plan.beside) = (before, beside.into());
 }
 
+/// Whether something is done ahead for a region: it is populated, or copied and then mapped in stage-2.
+pub(crate) fn is_step(plan: &Plan, region: &Region, placement: &Placement) -> bool {
+    let copied = placement.how == How::Copy && region.is_hot() && plan.policy.stage2;
+    placement.ahead.is_some() || copied
+}
+
 /// What is done ahead, in the order in which it will be needed.
 pub(crate) fn steps(plan: &Plan) -> Vec<Step> {
     // Made without growing or scratch space: memory that is new to the process is what costs most here.
     let mut steps = Vec::with_capacity(plan.placements.len());
     for (region, placement) in plan.layout.regions().iter().zip(&plan.placements) {
         let (class, rank) = (region.class, region.rank);
-        let copied = placement.how == How::Copy && region.is_hot() && plan.policy.stage2;
-        if placement.ahead.is_some() || copied {
+        if is_step(plan, region, placement) {
             steps.push(Step { pages: region.pages, how: placement.ahead, class, rank });
         }
     }

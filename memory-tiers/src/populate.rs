@@ -1,7 +1,7 @@
 //! Threads that make pages ready in the order in which the guest will need them, ahead of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -26,7 +26,10 @@ pub(crate) fn ask(shared: &Arc<Shared>) {
 
 /// Populates what the guest waits for and was [asked for](ask).
 pub(crate) fn before(shared: &Arc<Shared>) -> Result<(), TierError> {
-    let work = Work::new(shared, &shared.plan.before, false);
+    if shared.plan.before.is_empty() {
+        return Ok(());
+    }
+    let work = Work::new(shared, false);
     if shared.plan.policy.threads <= 1 {
         // Another thread would have to be started and confined first.
         work.run(true);
@@ -38,33 +41,34 @@ pub(crate) fn before(shared: &Arc<Shared>) -> Result<(), TierError> {
     Ok(())
 }
 
-/// Starts the threads that populate beside the guest.
+/// Starts the threads that populate beside the guest. They put in order what there is to do, ask the disk
+/// for it, and populate once `shared.begin` is set.
 pub(crate) fn beside(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, TierError> {
-    Work::new(shared, shared.plan.beside(), true).spread()
+    if !shared.plan.has_beside() {
+        return Ok(Vec::new());
+    }
+    Work::new(shared, true).spread()
 }
 
 /// One half of the plan's steps, taken by several threads.
 struct Work {
     shared: Arc<Shared>,
-    steps: Vec<Step>,
-    next: AtomicUsize,
     beside: bool,
+    /// The steps, as they are taken; put in order by the thread that comes first.
+    pieces: OnceLock<Vec<Step>>,
+    next: AtomicUsize,
     /// Stage-2 is filled for as long as that works.
     stage2_works: AtomicBool,
 }
 
 impl Work {
-    fn new(shared: &Arc<Shared>, steps: &[Step], beside: bool) -> Arc<Work> {
-        let next = AtomicUsize::new(0);
+    fn new(shared: &Arc<Shared>, beside: bool) -> Arc<Work> {
+        let (shared, next) = (shared.clone(), AtomicUsize::new(0));
         let stage2_works = AtomicBool::new(shared.plan.policy.stage2 && shared.stage2.is_some());
-        let steps = steps.iter().flat_map(|step| cut(step, BATCH)).collect();
-        Arc::new(Work { shared: shared.clone(), steps, next, beside, stage2_works })
+        Arc::new(Work { shared, beside, pieces: OnceLock::new(), next, stage2_works })
     }
 
     fn spread(self: Arc<Work>) -> Result<Vec<JoinHandle<()>>, TierError> {
-        if self.steps.is_empty() {
-            return Ok(Vec::new());
-        }
         let threads = 0..self.shared.plan.policy.threads.max(1);
         let start = |nth| {
             let work = self.clone();
@@ -73,12 +77,24 @@ impl Work {
         threads.map(start).collect()
     }
 
+    fn pieces(&self) -> &[Step] {
+        self.pieces.get_or_init(|| {
+            let plan = &self.shared.plan;
+            let steps = if self.beside { plan.beside() } else { &plan.before };
+            steps.iter().flat_map(|step| cut(step, BATCH)).collect()
+        })
+    }
+
     fn run(&self, first: bool) {
-        let (shared, started) = (&*self.shared, Instant::now());
-        if first && self.beside {
-            fetch(shared, &self.steps);
+        let (shared, pieces) = (&*self.shared, self.pieces());
+        if self.beside {
+            if first {
+                fetch(shared, pieces);
+            }
+            shared.begin.wait();
         }
-        while let Some(step) = self.steps.get(self.next.fetch_add(1, Relaxed)) {
+        let started = Instant::now();
+        while let Some(step) = pieces.get(self.next.fetch_add(1, Relaxed)) {
             if shared.cancelled.load(Relaxed) {
                 break;
             }

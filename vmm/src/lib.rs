@@ -22,6 +22,7 @@ pub mod device_set;
 pub mod end;
 pub mod error;
 mod faults;
+mod heap;
 pub mod instance;
 mod io_thread;
 pub mod kvm;

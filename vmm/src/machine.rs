@@ -143,9 +143,8 @@ impl Machine {
                 let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
                 if let Some(planned) = restore.planned() {
                     host.metrics.watch_restore(Box::new(planned.watch_counters()));
-                    // Ahead of the guest, while vCPUs and devices get their state: populating is
-                    // safe beside anyone who uses the memory.
-                    planned.populate_beside()?;
+                    // Threads start while vCPUs and devices get their state.
+                    planned.prepare_beside()?;
                 }
                 (DeviceSet::restoring(devices), Some((state, vcpus)), Some(restore))
             }
@@ -164,6 +163,11 @@ impl Machine {
         };
         let mut machine = builder.finish(fds, restore, keyboard)?;
         machine.template_msrs = config.cpu.iter().flat_map(cpu_template::msr_indices).collect();
+        if let Some(planned) = machine.restored.as_ref().and_then(Restored::planned) {
+            // Once each vCPU's thread has all its mappings.
+            machine.vcpus.iter().try_for_each(|v| v.call(|_| ()))?;
+            planned.populate_beside()?;
+        }
         if saved.is_some() {
             machine.transports.iter().for_each(|t| t.kick());
             vmgenid.notify()?;

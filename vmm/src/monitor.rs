@@ -62,6 +62,7 @@ impl Monitor {
         start: Instant,
         boot_timer: Arc<dyn Fn(u8, Duration) + Send + Sync>,
     ) -> Result<Monitor, VmmError> {
+        crate::heap::share();
         let mut events: EventManager<Subscriber> =
             EventManager::new().map_err(|e| VmmError::Events(e.to_string()))?;
         let system = |what| move |e| VmmError::System(what, e);

@@ -70,6 +70,7 @@ impl Job {
         set("DEVDAX", OsStr::new(&devdax));
         set("RDMA", OsStr::new(if machine.rdma { RDMA_ADDRESS } else { "" }));
         set("NET", OsStr::new(machine.net.map_or("", |net| net.address())));
+        set("ICOUNT", OsStr::new(if machine.icount { "1" } else { "" }));
         text.extend_from_slice(b"shares() {\n  :\n");
         for (index, folder) in machine.rw.iter().enumerate() {
             text.extend_from_slice(format!("  share {} ", share_tag(index)).as_bytes());

@@ -126,9 +126,6 @@ impl Machine {
         if self.cpus == 0 || self.cpus > 8 {
             bail!("--cpus {}: give a number from 1 to 8", self.cpus);
         }
-        if self.icount && self.cpus != 1 {
-            bail!("--icount counts the instructions of one CPU: leave --cpus away");
-        }
         if self.persistent().is_none() {
             bail!("--dax, --devdax: no place for it in {} MiB of memory: raise --mem", self.mem);
         }
@@ -197,7 +194,6 @@ mod tests {
             ("--mem 100", "--mem"),
             ("--mem 1025", "--mem"),
             ("--cpus 0", "--cpus"),
-            ("--icount --cpus 2", "--icount"),
             ("--rw /no/such/folder", "/no/such/folder"),
             ("--rw /dev/null", "not a folder"),
             ("--net meet=1", "meet"),

@@ -55,9 +55,9 @@ impl Place {
         self.0.join("apt")
     }
 
-    /// QEMU without the defect that labs with several CPUs or counted instructions suffer from, if
-    /// `tests/lab/qemu/build` has made it.
-    pub fn mended_qemu(&self) -> PathBuf {
+    /// The QEMU for labs with several CPUs or counted instructions, if `tests/lab/qemu/build` has made
+    /// it.
+    pub fn built_qemu(&self) -> PathBuf {
         self.0.join("qemu/qemu-system-x86_64")
     }
 

@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::machine::Machine;
 use crate::place::Place;
@@ -65,14 +65,24 @@ pub struct Boot {
     pub initramfs: PathBuf,
 }
 
-/// QEMU's program for `machine`: the one that [`QEMU_VARIABLE`] names; the mended one, if the machine
+/// QEMU's program for `machine`: the one that [`QEMU_VARIABLE`] names; the built one, if the machine
 /// needs that and it is there; or the one that is installed.
-pub fn program(machine: &Machine, place: &Place) -> PathBuf {
+pub fn program(machine: &Machine, place: &Place) -> Result<PathBuf> {
     if let Some(named) = std::env::var_os(QEMU_VARIABLE) {
-        return named.into();
+        return Ok(named.into());
     }
-    let mended = Some(place.mended_qemu()).filter(|path| machine.is_delicate() && path.exists());
-    mended.unwrap_or_else(|| "qemu-system-x86_64".into())
+    let built = place.built_qemu();
+    if machine.is_delicate() && built.exists() {
+        return Ok(built);
+    }
+    if machine.icount && machine.cpus > 1 {
+        bail!(
+            "--icount --cpus {}: with the installed QEMU what CPUs do beside each other would take as long as if one \
+             did it; `tests/lab/qemu/build` makes one in which it does not (docs/lab.md)",
+            machine.cpus
+        );
+    }
+    Ok("qemu-system-x86_64".into())
 }
 
 /// Starts QEMU, `program`, with `arguments`; it is killed when this process ends, however that comes
@@ -127,7 +137,8 @@ pub fn share_tag(index: usize) -> String {
 }
 
 fn processor(machine: &Machine, line: &mut Line) {
-    // One thread with counted instructions: QEMU can not count those of several.
+    // One thread with counted instructions: QEMU can not count those of several. CPUs run in turn, and in
+    // the QEMU that tests/lab/qemu/build makes they share the time that it takes.
     let thread = if machine.icount { "single" } else { "multi" };
     line.pair("-accel", format!("tcg,thread={thread},tb-size=512"));
     line.pair("-cpu", format!("{CPU}{}", if machine.icount { CPU_ICOUNT } else { "" }));
@@ -239,23 +250,30 @@ mod tests {
     }
 
     #[test]
-    fn the_mended_qemu_is_for_labs_that_need_it_once_it_is_there() {
+    fn the_built_qemu_is_for_labs_that_need_it_once_it_is_there() {
         if std::env::var_os(QEMU_VARIABLE).is_some() {
             return println!("skipped: {QEMU_VARIABLE} names one for all");
         }
         let dir = tempfile::tempdir().unwrap();
         let place = Place::at(dir.path());
         let plain = machine();
-        let (counting, many) =
-            (Machine { icount: true, ..machine() }, Machine { cpus: 2, ..machine() });
+        let counting = Machine { icount: true, ..machine() };
+        let many = Machine { cpus: 2, ..machine() };
+        let both = Machine { icount: true, cpus: 2, ..machine() };
         let found = |machine: &Machine| program(machine, &place);
         let installed = Path::new("qemu-system-x86_64");
-        assert_eq!([found(&plain), found(&counting), found(&many)], [installed; 3]);
-        let mended = place.mended_qemu();
-        std::fs::create_dir(mended.parent().unwrap()).unwrap();
-        std::fs::write(&mended, "").unwrap();
-        assert_eq!(found(&plain), installed);
-        assert_eq!([found(&counting), found(&many)], [&*mended; 2]);
+        for machine in [&plain, &counting, &many] {
+            assert_eq!(found(machine).unwrap(), installed);
+        }
+        let error = found(&both).unwrap_err().to_string();
+        assert!(error.contains("tests/lab/qemu/build"), "{error}");
+        let built = place.built_qemu();
+        std::fs::create_dir(built.parent().unwrap()).unwrap();
+        std::fs::write(&built, "").unwrap();
+        assert_eq!(found(&plain).unwrap(), installed);
+        for machine in [&counting, &many, &both] {
+            assert_eq!(found(machine).unwrap(), built);
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub fn run(options: RunOptions) -> Result<u8> {
     };
     let place = Place::find()?;
     let lab = prepared(&place, machine.kernel.as_deref())?;
-    let program = qemu::program(&machine, &place);
+    let program = qemu::program(&machine, &place)?;
     if machine.is_delicate() && program.is_relative() {
         say("the installed QEMU delivers interrupts twice in such a lab, and guests hang now and \
              then; `tests/lab/qemu/build` makes one that does not (docs/lab.md)");

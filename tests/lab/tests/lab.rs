@@ -9,6 +9,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::{Lab, text};
+use varve_lab::place::Place;
 
 #[test]
 #[cfg_attr(not(feature = "lab-tests"), ignore = "skipped: needs the feature lab-tests")]
@@ -164,6 +165,27 @@ fn two_labs_reach_each_other() {
 fn instruction_counting_hides_the_string_instructions() {
     let output = Lab::run(&["--icount"]).sh("grep -owE 'svm|erms|fsrm|cx16' /proc/cpuinfo");
     assert_eq!(text(&output.stdout), "svm\n", "{output:?}");
+}
+
+/// What two CPUs do beside each other takes as long as one of them takes for it, by instructions.
+#[test]
+#[cfg_attr(not(feature = "lab-tests"), ignore = "skipped: needs the feature lab-tests")]
+fn cpus_that_count_instructions_run_beside_each_other() {
+    if !Place::find().unwrap().built_qemu().exists() {
+        return println!("skipped: tests/lab/qemu/build has not been run");
+    }
+    let script = "work() { i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; }
+        ms() { date +%s%3N; }
+        work; a=$(ms); work; b=$(ms); work & work; wait; c=$(ms); work & work & work & work; wait; d=$(ms)
+        echo $((b - a)) $((c - b)) $((d - c))";
+    let output = Lab::run(&["--icount", "--cpus", "2"]).sh(script);
+    let said = text(&output.stdout);
+    let times: Vec<f64> = said.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let [one, two, four] = times[..] else { panic!("{output:?}") };
+    assert!(one > 50.0, "too short to tell: {said}");
+    for (times, many) in [(1.0, two), (2.0, four)] {
+        assert!((times * 0.9..times * 1.25).contains(&(many / one)), "{said}");
+    }
 }
 
 #[test]
