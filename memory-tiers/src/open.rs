@@ -173,8 +173,11 @@ fn cheapest(
     let tiered = has(snapshot, layout::TIERED);
     let mut plans = Vec::new();
     if has(snapshot, layout::TEMPLATE) {
-        plans.push(plan(Strategy::Template, layout::TEMPLATE)?);
-        plans.push(plan(Strategy::Lazy, layout::TEMPLATE)?);
+        let template = plan(Strategy::Template, layout::TEMPLATE)?;
+        let policy = Policy { strategy: Strategy::Lazy, ..template.policy.clone() };
+        let (memory, layout, beneath) = (snapshot.memory(), &template.layout, template.beneath);
+        let lazy = Plan::new(&PlanInput { memory, layout, beneath, images, policy: &policy })?;
+        plans.extend([template, lazy]);
     }
     let alike = are_alike(images);
     let near = |plan: &Plan| is_near(snapshot, images, elsewhere, plan);

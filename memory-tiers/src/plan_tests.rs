@@ -138,7 +138,10 @@ proptest! {
         prop_assert!(plan.mappings() <= policy.max_mappings, "{} in\n{}", plan.mappings(), plan);
         prop_assert!(plan.ops.is_sorted_by_key(|o| PageClass::BOTTOM_UP.iter().position(|&c| c == o.layer)));
         let turn = |s: &Step| (s.class != PageClass::ReadWrite, s.rank);
+        let cost = plan.cost();
         prop_assert!(plan.beside().is_sorted_by_key(turn));
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(1.0);
+        prop_assert!(close(cost.total(), plan.cost().total()), "it costs the same in order");
         // Against a model that knows no ranges: page by page, the last operation wins.
         for page in memory.iter().flat_map(|m| (m.start()..m.end()).step_by(4096)) {
             let mut asked = false;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use varve_snapshot::{PAGE_SIZE, PageClass, Region};
+use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Region};
 
-use crate::plan::{Action, Plan, Step};
+use crate::plan::{Action, Plan};
 use crate::source::Tier;
 use crate::strategy::{How, Strategy};
 use crate::sys::mmap::Ahead;
@@ -101,6 +101,7 @@ impl Plan {
     /// What it should take.
     pub fn cost(&self) -> Cost {
         let costs = &self.policy.costs;
+        let placed = || self.layout.regions().iter().zip(&self.placements);
         let mut cost = Cost::default();
         for op in &self.ops {
             let pages = op.pages.pages() as f64;
@@ -115,17 +116,22 @@ impl Plan {
                 Action::Install => costs.read_call + pages * costs.install_page,
             };
         }
-        let ahead = |step: &Step| {
-            step.pages.pages() as f64
-                * match step.how {
+        let ahead = |how: Option<Ahead>, pages: PageRange| {
+            pages.pages() as f64
+                * match how {
                     None => 0.0,
                     Some(Ahead::Write) => costs.populate_write,
                     Some(Ahead::Read | Ahead::Cache) => costs.populate_read,
                 }
         };
-        cost.before += self.before.iter().map(ahead).sum::<f64>();
-        cost.beside = self.beside().iter().map(ahead).sum::<f64>() * costs.beside_share;
-        for (region, placement) in self.layout.regions().iter().zip(&self.placements) {
+        cost.before += self.before.iter().map(|s| ahead(s.how, s.pages)).sum::<f64>();
+        let beside: f64 = match self.beside.get() {
+            Some(steps) => steps.iter().map(|s| ahead(s.how, s.pages)).sum(),
+            // All of it, and it need not be in order to be summed up.
+            None => placed().map(|(region, placed)| ahead(placed.ahead, region.pages)).sum(),
+        };
+        cost.beside = beside * costs.beside_share;
+        for (region, placement) in placed() {
             let copied = matches!(placement.how, How::Copy | How::Block);
             let local = copied || placement.ahead == Some(Ahead::Write);
             if region.class == PageClass::ReadOnly && !local {
