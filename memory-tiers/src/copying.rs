@@ -2,7 +2,8 @@
 //! that many extents share is read once.
 
 use std::num::NonZeroU64;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rustix::fs::{Advice, fadvise};
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Stored, data_start};
@@ -15,7 +16,7 @@ use crate::plan::{Action, Op};
 use crate::source::{PageSource, Tier, lost};
 use crate::sys::mmap::Ahead;
 use crate::sys::uffd::{Install, Installed};
-use crate::threads;
+use crate::team::Team;
 use crate::watch::Watched;
 
 /// Pages that are read at once.
@@ -76,39 +77,38 @@ fn without_hole(shared: &Shared, op: &Op) -> Result<Option<Op>, TierError> {
 
 /// Copies and installs what was asked for.
 pub(crate) fn carry_out(
-    shared: &Shared,
-    watched: Option<&Watched>,
+    shared: &Arc<Shared>,
+    watched: Option<Arc<Watched>>,
     ops: Vec<Op>,
+    team: &Team,
 ) -> Result<(), TierError> {
-    for block in shared.plan.ops.iter().filter(|op| op.action == Action::Block) {
-        match shared.ram.populate(block.pages, Ahead::Write) {
-            Ok(()) => shared.tally.ahead(Ahead::Write, block.pages.pages()),
-            // What is copied into it is made present then, or is an error.
-            Err(error) => {
-                log::warn!("a dense block is not made ready: {error}");
-                shared.tally.ahead_failed.add(block.pages.pages());
-            }
+    let blocks = shared.plan.ops.iter().filter(|op| op.action == Action::Block);
+    let blocks: Vec<PageRange> = blocks.map(|op| op.pages).collect();
+    let (next_block, next) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let pages: u64 = ops.iter().map(|op| op.pages.pages()).sum();
+    let parts = split(&ops, pages.div_ceil(team.len() as u64).max(4 * BATCH));
+    let shared = shared.clone();
+    team.share(move || {
+        while let Some(&block) = blocks.get(next_block.fetch_add(1, Relaxed)) {
+            make_block(&shared, block);
+        }
+        while let Some(part) = parts.get(next.fetch_add(1, Relaxed)) {
+            copy_all(&shared, watched.as_deref(), part)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes a dense block present, as one page where the kernel has one.
+fn make_block(shared: &Shared, block: PageRange) {
+    match shared.ram.populate(block, Ahead::Write) {
+        Ok(()) => shared.tally.ahead(Ahead::Write, block.pages()),
+        // What is copied into it is made present then, or is an error.
+        Err(error) => {
+            log::warn!("a dense block is not made ready: {error}");
+            shared.tally.ahead_failed.add(block.pages());
         }
     }
-    let pages: u64 = ops.iter().map(|op| op.pages.pages()).sum();
-    let workers = shared.plan.policy.threads.max(1) as u64;
-    if workers == 1 || pages < 4 * BATCH {
-        return copy_all(shared, watched, &ops);
-    }
-    thread::scope(|scope| {
-        let parts = split(&ops, pages.div_ceil(workers));
-        let workers: Vec<_> = parts
-            .into_iter()
-            .map(|part| {
-                scope.spawn(move || {
-                    threads::begin();
-                    copy_all(shared, watched, &part)
-                })
-            })
-            .collect();
-        let lost = || TierError::Thread(std::io::Error::other("a copying thread panicked"));
-        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err(lost())))
-    })
 }
 
 fn copies(op: &Op) -> bool {

@@ -33,7 +33,7 @@ impl DenseBlocks {
     /// madvise, or never (Documentation/admin-guide/mm/transhuge.rst). Where it cannot be told, as in a jail,
     /// they are asked for.
     pub fn suited(wait: Wait) -> DenseBlocks {
-        if wait != Wait::All {
+        if wait < Wait::First {
             return DenseBlocks::Off;
         }
         let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
@@ -60,7 +60,7 @@ const LEAST: u64 = BLOCK / PAGE_SIZE * 2 / 3;
 pub(crate) fn blocks(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<PageRange> {
     let PlanInput { memory, layout, policy, .. } = *input;
     let knows = matches!(policy.strategy, Strategy::Tiered | Strategy::Template);
-    let waited = policy.dense != DenseBlocks::Off && policy.wait == Wait::All;
+    let waited = policy.dense != DenseBlocks::Off && policy.wait >= Wait::First;
     let may = waited && policy.huge_pages == HugePages::Off;
     // Where pages are asked for nothing else can be laid.
     if !(knows && may) || placements.iter().any(|p| p.how == How::Fault) {

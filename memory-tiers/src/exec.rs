@@ -20,11 +20,12 @@ use crate::error::TierError;
 use crate::faults::FaultThreads;
 use crate::guest_ram::GuestRam;
 use crate::handler::Handler;
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Op, Plan};
 use crate::populate;
 use crate::source::{PageSource, Sources, source_of};
 use crate::strategy::Strategy;
 use crate::sys::uffd::Watch;
+use crate::team::Team;
 use crate::watch::Watched;
 
 /// The second-level page tables, which guest memory's owner does not know.
@@ -33,6 +34,9 @@ pub trait Stage2: Send + Sync {
     /// does not exit; for pages that are private, or only read. Whether it works changes time only.
     fn prefault(&self, pages: PageRange) -> std::io::Result<()>;
 }
+
+/// Pages, for some of which a thread takes as long to start as they do to be made ready.
+const MANY: u64 = 256;
 
 /// What the machine gives to a restore.
 pub struct Hooks {
@@ -100,18 +104,19 @@ impl Restore {
             begin: OnceLock::new(),
             cancelled,
         });
+        let team = Team::of(if waits(&shared.plan) { shared.plan.policy.workers() } else { 1 })?;
         let started = Instant::now();
         let watched = lay(&shared)?;
         shared.tally.lay_time.add_time(started);
         let started = Instant::now();
         let copies = copying::ask(&shared)?;
         populate::ask(&shared);
-        copying::carry_out(&shared, watched.as_deref(), copies)?;
+        copying::carry_out(&shared, watched.clone(), copies, &team)?;
         shared.tally.copy_time.add_time(started);
         let answers = watched.map(|w| answer_for(&shared, w)).transpose()?;
         let restore = Restore { shared, answers, populating: Mutex::default() };
         let started = Instant::now();
-        populate::before(&restore.shared)?;
+        populate::before(&restore.shared, &team)?;
         restore.shared.tally.before_time.add_time(started);
         Ok(restore)
     }
@@ -247,6 +252,14 @@ fn fits(ram: &GuestRam, plan: &Plan, sources: &Sources) -> Result<(), TierError>
         }
     }
     Ok(())
+}
+
+/// Whether the guest waits for so much that it is worth to start threads for it.
+fn waits(plan: &Plan) -> bool {
+    let copies = |op: &Op| !matches!(op.action, Action::Map | Action::Watch | Action::Clear);
+    let copied = plan.ops.iter().filter(|op| copies(op)).map(|op| op.pages.pages());
+    let populated = plan.before.iter().map(|step| step.pages.pages());
+    copied.chain(populated).sum::<u64>() > MANY
 }
 
 /// Lays watches and mappings, bottom-up.

@@ -56,6 +56,7 @@ mod strategy;
 mod summary;
 mod sys;
 mod taking;
+mod team;
 #[cfg(test)]
 mod testing;
 mod threads;

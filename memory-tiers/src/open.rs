@@ -13,12 +13,13 @@ use varve_snapshot::{
 };
 
 use crate::ahead::fetch_packed;
+use crate::dense::DenseBlocks;
 use crate::disk;
 use crate::error::TierError;
 use crate::guest_ram::HugePages;
 use crate::layouts::{has, layout_for, regions};
 use crate::plan::{Plan, PlanInput};
-use crate::policy::Policy;
+use crate::policy::{Policy, Wait};
 use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
 use crate::strategy::Strategy;
 
@@ -86,7 +87,10 @@ pub fn open(
         if strategy == Strategy::Tiered {
             fetch_packed(snapshot, &layout, &images, elsewhere);
         }
-        let policy = Policy { strategy, ..policy.clone() };
+        let mut policy = Policy { strategy, ..policy.clone() };
+        if policy.wait == Wait::First && !is_near(snapshot, &images, elsewhere, &layout) {
+            (policy.wait, policy.dense) = (Wait::Nothing, DenseBlocks::Off);
+        }
         let (memory, images) = (snapshot.memory(), images.as_slice());
         Ok(Plan::new(&PlanInput { memory, layout: &layout, beneath, images, policy: &policy })?)
     };
@@ -180,7 +184,7 @@ fn cheapest(
         plans.extend([template, lazy]);
     }
     let alike = are_alike(images);
-    let near = |plan: &Plan| is_near(snapshot, images, elsewhere, plan);
+    let near = |plan: &Plan| is_near(snapshot, images, elsewhere, &plan.layout);
     if tiered && alike && plans.first().is_some_and(|template| !near(template)) {
         return plan(Strategy::Tiered, layout::TIERED);
     }
@@ -198,15 +202,15 @@ fn are_alike(images: &[ImageInfo]) -> bool {
     whole.is_some_and(|whole| alone.is_none_or(|alone| alone.tier == whole.tier))
 }
 
-/// Whether what a plan will need of the raw memory file is in memory. What cannot be told is taken to
-/// be.
+/// Whether what will be needed of a layout's first image, which stands for the others, is in memory. What
+/// cannot be told is taken to be.
 fn is_near(
     snapshot: &ManifestReader,
     images: &[ImageInfo],
     elsewhere: &dyn Elsewhere,
-    template: &Plan,
+    layout: &RegionMap,
 ) -> bool {
-    let hot = template.layout.regions().iter().filter(|region| region.is_hot());
+    let hot = layout.regions().iter().filter(|region| region.is_hot());
     let stored: Vec<Stored> = hot.filter_map(|region| region.stored).collect();
     let Some(image) = stored.first().map(|s| s.image) else { return true };
     if images.get(usize::from(image.0)).is_some_and(|info| info.tier != Tier::Local) {

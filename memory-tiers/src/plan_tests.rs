@@ -92,7 +92,7 @@ prop_compose! {
         strategy in 0..Strategy::ALL.len(),
         read_only in 0..3,
         paged: bool,
-        wait in 0..3,
+        wait in 0..4,
         bridge in 0u64..40,
         max_mappings in prop_oneof![Just(6usize), 8usize..40, Just(1000)],
         stage2: bool,
@@ -101,7 +101,7 @@ prop_compose! {
             read_only: [ReadOnlyPages::Auto, ReadOnlyPages::Mapped, ReadOnlyPages::Copied]
                 [read_only as usize],
             cold: if paged { ColdPages::Paged } else { ColdPages::Mapped },
-            wait: [Wait::Nothing, Wait::Written, Wait::All][wait as usize],
+            wait: [Wait::Nothing, Wait::Written, Wait::First, Wait::All][wait as usize],
             bridge,
             max_mappings,
             stage2,
@@ -281,6 +281,43 @@ fn fresh_memory_is_laid_where_the_guest_gains_by_it() {
     assert!(clear(10, Wait::All) > 4);
     assert_eq!(clear(4, Wait::All), 0);
     assert!(clear(30, Wait::Nothing) > 0);
+}
+
+/// 32 MiB are waited for, in the order in which they will be needed, and the rest is left for later.
+#[test]
+fn what_comes_first_is_waited_for() {
+    let memory = [range(0, 1 << 15)];
+    let hot = |first, pages, class, rank| Region {
+        pages: range(first, pages),
+        class,
+        stored: Some(Stored { image: ImageId(0), page: first }),
+        rank,
+    };
+    let regions = vec![
+        hot(0, 5000, PageClass::ReadOnly, 7),
+        hot(6000, 4000, PageClass::ReadOnly, 3),
+        hot(12000, 3000, PageClass::ReadWrite, 9),
+    ];
+    let layout = RegionMap::new(regions, &memory).unwrap();
+    let tier = Tier::Local;
+    let images = [ImageInfo {
+        name: "memory".into(),
+        tier,
+        pages: 1 << 15,
+        mappable: true,
+        guest_layout: true,
+        chunk_pages: 1,
+    }];
+    let steps = |wait| {
+        let policy = Policy { wait, ..Policy::new(Strategy::Template) };
+        let plan = Plan::new(&whole(&memory, &layout, &images, &policy)).unwrap();
+        let starts = |steps: &[Step]| steps.iter().map(|s| s.pages.start() >> 12).collect();
+        let both: [Vec<u64>; 2] = [starts(&plan.before), starts(plan.beside())];
+        both
+    };
+    assert_eq!(steps(Wait::First), [vec![12000, 6000], vec![0]]);
+    assert_eq!(steps(Wait::All), [vec![12000, 6000, 0], vec![]]);
+    assert_eq!(steps(Wait::Nothing), [vec![], vec![12000, 6000, 0]]);
 }
 
 /// Read-only pages are copied where that costs less than what their use in place costs more, a part of

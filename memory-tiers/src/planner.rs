@@ -272,10 +272,15 @@ fn schedule(plan: &mut Plan) {
             placement.how = How::Copy;
         }
     }
-    if plan.policy.wait == Wait::Nothing {
+    let wait = plan.policy.wait;
+    if wait == Wait::Nothing {
         return;
     }
-    let first = |step: &Step| step.how == Some(Ahead::Write) || plan.policy.wait == Wait::All;
+    let mut pages = 0;
+    let first = |step: &Step| {
+        pages += step.pages.pages();
+        pages <= wait.most() && (step.how == Some(Ahead::Write) || wait != Wait::Written)
+    };
     let (before, beside): (Vec<Step>, Vec<Step>) = steps(plan).into_iter().partition(first);
     (plan.before, plan.beside) = (before, beside.into());
 }

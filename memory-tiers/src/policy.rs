@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use rustix::thread::sched_getaffinity;
+use varve_snapshot::PAGE_SIZE;
 
 use crate::dense::DenseBlocks;
 use crate::guest_ram::HugePages;
@@ -54,23 +55,38 @@ pub enum Wait {
     Nothing,
     /// Pages that will be written.
     Written,
+    /// Of all that recorded invocations touched, what comes first, if it is in memory: 32 MiB. If
+    /// it is not, nothing: a guest runs on what has come from a disk while the rest comes.
+    First,
     /// All that recorded invocations touched.
     All,
 }
 
 impl Wait {
     /// What suits a method and the processors that this process may use. With one alone, whatever
-    /// populates beside the guest takes its time, and a page is cheaper to make ready than to fault on.
-    /// Other systems' methods stay as they were described.
+    /// populates beside the guest takes its time, and a page is cheaper to make ready than to fault on. With
+    /// several the guest soon catches up with whoever populates beside it, and faults beside him on what both want next;
+    /// before it runs, two can populate. Other systems' methods stay as they were described.
     pub fn suited(strategy: Strategy) -> Wait {
         if !matches!(strategy, Strategy::Tiered | Strategy::Template | Strategy::Auto) {
             return Wait::Nothing;
         }
-        match sched_getaffinity(None) {
-            Ok(processors) if processors.count() == 1 => Wait::All,
-            _ => Wait::Nothing,
+        if processors() == 1 { Wait::All } else { Wait::First }
+    }
+
+    /// How many pages are waited for.
+    pub(crate) fn most(self) -> u64 {
+        match self {
+            Wait::Nothing => 0,
+            Wait::First => (32 << 20) / PAGE_SIZE,
+            Wait::Written | Wait::All => u64::MAX,
         }
     }
+}
+
+/// How many processors this process may use.
+fn processors() -> u32 {
+    sched_getaffinity(None).map_or(1, |processors| processors.count())
 }
 
 /// Time that each mechanism takes on this host, in nanoseconds. The defaults are
@@ -150,7 +166,7 @@ pub struct Policy {
     pub cold: ColdPages,
     /// What is made ready before the guest runs.
     pub wait: Wait,
-    /// Threads that populate, 1 or more.
+    /// Threads that populate beside the guest, 1 or more. Before it runs, the one that restores helps.
     pub threads: usize,
     /// Threads that answer faults, 1 or more.
     pub fault_threads: usize,
@@ -179,6 +195,18 @@ impl Policy {
     /// Whether cold pages are asked for, also where they could be mapped.
     pub(crate) fn asks_for_cold(&self) -> bool {
         self.cold == ColdPages::Paged || self.pager.is_some()
+    }
+
+    /// Threads that copy and populate while the guest waits, among them the one that restores: two at
+    /// least, if there are processors for them. Other systems' methods stay as they were described.
+    pub(crate) fn workers(&self) -> usize {
+        let knows = matches!(self.strategy, Strategy::Tiered | Strategy::Template | Strategy::Auto);
+        self.threads.max(if knows && processors() > 1 { 2 } else { 1 })
+    }
+
+    /// How many threads populate at a time at most.
+    pub fn most_at_once(&self) -> usize {
+        if self.wait == Wait::Nothing { self.threads } else { self.workers() }
     }
 
     /// The share of work ahead of the guest that it waits for: all of what `from` on is waited for.
@@ -233,7 +261,7 @@ mod tests {
                 let mut some = CpuSet::new();
                 mine.iter().take(many).for_each(|&cpu| some.set(cpu));
                 sched_setaffinity(None, &some).unwrap();
-                let ready = if many == 1 { Wait::All } else { Wait::Nothing };
+                let ready = if many == 1 { Wait::All } else { Wait::First };
                 assert_eq!(Wait::suited(Strategy::Tiered), ready);
                 assert_eq!(Wait::suited(Strategy::Auto), ready);
                 assert_eq!(Wait::suited(Strategy::Faasnap), Wait::Nothing);

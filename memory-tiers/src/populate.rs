@@ -13,6 +13,7 @@ use crate::exec::Shared;
 use crate::plan::{self, Step, joined};
 use crate::source::lost;
 use crate::sys::mmap::Ahead;
+use crate::team::Team;
 use crate::threads::spawn;
 
 /// Pages that are populated by one call, so that threads share long runs and a cancelled restore
@@ -25,20 +26,15 @@ pub(crate) fn ask(shared: &Arc<Shared>) {
 }
 
 /// Populates what the guest waits for and was [asked for](ask).
-pub(crate) fn before(shared: &Arc<Shared>) -> Result<(), TierError> {
+pub(crate) fn before(shared: &Arc<Shared>, team: &Team) -> Result<(), TierError> {
     if shared.plan.before.is_empty() {
         return Ok(());
     }
     let work = Work::new(shared, false);
-    if shared.plan.policy.threads <= 1 {
-        // Another thread would have to be started and confined first.
+    team.share(move || {
         work.run(true);
-        return Ok(());
-    }
-    for thread in work.spread()? {
-        let _ = thread.join();
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Starts the threads that populate beside the guest. They put in order what there is to do, ask the disk
@@ -47,7 +43,12 @@ pub(crate) fn beside(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, TierEr
     if !shared.plan.has_beside() {
         return Ok(Vec::new());
     }
-    Work::new(shared, true).spread()
+    let work = Work::new(shared, true);
+    let start = |nth| {
+        let work = work.clone();
+        spawn("populate", move || work.run(nth == 0))
+    };
+    (0..shared.plan.policy.threads.max(1)).map(start).collect()
 }
 
 /// One half of the plan's steps, taken by several threads.
@@ -66,15 +67,6 @@ impl Work {
         let (shared, next) = (shared.clone(), AtomicUsize::new(0));
         let stage2_works = AtomicBool::new(shared.plan.policy.stage2 && shared.stage2.is_some());
         Arc::new(Work { shared, beside, pieces: OnceLock::new(), next, stage2_works })
-    }
-
-    fn spread(self: Arc<Work>) -> Result<Vec<JoinHandle<()>>, TierError> {
-        let threads = 0..self.shared.plan.policy.threads.max(1);
-        let start = |nth| {
-            let work = self.clone();
-            spawn("populate", move || work.run(nth == 0))
-        };
-        threads.map(start).collect()
     }
 
     fn pieces(&self) -> &[Step] {

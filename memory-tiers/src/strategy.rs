@@ -161,7 +161,7 @@ fn mappable(region: &Region, image: &ImageInfo, policy: &Policy) -> (How, Option
 /// Pages that are only read are used where they are, or made private ahead: a copy in local memory.
 fn read_only(image: &ImageInfo, policy: &Policy) -> Ahead {
     let costs = &policy.costs;
-    let share = policy.waited(Wait::All);
+    let share = policy.waited(Wait::First);
     let copied = match policy.read_only {
         ReadOnlyPages::Mapped => false,
         ReadOnlyPages::Copied => true,

@@ -300,8 +300,15 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
         let (plan, _) = open(&manifest, &Policy::new(Strategy::Auto), &()).unwrap();
         plan.strategy
     };
+    // Nor is what is not in memory waited for, unless it is asked for by name.
+    let waited = |strategy, wait| {
+        let manifest = ManifestReader::open(&snapshot).unwrap();
+        let (plan, _) = open(&manifest, &Policy { wait, ..Policy::new(strategy) }, &()).unwrap();
+        !plan.before.is_empty()
+    };
     // What was just written is.
     assert_eq!(chosen(), Strategy::Template);
+    assert!(waited(Strategy::Template, Wait::First) && waited(Strategy::Auto, Wait::First));
     let file = File::open(&function.memory).unwrap();
     file.sync_all().unwrap();
     if rustix::fs::fstatfs(&file).unwrap().f_type == libc::TMPFS_MAGIC {
@@ -309,6 +316,9 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
     }
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     assert_eq!(chosen(), Strategy::Tiered);
+    assert!(!waited(Strategy::Template, Wait::First) && waited(Strategy::Template, Wait::All));
+    // Packed images are still there.
+    assert!(waited(Strategy::Auto, Wait::First));
     let manifest = ManifestReader::open(&snapshot).unwrap();
     let published = Published(&["memory", "ro"]);
     let (plan, _) = open(&manifest, &Policy::new(Strategy::Auto), &published).unwrap();

@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
 use crate::arch::vm_state::{self, VmStateV1};
-use crate::stage2::{PREFAULT_VCPU, Prefault};
+use crate::stage2::{PREFAULT_VCPUS, Prefault};
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]
@@ -197,13 +197,15 @@ impl KvmVm {
         vm_state::restore(&self.fd, state)
     }
 
-    /// The means to fill second-level page tables ahead of the guest, where this host's KVM can.
-    pub fn prefault(&self, cpuid: &CpuId) -> Option<Prefault> {
+    /// The means to fill second-level page tables ahead of the guest, for so many threads at a time (there
+    /// are no more than two such means), where this host's KVM can.
+    pub fn prefault(&self, cpuid: &CpuId, threads: usize) -> Option<Prefault> {
         if self.fd.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) == 0 {
             return None;
         }
-        let vcpu = self.create_vcpu(PREFAULT_VCPU).ok()?;
-        Prefault::new(vcpu, cpuid).inspect_err(|e| log::debug!("no pre-fault vCPU: {e}")).ok()
+        let ids = PREFAULT_VCPUS.iter().take(threads);
+        let vcpus = ids.map(|&id| self.create_vcpu(id)).collect::<Result<_, _>>().ok()?;
+        Prefault::new(vcpus, cpuid).inspect_err(|e| log::debug!("no pre-fault vCPU: {e}")).ok()
     }
 
     /// Makes each write to `line` an edge on interrupt `gsi`.

@@ -139,7 +139,7 @@ impl Machine {
                 let Saved { machine, memory, stage2 } = *saved;
                 let SavedMachine { vm: state, vcpus, devices } = machine;
                 saved::check_processor(&vm, &vcpus)?;
-                let stage2 = if stage2 { saved::prefault(&vm, &vcpus)? } else { None };
+                let stage2 = saved::prefault(&vm, &vcpus, stage2)?;
                 let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
                 if let Some(planned) = restore.planned() {
                     host.metrics.watch_restore(Box::new(planned.watch_counters()));

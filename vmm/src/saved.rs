@@ -19,8 +19,8 @@ pub struct Saved {
     pub machine: SavedMachine,
     /// Memory.
     pub memory: MemoryRestore,
-    /// Fill second-level page tables too.
-    pub stage2: bool,
+    /// How many threads fill second-level page tables at a time, too.
+    pub stage2: usize,
 }
 
 /// The state of a machine, but for its memory.
@@ -41,12 +41,16 @@ pub fn check_processor(vm: &KvmVm, vcpus: &[VcpuStateV1]) -> Result<(), VmmError
     if missing.is_empty() { Ok(()) } else { Err(VmmError::OtherProcessor(missing.join("; "))) }
 }
 
-/// The means to fill second-level page tables, where this host has them.
-pub fn prefault(vm: &KvmVm, vcpus: &[VcpuStateV1]) -> Result<Option<Box<dyn Stage2>>, VmmError> {
-    let Some(first) = vcpus.first() else { return Ok(None) };
+/// The means to fill second-level page tables for so many threads at a time, where this host has them.
+pub fn prefault(
+    vm: &KvmVm,
+    vcpus: &[VcpuStateV1],
+    threads: usize,
+) -> Result<Option<Box<dyn Stage2>>, VmmError> {
+    let Some(first) = vcpus.first().filter(|_| threads > 0) else { return Ok(None) };
     let cpuid = CpuId::from_entries(first.cpuid())
         .map_err(|_| KvmError::State("more CPUID entries than KVM takes".into()))?;
-    Ok(vm.prefault(&cpuid).map(|p| Box::new(p) as Box<dyn Stage2>))
+    Ok(vm.prefault(&cpuid, threads).map(|p| Box::new(p) as Box<dyn Stage2>))
 }
 
 /// Creates the vCPUs of a saved machine and gives machine and vCPUs their state.

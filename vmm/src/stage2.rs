@@ -2,13 +2,13 @@
 //!
 //! The call belongs to a vCPU, and the guest's own are busy running. The page tables are shared by
 //! all vCPUs of a machine, so one more vCPU, which the guest is not told of and which never runs,
-//! can fill them beside the guest.
+//! can fill them beside the guest; and two of them twice as fast.
 //!
 //! UNSAFETY: kvm-ioctls has no wrapper for the call yet.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{CpuId, KVMIO, kvm_pre_fault_memory};
 use kvm_ioctls::VcpuFd;
@@ -20,24 +20,30 @@ use vmm_sys_util::ioctl_iowr_nr;
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 const _: () = assert!(size_of::<kvm_pre_fault_memory>() == 64);
 
-/// APIC id of the vCPU that never runs: outside of what the machine can have.
-pub const PREFAULT_VCPU: u8 = 254;
+/// APIC ids of the vCPUs that never run: outside of what the machine can have.
+pub const PREFAULT_VCPUS: [u8; 2] = [254, 253];
 
-/// A vCPU for filling page tables.
-pub struct Prefault(Mutex<VcpuFd>);
+/// vCPUs for filling page tables: as many threads can fill them at a time.
+pub struct Prefault(Vec<Mutex<VcpuFd>>);
 
 impl Prefault {
-    /// Takes a fresh vCPU, which gets the guest's CPUID, because the width of addresses decides the
+    /// Takes fresh vCPUs, which get the guest's CPUID, because the width of addresses decides the
     /// shape of the tables.
-    pub fn new(vcpu: VcpuFd, cpuid: &CpuId) -> Result<Prefault, kvm_ioctls::Error> {
-        vcpu.set_cpuid2(cpuid)?;
-        Ok(Prefault(Mutex::new(vcpu)))
+    pub fn new(vcpus: Vec<VcpuFd>, cpuid: &CpuId) -> Result<Prefault, kvm_ioctls::Error> {
+        vcpus.iter().try_for_each(|vcpu| vcpu.set_cpuid2(cpuid))?;
+        Ok(Prefault(vcpus.into_iter().map(Mutex::new).collect()))
+    }
+
+    /// One that nobody uses, or else the first that is free.
+    fn take(&self) -> Option<MutexGuard<'_, VcpuFd>> {
+        let free = self.0.iter().find_map(|vcpu| vcpu.try_lock().ok());
+        free.or_else(|| Some(self.0.first()?.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 
 impl Stage2 for Prefault {
     fn prefault(&self, pages: PageRange) -> io::Result<()> {
-        let vcpu = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let vcpu = self.take().ok_or(io::ErrorKind::Unsupported)?;
         let mut range =
             kvm_pre_fault_memory { gpa: pages.start(), size: pages.len(), ..Default::default() };
         while range.size > 0 {

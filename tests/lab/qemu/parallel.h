@@ -18,6 +18,8 @@
 CPUState *parallel_turn(CPUState *cpu);
 /* How many instructions the turn of `cpu` has, if a timer is due after `limit` steps of the clock. */
 int64_t parallel_budget(CPUState *cpu, int64_t limit);
+/* `cpu` is interrupted: if another one did that, whose turn it is, the turn ends, as it may have been alone. */
+void parallel_interrupt(CPUState *cpu);
 /* How many steps the clock makes for `executed` instructions of `cpu`. */
 int64_t parallel_steps(CPUState *cpu, int64_t executed);
 
@@ -90,6 +92,13 @@ int64_t parallel_budget(CPUState *cpu, int64_t limit)
         }
     }
     return MIN(limit * parallel_running, MAX(lead, 0) + PARALLEL_TURN);
+}
+
+void parallel_interrupt(CPUState *cpu)
+{
+    if (parallel() && current_cpu && current_cpu != cpu) {
+        cpu_exit(current_cpu);
+    }
 }
 
 int64_t parallel_steps(CPUState *cpu, int64_t executed)

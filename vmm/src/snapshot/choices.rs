@@ -37,9 +37,10 @@ pub struct Choices {
     #[arg(long, value_name = "HOW", value_parser = word::<ColdPages>, default_value = "mapped")]
     pub cold: ColdPages,
 
-    /// What is made ready before the guest runs: nothing that need not be, written pages, or all
-    /// that was recorded [default: nothing; all for tiered, template and auto on a single processor]
-    #[arg(long, value_name = "nothing|written|all", value_parser = word::<Wait>)]
+    /// What is made ready before the guest runs: nothing that need not be, written pages, the first 32 MiB
+    /// of what was recorded if it is in memory, or all of it [default: nothing; with tiered, template and
+    /// auto first, and all on a single processor]
+    #[arg(long, value_name = "nothing|written|first|all", value_parser = word::<Wait>)]
     pub wait: Option<Wait>,
 
     /// Threads that populate memory beside the guest

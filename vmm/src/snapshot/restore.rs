@@ -144,7 +144,8 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     };
     config.huge_pages = pages;
     let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, pages)?;
-    let saved = Saved { machine, memory, stage2: policy.stage2 };
+    let stage2 = if policy.stage2 { policy.most_at_once() } else { 0 };
+    let saved = Saved { machine, memory, stage2 };
     monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))?;
     metrics::took(&monitor.metrics().latencies.vmm_load_snapshot, start);
     let method = monitor.machine()?.restored().map_or("nothing", |r| r.method());
