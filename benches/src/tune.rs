@@ -31,7 +31,7 @@ const SWEEP: [(&str, &[&str]); 7] = [
     ("hot-if", &["any", "all"]),
     ("bridge", &["2", "0", "8"]),
     ("min-extent", &["1", "4"]),
-    ("wait", &["nothing", "written", "all"]),
+    ("wait", &["nothing", "written", "first", "all"]),
     ("threads", &["1", "2"]),
     ("huge-pages", &["off", "transparent"]),
 ];

@@ -17,7 +17,7 @@ use varve_tests::snapshots::{snapshot, tier};
 use varve_tests::{Restoring, Vm};
 
 /// Ways to restore a tiered snapshot, each with a mechanism, or a time for it, of its own.
-const WAYS: [&str; 11] = [
+const WAYS: [&str; 12] = [
     "--strategy lazy",
     "--strategy eager",
     "--strategy reap",
@@ -26,12 +26,13 @@ const WAYS: [&str; 11] = [
     "--strategy tiered --cold paged",
     "--strategy tiered --wait all --threads 3",
     "--strategy template",
+    "--strategy template --wait first --threads 2",
     "--strategy template --cold paged",
     "--strategy tiered --read-only mapped --no-prefault",
     "--strategy tiered --read-only copied --wait written",
 ];
 /// Those that the guest works on by itself; the others differ from them in what is ahead of the guest.
-const WORKED_ON: usize = 9;
+const WORKED_ON: usize = 10;
 
 /// Regions of the guest's memory, by what the recorded run does to them, and their MiB.
 const REGIONS: [(&str, u64); 3] = [("read", 2), ("written", 2), ("cold", 2)];

@@ -13,7 +13,7 @@ pub struct Settings {
     #[arg(long, value_name = "URI")]
     pub store: Option<String>,
     /// What tiered, template and auto wait for before the guest runs [default: as varve restore does]
-    #[arg(long, value_name = "nothing|written|all", value_parser = named::<Wait>)]
+    #[arg(long, value_name = "nothing|written|first|all", value_parser = named::<Wait>)]
     pub wait: Option<Wait>,
 }
 
