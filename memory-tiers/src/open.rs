@@ -88,7 +88,10 @@ pub fn open(
             fetch_packed(snapshot, &layout, &images, elsewhere);
         }
         let mut policy = Policy { strategy, ..policy.clone() };
-        if policy.wait == Wait::First && !is_near(snapshot, &images, elsewhere, &layout) {
+        // Packed images are read from end to end as fast as a disk gives them.
+        let packed = strategy == Strategy::Tiered;
+        if policy.wait == Wait::First && !packed && !is_near(snapshot, &images, elsewhere, &layout)
+        {
             (policy.wait, policy.dense) = (Wait::Nothing, DenseBlocks::Off);
         }
         let (memory, images) = (snapshot.memory(), images.as_slice());

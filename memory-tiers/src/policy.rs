@@ -55,8 +55,8 @@ pub enum Wait {
     Nothing,
     /// Pages that will be written.
     Written,
-    /// Of all that recorded invocations touched, what comes first, if it is in memory: 32 MiB. If
-    /// it is not, nothing: a guest runs on what has come from a disk while the rest comes.
+    /// Of all that recorded invocations touched, what comes first: 32 MiB. Nothing, if it has to come from a disk in
+    /// pieces (all but `tiered`, whose images are packed): then a guest runs on what has come while the rest comes.
     First,
     /// All that recorded invocations touched.
     All,

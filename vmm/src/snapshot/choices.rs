@@ -38,7 +38,7 @@ pub struct Choices {
     pub cold: ColdPages,
 
     /// What is made ready before the guest runs: nothing that need not be, written pages, the first 32 MiB
-    /// of what was recorded if it is in memory, or all of it [default: nothing; with tiered, template and
+    /// of what was recorded (with template if it is in memory), or all of it [default: nothing; with tiered, template and
     /// auto first, and all on a single processor]
     #[arg(long, value_name = "nothing|written|first|all", value_parser = word::<Wait>)]
     pub wait: Option<Wait>,
