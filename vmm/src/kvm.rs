@@ -204,7 +204,11 @@ impl KvmVm {
             return None;
         }
         let ids = PREFAULT_VCPUS.iter().take(threads);
-        let vcpus = ids.map(|&id| self.create_vcpu(id)).collect::<Result<_, _>>().ok()?;
+        // As many as this host gives.
+        let vcpus: Vec<_> = ids.map_while(|&id| self.create_vcpu(id).ok()).collect();
+        if vcpus.is_empty() {
+            return None;
+        }
         Prefault::new(vcpus, cpuid).inspect_err(|e| log::debug!("no pre-fault vCPU: {e}")).ok()
     }
 

@@ -34,7 +34,7 @@ impl Prefault {
         Ok(Prefault(vcpus.into_iter().map(Mutex::new).collect()))
     }
 
-    /// One that nobody uses, or else the first that is free.
+    /// One that nobody uses; else the first is waited for.
     fn take(&self) -> Option<MutexGuard<'_, VcpuFd>> {
         let free = self.0.iter().find_map(|vcpu| vcpu.try_lock().ok());
         free.or_else(|| Some(self.0.first()?.lock().unwrap_or_else(PoisonError::into_inner)))
