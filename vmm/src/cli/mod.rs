@@ -38,6 +38,7 @@ use std::time::Instant;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::stdio::last_words;
 use firecracker::FirecrackerArgs;
 
 /// A microVM monitor: one process runs one Linux guest on KVM.
@@ -105,6 +106,7 @@ pub fn main(start: Instant) -> ExitCode {
         }
     };
     crate::logger::init(cli.log_level);
+    say_panics();
     let result = match cli.command {
         Some(Command::Run(args)) => run::main(*args, start),
         Some(Command::Restore(args)) => restore::main(*args, start),
@@ -118,9 +120,28 @@ pub fn main(start: Instant) -> ExitCode {
         None => firecracker::main(cli.firecracker, start),
     };
     result.unwrap_or_else(|e| {
-        eprintln!("varve: error: {}", crate::error::chain(&*e));
+        let error = crate::error::chain(&*e);
+        last_words(&format!("varve: error: {error}"));
+        // Whoever started the process in the background sees nothing but the log.
+        if crate::logger::is_configured() {
+            log::error!("varve ends with an error: {error}");
+        }
         ExitCode::from(1)
     })
+}
+
+/// A panic is said on standard error without waiting for room there, so that it ends the process.
+fn say_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        let backtrace = match backtrace.status() {
+            std::backtrace::BacktraceStatus::Captured => format!("\n{backtrace}"),
+            _ => String::new(),
+        };
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("-");
+        last_words(&format!("varve: thread {name:?}: {info}{backtrace}"));
+    }));
 }
 
 fn parse() -> Result<Cli, clap::Error> {

@@ -21,6 +21,7 @@ use varve_snapshot::{
 use crate::cli::out::outln;
 use crate::config::parse_size;
 use crate::seccomp::{self, Choice, Thread};
+use crate::signal_handlers;
 use crate::snapshot::choices::Choices;
 use crate::words::word;
 
@@ -91,6 +92,8 @@ pub fn main(args: &PagerArgs) -> Result<ExitCode, Box<dyn Error>> {
         )
         .into());
     }
+    signal_handlers::install()?;
+    // The handlers above end machines; a pager has its own for the same signals.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     seccomp::enter_as(
         Thread::Pager,

@@ -14,7 +14,7 @@ mod limit;
 pub use config::{Level, LoggerConfig, UnknownLevel};
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -24,6 +24,7 @@ use serde::Serialize;
 use varve_devices::metrics::Count;
 
 use crate::sink::Sink;
+use crate::stdio::Stream;
 use limit::{Limits, Verdict};
 
 /// The crate whose messages a guest can cause as often as it likes.
@@ -50,10 +51,8 @@ pub struct LoggerError {
 #[derive(Debug)]
 enum Target {
     /// To people, in plain words.
-    Terminal,
-    /// To standard output, in Firecracker's format.
-    Stdout,
-    /// To a file, in Firecracker's format.
+    Terminal(Sink),
+    /// To a file or standard output, in Firecracker's format.
     File(Sink),
 }
 
@@ -92,6 +91,16 @@ pub fn configure(config: &LoggerConfig, id: &str) -> Result<(), LoggerError> {
     Ok(())
 }
 
+/// Whether messages go where [`configure`] said.
+pub fn is_configured() -> bool {
+    matches!(LOGGER.state().target, Target::File(_))
+}
+
+/// Whether a message could be written now, and no thread holds the logger.
+pub fn is_free() -> bool {
+    LOGGER.state.try_lock().is_ok()
+}
+
 /// Messages that are nowhere to be read.
 pub fn counts() -> &'static Counts {
     &LOGGER.counts
@@ -100,7 +109,7 @@ pub fn counts() -> &'static Counts {
 impl Logger {
     fn new() -> Logger {
         let state = State {
-            target: Target::Terminal,
+            target: Target::Terminal(Sink::to(Stream::stderr())),
             id: String::new(),
             show_level: false,
             show_log_origin: false,
@@ -123,7 +132,9 @@ impl Logger {
         let state = &mut *self.state();
         match (sink, &state.target) {
             (Some(sink), _) => state.target = Target::File(sink),
-            (None, Target::Terminal) => state.target = Target::Stdout,
+            (None, Target::Terminal(_)) => {
+                state.target = Target::File(Sink::to(Stream::stdout()));
+            }
             (None, _) => {}
         }
         state.id = id.into();
@@ -162,9 +173,7 @@ impl Log for Logger {
         }
         line.push('\n');
         let written = match &mut state.target {
-            Target::Terminal => io::stderr().lock().write_all(line.as_bytes()),
-            Target::Stdout => io::stdout().lock().write_all(line.as_bytes()),
-            Target::File(sink) => sink.write_line(line.as_bytes()),
+            Target::Terminal(sink) | Target::File(sink) => sink.write_line(line.as_bytes()),
         };
         if written.is_err() {
             self.counts.missed_log_count.inc();
@@ -178,7 +187,7 @@ impl State {
     fn line(&self, record: &Record) -> String {
         let State { target, id, show_level, show_log_origin, .. } = self;
         let level = record.level().as_str();
-        if matches!(target, Target::Terminal) {
+        if matches!(target, Target::Terminal(_)) {
             return format!("varve: {}: {}", level.to_ascii_lowercase(), record.args());
         }
         let time = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
@@ -278,6 +287,6 @@ mod tests {
         let logger = Logger::new();
         let config = LoggerConfig { log_path: Some("/".into()), ..LoggerConfig::default() };
         assert!(logger.configure(&config, "x").unwrap_err().to_string().contains("\"/\""));
-        assert!(matches!(logger.state().target, Target::Terminal));
+        assert!(matches!(logger.state().target, Target::Terminal(_)));
     }
 }
