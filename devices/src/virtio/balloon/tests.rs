@@ -389,16 +389,18 @@ fn what_is_off_says_so() {
     assert!(Balloon::new(too_large, Box::new(Recorder::default())).is_err());
 }
 
+type Taken = Arc<Mutex<Vec<(u64, u64)>>>;
+
 /// Memory far larger than a test needs, and what is given back of it.
-fn large() -> (Rig, Arc<Mutex<Vec<(u64, u64)>>>) {
-    struct All(Arc<Mutex<Vec<(u64, u64)>>>);
+fn large() -> (Rig, Taken) {
+    struct All(Taken);
     impl Reclaim for All {
         fn discard(&self, gpa: u64, len: u64) -> io::Result<()> {
             self.0.lock().unwrap().push((gpa, len));
             Ok(())
         }
     }
-    let taken = Arc::<Mutex<Vec<_>>>::default();
+    let taken = Taken::default();
     let balloon = Balloon::new(config(), Box::new(All(taken.clone()))).unwrap();
     let mut rig = Rig::unconfigured(Box::new(balloon), memory_of(1 << 30));
     rig.configure(|offered| offered & !(1 << 29));
