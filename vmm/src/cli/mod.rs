@@ -4,13 +4,14 @@
 //!
 //! | exit code | meaning |
 //! | --- | --- |
-//! | 0 | the guest powered off or reset, or SIGINT, SIGTERM or SIGHUP ended the machine |
+//! | 0 | the guest powered off or reset, or SIGINT or SIGTERM ended the machine |
 //! | 1 | the machine could not be started or the monitor failed |
 //! | 2 | the command line is wrong |
 //! | 3 | the guest crashed (kernel panic, or something that KVM cannot emulate) |
 //! | 4 | KVM failed |
 //! | 5 | a page of guest memory could not be had from its tier |
 //! | 148 | a thread made a system call that its seccomp filter forbids, as Firecracker's |
+//! | 149, 150, 151, 154, 156, 157 | SIGBUS, SIGSEGV, SIGXFSZ, SIGXCPU, SIGHUP, SIGILL, as Firecracker's |
 //! | 152 | without a command: a setting that cannot be, as Firecracker's |
 //! | 153 | without a command: the command line is wrong, as Firecracker's |
 
@@ -50,7 +51,7 @@ use firecracker::FirecrackerArgs;
 #[command(override_usage = "varve [OPTIONS] COMMAND\n       varve [FIRECRACKER'S OPTIONS]")]
 #[command(after_help = "Exit codes: 0 the guest ended by itself or by a signal to varve, 1 varve \
                         failed, 2 wrong usage, 3 the guest crashed, 4 KVM failed, 5 guest \
-                        memory is lost, 148 a forbidden system call. Without a command: 152 a setting that cannot be, 153 \
+                        memory is lost, 148 a forbidden system call, 149 to 157 other signals (docs/firecracker.md). Without a command: 152 a setting that cannot be, 153 \
                         wrong usage.")]
 struct Cli {
     #[command(subcommand)]
