@@ -131,13 +131,14 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 #[test]
 fn a_console_that_nobody_reads() {
     let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
     let mut monitor = Monitor::with_api("", writer.into(), Stdio::null());
     monitor.boot(CHATTER);
     until("no byte was dropped", || monitor.counted("uart", "missed_write_count") > 0);
     monitor.does("PATCH", "/vm", json!({ "state": "Paused" }));
     monitor.does("PATCH", "/vm", json!({ "state": "Resumed" }));
     // A reader gets what was kept, and the guest goes on.
-    let mut bytes = vec![0; 100 << 10];
+    let mut bytes = vec![0; 64 << 10];
     reader.read_exact(&mut bytes).unwrap();
     assert!(String::from_utf8_lossy(&bytes).contains("Linux version"));
     monitor.stop();
