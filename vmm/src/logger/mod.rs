@@ -93,9 +93,9 @@ pub fn is_configured() -> bool {
     matches!(LOGGER.state().target, Target::File(_))
 }
 
-/// Whether a message could be written now, and no thread holds the logger.
+/// Whether messages go where [`configure`] said, and no thread holds the logger.
 pub fn is_free() -> bool {
-    LOGGER.state.try_lock().is_ok()
+    LOGGER.state.try_lock().is_ok_and(|state| matches!(state.target, Target::File(_)))
 }
 
 /// Messages that are nowhere to be read.
