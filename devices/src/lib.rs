@@ -31,6 +31,7 @@ pub mod mmds;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;
+pub mod socket_file;
 pub mod state;
 pub mod stop;
 pub mod virtio;

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -25,6 +26,9 @@ use crate::watch::Watched;
 
 /// How long a process may take to end after its connection has closed, before that is remarked upon.
 const GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How long a handler may take to take the connection, and then the message.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A run of guest memory, as the handler is told (Firecracker's `GuestRegionUffdMapping`).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -93,7 +97,7 @@ impl Handler {
         on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
     ) -> Result<Handler, TierError> {
         let failed = |source| TierError::Handler { socket: socket.into(), source };
-        let stream = UnixStream::connect(socket).map_err(failed)?;
+        let stream = connect(socket).map_err(failed)?;
         // Before it can end unseen.
         let process = peer_process(&stream)
             .inspect_err(|e| log::debug!("process of the page fault handler: {e}"))
@@ -142,6 +146,17 @@ fn mappings(ram: &GuestRam, watched: &Watched) -> Vec<HandlerMapping> {
     };
     let watched = watched.pages.read().unwrap_or_else(PoisonError::into_inner).ranges();
     watched.into_iter().flat_map(|range| ram.places().within(range)).filter_map(mapping).collect()
+}
+
+/// Connects to a handler; neither that nor a message to it takes longer than [`PATIENCE`].
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt,
+    };
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&stream, sockopt::Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    Ok(stream.into())
 }
 
 /// Sends both in one message, as handlers expect.
@@ -231,7 +246,6 @@ mod tests {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     use std::os::unix::net::UnixListener;
     use std::sync::mpsc::channel;
-    use std::time::Duration;
 
     /// The other side: what it is sent.
     fn accept(listener: &UnixListener) -> (UnixStream, Vec<HandlerMapping>, OwnedFd) {

@@ -323,7 +323,7 @@ fn one_machine_and_its_copy() {
 
     vm.signal("HUP");
     let (end, dir) = vm.wait_and_keep();
-    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.code, Some(156), "{end:?}");
     let lines = lines(&metrics);
     for line in &lines {
         metrics_shape::check(line, &all, interfaces, &["id", "properties"]);

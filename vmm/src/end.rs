@@ -29,14 +29,16 @@ pub enum End {
 }
 
 impl End {
-    /// Exit code of the process: 0 for a guest that ended as guests end and for a signal that asked
-    /// for it, 1 for a snapshot that could not be loaded, 3 for a guest that crashed, 4 for KVM, 5 for memory that is lost.
+    /// Exit code of the process: 0 for a guest that ended as guests end and for SIGINT and SIGTERM, 156
+    /// for SIGHUP, 1 for a snapshot that could not be loaded, 3 for a guest that crashed, 4 for KVM, 5 for memory that is lost.
     pub fn exit_code(&self) -> u8 {
         match self {
-            End::Guest(StopReason::Reset | StopReason::PowerOff)
-            | End::TripleFault
-            | End::Signal(_)
-            | End::Done => 0,
+            End::Guest(StopReason::Reset | StopReason::PowerOff) | End::TripleFault | End::Done => {
+                0
+            }
+            // Firecracker's code for a terminal that hangs up.
+            End::Signal("SIGHUP") => 156,
+            End::Signal(_) => 0,
             End::NotLoaded(_) => 1,
             End::Guest(StopReason::Panic) | End::Crash(_) => 3,
             End::Kvm(_) => 4,

@@ -7,6 +7,7 @@
 mod controls;
 mod offload;
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ use crate::arch::{cpu_template, cpuid, layout, vcpu_state};
 use crate::boot;
 use crate::config::VmConfig;
 use crate::console;
+use crate::console_output::ConsoleOutput;
 use crate::device_set::DeviceSet;
 use crate::end::EndSignal;
 use crate::error::VmmError;
@@ -309,9 +311,16 @@ impl<'h> Builder<'h> {
     fn platform(&mut self, config: &VmConfig) -> Result<Arc<I8042>, VmmError> {
         let line = self.line(COM1_IRQ)?;
         let (output, input) = console::open(&config.console)?;
-        let serial = SerialPort::new(line, output, input, config.console_limiter)
-            .map_err(|e| VmmError::System("event descriptor", e))?;
+        let system = |e| VmmError::System("event descriptor", e);
+        let output = output.map(ConsoleOutput::new).transpose().map_err(system)?;
+        let writer = output.as_ref().map_or_else(|| Box::new(io::sink()) as _, |o| o.writer());
+        let serial =
+            SerialPort::new(line, writer, input, config.console_limiter).map_err(system)?;
         self.host.metrics.devices().uart = serial.metrics();
+        if let Some(output) = output {
+            output.count_in(serial.metrics());
+            self.host.wait(output);
+        }
         let serial = self.devices.admit("serial", serial)?;
         self.ports.insert(COM1_BASE, COM_LEN, serial.clone())?;
         self.host.wait(serial);

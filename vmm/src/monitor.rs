@@ -25,6 +25,7 @@ use crate::machine::{Host, Machine, Start, Subscriber};
 use crate::metrics::{self, FlushTimer, Metrics};
 use crate::signals::Signals;
 use crate::snapshot::memory::{Fatal, Restored};
+use crate::stdio;
 
 /// What the machine is doing, as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub struct Monitor {
     host: Host,
     api: Option<Arc<Server>>,
     timer: Option<Arc<FlushTimer>>,
+    signals: Signals,
     _terminal: Option<RawTerminal>,
 }
 
@@ -69,9 +71,8 @@ impl Monitor {
         let end = Arc::new(EndSignal::new().map_err(system("event descriptor"))?);
         events.add_subscriber(end.clone());
         let metrics = Arc::<Metrics>::default();
-        let signals = Signals::install(end.clone(), metrics.clone());
-        let signals = signals.map_err(system("signal handlers"))?;
-        events.add_subscriber(Arc::new(signals));
+        let signals = Signals::start(end.clone(), metrics.clone());
+        let signals = signals.map_err(system("thread of signals"))?;
         let mmds = Mmds::new(MAX_BODY, metrics.mmds.clone()).map_err(system("random numbers"))?;
         Ok(Monitor {
             machine: None,
@@ -93,6 +94,7 @@ impl Monitor {
             },
             api: None,
             timer: None,
+            signals,
             _terminal: None,
         })
     }
@@ -337,6 +339,7 @@ impl Monitor {
             }
             each(self)?;
             if let Some(end) = self.host.end.get() {
+                self.signals.seen();
                 log::info!("the machine has ended: {end}");
                 return Ok(end.clone());
             }
@@ -347,6 +350,9 @@ impl Monitor {
 /// However it ends, what was counted up to now is written while the machine is there to ask.
 impl Drop for Monitor {
     fn drop(&mut self) {
+        if let Some(End::Signal(_)) = self.host.end.get() {
+            self.signals.ends();
+        }
         self.flush_metrics();
     }
 }
@@ -359,7 +365,7 @@ fn page_lost(metrics: &Arc<Metrics>) -> Fatal {
     Arc::new(move |error| {
         let exit = End::Memory(crate::error::chain(&error));
         crate::console::restore();
-        eprintln!("varve: {exit}");
+        stdio::last_words(&format!("varve: {exit}"));
         log::info!("the machine has ended: {exit}");
         metrics.flush_last();
         std::process::exit(exit.exit_code().into());

@@ -1,55 +1,108 @@
-//! Signals that end the machine, as events of the loop.
+//! The thread that deals with signals, so that the process ends even if the event loop hangs.
+//!
+//! A signal that asks for the end is announced to the loop, which ends the machine. If the loop does
+//! not react within [`GRACE`], or the machine does not go away within [`GRACE`], this thread ends the
+//! process: it gives the terminal back, removes the sockets' files and writes a last line of metrics.
+//! A file that was being written stays aside under its temporary name.
 
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
-use event_manager::{EventOps, EventSet, EventSubscriber, Events};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use rustix::event::Timespec;
+use varve_devices::socket_file::SocketFile;
 
 use crate::end::{End, EndSignal};
+use crate::logger;
 use crate::metrics::Metrics;
+use crate::signal_handlers::{self, Came, deal, exit_now, wait, wake};
+use crate::stdio;
 
-/// Ends the machine at SIGINT, SIGTERM or SIGHUP.
+/// How long the event loop may take to react to a signal, and then the machine to go away.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The process's signals.
 pub struct Signals {
-    sources: Vec<(UnixStream, &'static str)>,
-    end: Arc<EndSignal>,
-    metrics: Arc<Metrics>,
+    due: Due,
+}
+
+/// When the process is ended by force.
+type Due = Arc<Mutex<Option<Instant>>>;
+
+fn lock(due: &Due) -> MutexGuard<'_, Option<Instant>> {
+    due.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Signals {
-    /// Takes the signals over.
-    pub fn install(end: Arc<EndSignal>, metrics: Arc<Metrics>) -> io::Result<Signals> {
-        let wanted = [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM"), (SIGHUP, "SIGHUP")];
-        let mut sources = Vec::with_capacity(wanted.len());
-        for (signal, name) in wanted {
-            let (read, write) = UnixStream::pair()?;
-            read.set_nonblocking(true)?;
-            signal_hook::low_level::pipe::register(signal, write)?;
-            sources.push((read, name));
-        }
-        Ok(Signals { sources, end, metrics })
+    /// Deals with signals from now on.
+    pub fn start(end: Arc<EndSignal>, metrics: Arc<Metrics>) -> io::Result<Signals> {
+        signal_handlers::install()?;
+        let due = Due::default();
+        let own = due.clone();
+        let name = Builder::new().name("signals".into());
+        name.spawn(move || {
+            deal();
+            loop {
+                step(&end, &metrics, &own);
+            }
+        })?;
+        Ok(Signals { due })
+    }
+
+    /// The event loop has seen the end. What it still does may take its time, unless another signal
+    /// comes.
+    pub fn seen(&self) {
+        *lock(&self.due) = None;
+    }
+
+    /// The machine goes away now, because a signal said so.
+    pub fn ends(&self) {
+        *lock(&self.due) = Some(Instant::now() + GRACE);
+        wake();
     }
 }
 
-impl EventSubscriber for Signals {
-    fn init(&self, ops: &mut EventOps) {
-        for ((source, name), index) in self.sources.iter().zip(0u32..) {
-            let events = Events::with_data_raw(source.as_raw_fd(), index, EventSet::IN);
-            if let Err(e) = ops.add(events) {
-                log::error!("{name}: {e}");
+fn step(end: &EndSignal, metrics: &Metrics, due: &Due) {
+    let left = lock(due).map(|at| at.saturating_duration_since(Instant::now()));
+    let left = left.map(|left| Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: left.subsec_nanos().into(),
+    });
+    match wait(left) {
+        Some(Came::Asked(name)) => {
+            if name == "SIGHUP" {
+                metrics.signals.sighup.set(1);
             }
+            *lock(due) = Some(Instant::now() + GRACE);
+            end.announce(End::Signal(name));
         }
+        Some(Came::Fatal { signal, code, exit }) => {
+            match signal {
+                libc::SIGSYS => metrics.seccomp.num_faults.set(1),
+                signal => metrics.signals.ended_by(signal),
+            }
+            log::error!("Shutting down VM after intercepting signal {signal}, code {code}.");
+            metrics.flush_last();
+            SocketFile::remove_all();
+            exit_now(exit);
+        }
+        None => {}
     }
+    if lock(due).is_some_and(|at| at <= Instant::now()) {
+        force(end, metrics);
+    }
+}
 
-    fn process(&self, events: Events, _ops: &mut EventOps) {
-        if let Some((source, name)) = self.sources.get(events.data() as usize) {
-            let _ = (&mut &*source).read(&mut [0; 16]);
-            if *name == "SIGHUP" {
-                self.metrics.signals.sighup.set(1);
-            }
-            self.end.announce(End::Signal(name));
-        }
+/// Ends the process. Nothing here waits for what another thread may hold.
+fn force(end: &EndSignal, metrics: &Metrics) -> ! {
+    crate::console::restore_if_free();
+    SocketFile::remove_all();
+    let end = end.get().cloned().unwrap_or(End::Done);
+    stdio::last_words(&format!("varve: {end}"));
+    if logger::is_free() {
+        log::warn!("the machine has ended: {end}; it did not go away within {GRACE:?}");
     }
+    metrics.flush_last();
+    exit_now(end.exit_code())
 }

@@ -1,14 +1,16 @@
-//! A file or named pipe that takes whole lines and never makes the writer wait.
+//! A file, named pipe or standard stream that takes whole lines and never makes the writer wait.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+
+use crate::stdio::Stream;
 
 /// Where lines go. A pipe whose reader is slow loses lines, never parts of them.
 #[derive(Debug)]
 pub struct Sink {
-    file: File,
+    stream: Stream,
     /// What a full pipe did not take of a line that it has begun.
     rest: Vec<u8>,
 }
@@ -24,7 +26,17 @@ impl Sink {
             .mode(0o600)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
             .open(path)?;
-        Ok(Sink { file, rest: Vec::new() })
+        // A write to a disk waits for it.
+        if file.metadata()?.file_type().is_block_device() {
+            let problem = "a block device; name a regular file, a named pipe or a terminal";
+            return Err(io::Error::new(ErrorKind::InvalidInput, problem));
+        }
+        Ok(Sink::to(Stream::nonblocking(file)))
+    }
+
+    /// Lines go to `stream`.
+    pub fn to(stream: Stream) -> Sink {
+        Sink { stream, rest: Vec::new() }
     }
 
     /// Writes `line`, which ends in a line feed. An error means that nothing of it was or will be
@@ -52,9 +64,8 @@ impl Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut done = 0;
         while done < bytes.len() {
-            match self.file.write(&bytes[done..]) {
+            match self.stream.write(&bytes[done..]) {
                 Ok(n) => done += n,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 // What was begun is ended the next time, whatever kept it from ending now.
                 Err(e) if e.kind() == ErrorKind::WouldBlock || done > 0 => break,
                 Err(e) => return Err(e),
@@ -67,6 +78,7 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::io::Read;
 
     #[test]

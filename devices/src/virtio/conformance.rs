@@ -10,8 +10,9 @@ use virtio_queue::QueueT;
 
 use super::VirtioDevice;
 use super::mmio::Transport;
-use super::testing::{BUFFERS, MEM, Rig, memory};
+use super::testing::{BUFFERS, INDIRECT, MEM, Rig, memory};
 use super::transport::status;
+use super::turn::MAX_CHAIN;
 use crate::bus::BusDevice;
 use crate::interrupt::IrqLine;
 
@@ -45,6 +46,10 @@ macro_rules! device_conformance {
             #[test]
             fn any_register_access_is_survived() {
                 check::registers($make);
+            }
+            #[test]
+            fn a_turn_is_bounded() {
+                check::turns($make);
             }
             #[test]
             fn any_chain_is_survived() {
@@ -128,6 +133,29 @@ pub fn config_ends(make: Make) {
             let mut data = [0; 8];
             device.read_config(offset as u64, &mut data[..len]);
             assert_eq!(data[..len], whole[offset..offset + len], "{len} bytes at {offset}");
+        }
+    }
+}
+
+/// Full rings of the longest chains do not hold the event loop, whatever they are for; chains that are
+/// longer than that are cut.
+pub fn turns(make: Make) {
+    let Some(device) = made(make) else { return };
+    let mut rig = Rig::unconfigured(device, memory());
+    let data = BUFFERS + 0x10_0000;
+    for len in [MAX_CHAIN, 4 * MAX_CHAIN] {
+        for write in [false, true] {
+            for queue in 0..rig.queues() {
+                rig.configure(|offered| offered & !(1 << 29));
+                let chain = vec![(data, 0x1_0000, write); len as usize];
+                let table = rig.table(BUFFERS, &chain);
+                for index in 0..rig.size(queue) {
+                    rig.descriptor(queue, index, BUFFERS, table, INDIRECT, 0);
+                    rig.publish(queue, index);
+                }
+                rig.notify(queue);
+                rig.transport.longest_turn().assert_bounded(64 << 20);
+            }
         }
     }
 }

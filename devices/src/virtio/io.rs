@@ -2,15 +2,59 @@
 
 use std::sync::atomic::Ordering;
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BrokenQueue;
+use super::turn::{MAX_CHAIN, Turn};
 use crate::interrupt::{STATUS_CONFIG, STATUS_USED, VirtioInterrupt};
 use crate::memory::DeviceMemory;
 
-/// A descriptor chain over the guest's memory.
-pub type Chain<'a> = DescriptorChain<&'a DeviceMemory>;
+/// A descriptor chain over the guest's memory. One of more than [`MAX_CHAIN`] descriptors is cut.
+#[derive(Debug)]
+pub struct Chain<'a> {
+    inner: DescriptorChain<&'a DeviceMemory>,
+    turn: &'a Turn,
+    seen: u32,
+}
+
+impl Chain<'_> {
+    /// Index of its first descriptor, by which it is handed back.
+    pub fn head_index(&self) -> u16 {
+        self.inner.head_index()
+    }
+}
+
+impl Iterator for Chain<'_> {
+    type Item = Descriptor;
+
+    fn next(&mut self) -> Option<Descriptor> {
+        if self.seen == MAX_CHAIN {
+            return None;
+        }
+        self.seen += 1;
+        self.turn.descriptor();
+        self.inner.next()
+    }
+}
+
+/// What became of a chain in [`DeviceIo::drain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It goes back to the driver; so many bytes were written into it.
+    Used(u32),
+    /// It stays in the ring until the device calls again.
+    Waits,
+    /// It stays in the ring, and the rest of it is done in the next turn.
+    InPart,
+}
+
+impl From<u32> for Done {
+    fn from(written: u32) -> Done {
+        Done::Used(written)
+    }
+}
 
 /// A device's view of the machine during one call.
 pub struct DeviceIo<'a> {
@@ -20,6 +64,8 @@ pub struct DeviceIo<'a> {
     pub queues: &'a mut [Queue],
     /// The device's interrupt.
     pub interrupt: &'a VirtioInterrupt,
+    /// What was done in this turn.
+    pub turn: &'a Turn,
     /// Queues to be called for again, as a bit set; see [`DeviceIo::requeue`].
     pub(super) again: u64,
     /// The configuration space changed; see [`DeviceIo::signal_config`].
@@ -31,8 +77,9 @@ impl<'a> DeviceIo<'a> {
         mem: &'a DeviceMemory,
         queues: &'a mut [Queue],
         interrupt: &'a VirtioInterrupt,
+        turn: &'a Turn,
     ) -> DeviceIo<'a> {
-        DeviceIo { mem, queues, interrupt, again: 0, config_changed: false }
+        DeviceIo { mem, queues, interrupt, turn, again: 0, config_changed: false }
     }
 
     /// Asks for another queue event for `queue` after the other devices had their turn.
@@ -48,7 +95,7 @@ impl<'a> DeviceIo<'a> {
         let mem = self.mem;
         let Some(q) = self.queues.get_mut(queue).filter(|q| q.ready()) else { return Ok(None) };
         match q.iter(mem) {
-            Ok(mut iter) => Ok(iter.next()),
+            Ok(mut iter) => Ok(iter.next().map(|inner| Chain { inner, turn: self.turn, seen: 0 })),
             Err(cause) => Err(BrokenQueue { queue, cause }),
         }
     }
@@ -143,17 +190,17 @@ impl<'a> DeviceIo<'a> {
     /// Takes all chains of `queue`, one by one, through `handle`, which returns how many bytes it
     /// wrote into the chain; then interrupts the driver once.
     ///
-    /// A handler may return `None` instead: the chain goes back to its place in the ring, and the
-    /// device calls again when it can go on; until then it asks for no notifications.
+    /// A handler may leave the chain in its place in the ring ([`Done::Waits`]): the device calls
+    /// again when it can go on, and until then it asks for no notifications.
     ///
     /// Notifications are off while it works and it looks once more after they are on again, so
     /// that none is lost and a busy driver does not exit for each buffer. It ends when the ring is
-    /// empty; a driver that refills it faster than it is worked through is served in portions, so
-    /// that one guest queue never holds the event loop.
-    pub fn drain<W: Into<Option<u32>>>(
+    /// empty; a driver that refills it faster than it is worked through, or asks for much, is served
+    /// in portions (`turn.rs`), so that one guest queue never holds the event loop.
+    pub fn drain<D: Into<Done>>(
         &mut self,
         queue: usize,
-        mut handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> W,
+        mut handle: impl FnMut(Chain<'a>, &'a DeviceMemory) -> D,
     ) -> Result<(), BrokenQueue> {
         if !self.queues.get(queue).is_some_and(|q| q.ready()) {
             return Ok(());
@@ -166,14 +213,21 @@ impl<'a> DeviceIo<'a> {
             self.queues[queue].disable_notification(mem).map_err(broken)?;
             while let Some(chain) = self.pop(queue)? {
                 let head = chain.head_index();
-                let Some(written) = handle(chain, mem).into() else {
-                    self.undo_pop(queue);
-                    break 'rounds;
-                };
-                self.add_used(queue, head, written)?;
+                match handle(chain, mem).into() {
+                    Done::Used(written) => self.add_used(queue, head, written)?,
+                    Done::Waits => {
+                        self.undo_pop(queue);
+                        break 'rounds;
+                    }
+                    Done::InPart => {
+                        self.undo_pop(queue);
+                        self.requeue(queue);
+                        break 'rounds;
+                    }
+                }
                 used = true;
                 budget = budget.saturating_sub(1);
-                if budget == 0 {
+                if budget == 0 || self.turn.is_over() {
                     self.requeue(queue);
                     self.queues[queue].enable_notification(mem).map_err(broken)?;
                     break 'rounds;

@@ -20,6 +20,7 @@ pub mod net;
 mod queue_state;
 pub mod rng;
 mod transport;
+mod turn;
 pub mod vsock;
 
 #[cfg(test)]
@@ -30,7 +31,8 @@ mod probe;
 pub(crate) mod testing;
 
 pub use handle::DeviceHandle;
-pub use io::{Chain, DeviceIo};
+pub use io::{Chain, DeviceIo, Done};
+pub use turn::{Turn, Work};
 
 /// A queue that can no longer be used: the driver broke its rules, or its memory is gone. The
 /// transport answers with `DEVICE_NEEDS_RESET` (virtio 1.2, 2.1.1).

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::buffers::{Buffers, ChainError};
-use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice};
+use super::{BrokenQueue, Chain, DeviceIo, Done, Failure, Source, Turn, VirtioDevice};
 use crate::limiter::{Limiter, LimiterConfig, LimiterState};
 use crate::memory::DeviceMemory;
 use crate::metrics::EntropyMetrics;
@@ -19,6 +19,9 @@ use crate::state::{self, Savable, StateError};
 /// Most bytes that one request gets; a driver that asks for more is given less and asks again
 /// (virtio 1.2, 5.4.6: the device may use fewer bytes than the buffer has).
 pub const MAX_BYTES: usize = 64 << 10;
+
+/// Bytes of one turn: they are computed, which takes longer than moving them.
+const TURN: u64 = 1 << 20;
 
 const VERSION: u32 = 2;
 const QUEUE: usize = 0;
@@ -42,16 +45,15 @@ impl Rng {
         self.metrics.clone()
     }
 
-    /// Fills the writable part of `chain`: how many bytes went there, or `None` if the limiter does
-    /// not let it go yet.
-    fn request(&mut self, chain: Chain, mem: &DeviceMemory) -> Option<u32> {
+    /// Fills the writable part of `chain`. It waits if the limiter does not let it go yet.
+    fn request(&mut self, chain: Chain, mem: &DeviceMemory, turn: &Turn) -> Done {
         let mut written = 0;
         let filled = match Buffers::new(chain, mem) {
             Ok(buffers) => {
                 let len = buffers.writable.len().min(MAX_BYTES);
                 if !self.limiter.take(len as u64) {
                     self.metrics.entropy_rate_limiter_throttled.inc();
-                    return None;
+                    return Done::Waits;
                 }
                 self.fill(buffers, len, &mut written)
             }
@@ -63,7 +65,11 @@ impl Rng {
         }
         self.metrics.entropy_event_count.inc();
         self.metrics.entropy_bytes.add(written.into());
-        Some(written)
+        turn.bytes(written.into());
+        if turn.work().bytes >= TURN {
+            turn.end();
+        }
+        Done::Used(written)
     }
 
     /// Writes `left` random bytes, counted in `written`.
@@ -121,7 +127,8 @@ impl VirtioDevice for Rng {
         if self.limiter.waits() {
             return Ok(());
         }
-        io.drain(queue, |chain, mem| self.request(chain, mem))
+        let turn = io.turn;
+        io.drain(queue, |chain, mem| self.request(chain, mem, turn))
     }
 
     fn failed(&self, failure: Failure) {
@@ -201,6 +208,17 @@ mod tests {
         rig.notify(0);
         assert_eq!(rig.used(0), [(0, MAX_BYTES as u32)]);
         assert_eq!(rig.get(BUFFERS + MAX_BYTES as u64, 64), [0; 64]);
+    }
+
+    #[test]
+    fn many_requests_take_many_turns() {
+        let mut rig = Rig::new(device().unwrap());
+        for _ in 0..256 {
+            rig.push(0, &[(BUFFERS, 1 << 20, true)]);
+        }
+        rig.notify(0);
+        assert_eq!(rig.used(0).len(), 256);
+        assert_eq!(rig.transport.longest_turn().bytes, TURN);
     }
 
     #[test]

@@ -166,6 +166,21 @@ impl Rig {
         self.mem.write_slice(&bytes, GuestAddress(at)).unwrap();
     }
 
+    /// Writes an indirect table of `bufs` at `at`; returns its length in bytes.
+    pub fn table(&self, at: u64, bufs: &[Buf]) -> u32 {
+        for (index, &(addr, len, write)) in bufs.iter().enumerate() {
+            let next = if index + 1 < bufs.len() { NEXT } else { 0 };
+            let flags = next | if write { WRITE } else { 0 };
+            self.raw_descriptor(at + 16 * index as u64, addr, len, flags, index as u16 + 1);
+        }
+        16 * bufs.len() as u32
+    }
+
+    /// Entries of `queue`.
+    pub fn size(&self, queue: usize) -> u16 {
+        self.sizes[queue]
+    }
+
     /// Where the device asks for its next notification, if event index is negotiated.
     pub fn avail_event(&self, queue: usize) -> u16 {
         let ring = queue as u64 * RINGS + 0xa000;

@@ -13,6 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue_state::QueueStateV1;
+use super::turn::Turn;
 use super::{BrokenQueue, DeviceIo, Failure, VirtioDevice};
 use crate::interrupt::{IrqLine, STATUS_CONFIG, STATUS_USED, VirtioInterrupt};
 use crate::memory::DeviceMemory;
@@ -51,6 +52,9 @@ pub(super) struct Core {
     pub(super) queue_select: u32,
     pub(super) config_generation: u32,
     sources_watched: bool,
+    /// The most that one turn has done.
+    #[cfg(test)]
+    longest: std::cell::Cell<super::turn::Work>,
 }
 
 /// A virtio device on a transport. Shared by the bus and the event loop.
@@ -123,6 +127,8 @@ impl Transport {
                 queue_select: 0,
                 config_generation: 0,
                 sources_watched: false,
+                #[cfg(test)]
+                longest: std::cell::Cell::default(),
             }),
             interrupt: VirtioInterrupt::new(line),
             mem,
@@ -209,9 +215,12 @@ impl Transport {
         core: &mut Core,
         f: impl FnOnce(&mut dyn VirtioDevice, &mut DeviceIo) -> R,
     ) -> R {
-        let mut io = DeviceIo::new(&self.mem, &mut core.queues, &self.interrupt);
+        let turn = Turn::default();
+        let mut io = DeviceIo::new(&self.mem, &mut core.queues, &self.interrupt, &turn);
         let result = f(&mut *core.device, &mut io);
         let (again, config_changed) = (io.again, io.config_changed);
+        #[cfg(test)]
+        core.longest.set(core.longest.get().most(turn.work()));
         core.config_generation = core.config_generation.wrapping_add(config_changed.into());
         (0..self.queue_events.len() as u32)
             .filter(|q| again >> q & 1 != 0)
@@ -244,6 +253,12 @@ impl Transport {
             }
         }
         core.sources_watched = active;
+    }
+
+    /// The most that one turn has done, and from now on.
+    #[cfg(test)]
+    pub(crate) fn longest_turn(&self) -> super::turn::Work {
+        self.core().longest.take()
     }
 
     /// Runs `f` with the device, active or not; see [`DeviceHandle`](super::DeviceHandle).

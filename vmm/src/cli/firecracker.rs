@@ -24,6 +24,7 @@ use crate::instance::{FIRECRACKER_VERSION, InstanceId};
 use crate::metrics;
 use crate::monitor::Monitor;
 use crate::observe::Observe;
+use crate::stdio::last_words;
 
 /// Exit code for a command line that is wrong.
 pub const WRONG_USAGE: u8 = 153;
@@ -161,7 +162,7 @@ fn run(
     let end = monitor.run(|_| Ok(()))?;
     monitor.save_trace()?;
     drop(monitor);
-    eprintln!("varve: {end}");
+    last_words(&format!("varve: {end}"));
     Ok(ExitCode::from(end.exit_code()))
 }
 

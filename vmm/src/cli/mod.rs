@@ -4,13 +4,14 @@
 //!
 //! | exit code | meaning |
 //! | --- | --- |
-//! | 0 | the guest powered off or reset, or SIGINT, SIGTERM or SIGHUP ended the machine |
+//! | 0 | the guest powered off or reset, or SIGINT or SIGTERM ended the machine |
 //! | 1 | the machine could not be started or the monitor failed |
 //! | 2 | the command line is wrong |
 //! | 3 | the guest crashed (kernel panic, or something that KVM cannot emulate) |
 //! | 4 | KVM failed |
 //! | 5 | a page of guest memory could not be had from its tier |
 //! | 148 | a thread made a system call that its seccomp filter forbids, as Firecracker's |
+//! | 149, 150, 151, 154, 156, 157 | SIGBUS, SIGSEGV, SIGXFSZ, SIGXCPU, SIGHUP, SIGILL, as Firecracker's |
 //! | 152 | without a command: a setting that cannot be, as Firecracker's |
 //! | 153 | without a command: the command line is wrong, as Firecracker's |
 
@@ -38,6 +39,7 @@ use std::time::Instant;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::stdio::last_words;
 use firecracker::FirecrackerArgs;
 
 /// A microVM monitor: one process runs one Linux guest on KVM.
@@ -49,7 +51,7 @@ use firecracker::FirecrackerArgs;
 #[command(override_usage = "varve [OPTIONS] COMMAND\n       varve [FIRECRACKER'S OPTIONS]")]
 #[command(after_help = "Exit codes: 0 the guest ended by itself or by a signal to varve, 1 varve \
                         failed, 2 wrong usage, 3 the guest crashed, 4 KVM failed, 5 guest \
-                        memory is lost, 148 a forbidden system call. Without a command: 152 a setting that cannot be, 153 \
+                        memory is lost, 148 a forbidden system call, 149 to 157 other signals (docs/firecracker.md). Without a command: 152 a setting that cannot be, 153 \
                         wrong usage.")]
 struct Cli {
     #[command(subcommand)]
@@ -105,6 +107,7 @@ pub fn main(start: Instant) -> ExitCode {
         }
     };
     crate::logger::init(cli.log_level);
+    say_panics();
     let result = match cli.command {
         Some(Command::Run(args)) => run::main(*args, start),
         Some(Command::Restore(args)) => restore::main(*args, start),
@@ -118,9 +121,28 @@ pub fn main(start: Instant) -> ExitCode {
         None => firecracker::main(cli.firecracker, start),
     };
     result.unwrap_or_else(|e| {
-        eprintln!("varve: error: {}", crate::error::chain(&*e));
+        let error = crate::error::chain(&*e);
+        last_words(&format!("varve: error: {error}"));
+        // Whoever started the process in the background sees nothing but the log.
+        if crate::logger::is_configured() {
+            log::error!("varve ends with an error: {error}");
+        }
         ExitCode::from(1)
     })
+}
+
+/// A panic is said on standard error without waiting for room there, so that it ends the process.
+fn say_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        let backtrace = match backtrace.status() {
+            std::backtrace::BacktraceStatus::Captured => format!("\n{backtrace}"),
+            _ => String::new(),
+        };
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("-");
+        last_words(&format!("varve: thread {name:?}: {info}{backtrace}"));
+    }));
 }
 
 fn parse() -> Result<Cli, clap::Error> {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
+use varve_devices::socket_file::SocketFile;
 use varve_memory_tiers::{ChunkCache, Pager, PagerSettings, Policy, Served, Strategy};
 use varve_pool::client::Transport;
 use varve_snapshot::{
@@ -21,6 +22,7 @@ use varve_snapshot::{
 use crate::cli::out::outln;
 use crate::config::parse_size;
 use crate::seccomp::{self, Choice, Thread};
+use crate::signal_handlers;
 use crate::snapshot::choices::Choices;
 use crate::words::word;
 
@@ -91,6 +93,8 @@ pub fn main(args: &PagerArgs) -> Result<ExitCode, Box<dyn Error>> {
         )
         .into());
     }
+    signal_handlers::install()?;
+    // The handlers above end machines; a pager has its own for the same signals.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     seccomp::enter_as(
         Thread::Pager,
@@ -110,8 +114,8 @@ pub fn main(args: &PagerArgs) -> Result<ExitCode, Box<dyn Error>> {
     let mut bound = Vec::new();
     for (socket, snapshot) in args.listen.iter().zip(&args.snapshot) {
         let served = served(snapshot, args, &cache)?;
-        let listener = bind(socket)?;
-        bound.push(Bound(socket));
+        let (listener, file) = bind(socket)?;
+        bound.push(file);
         pager.serve(listener, served)?;
         // Scripts wait for this line.
         eprintln!("varve: pager listens at {} for {}", socket.display(), snapshot.display());
@@ -155,9 +159,9 @@ fn served(
 }
 
 /// Listens at a socket. What an earlier pager left there is replaced, unless somebody listens.
-fn bind(path: &Path) -> Result<UnixListener, String> {
+fn bind(path: &Path) -> Result<(UnixListener, SocketFile), String> {
     let named = |e: std::io::Error| format!("--listen {}: {e}", path.display());
-    match UnixListener::bind(path) {
+    match SocketFile::bind(path) {
         Err(e) if e.kind() == ErrorKind::AddrInUse => {}
         bound => return bound.map_err(named),
     }
@@ -167,14 +171,5 @@ fn bind(path: &Path) -> Result<UnixListener, String> {
         return Err(format!("--listen {}: it is in use", path.display()));
     }
     fs::remove_file(path).map_err(named)?;
-    UnixListener::bind(path).map_err(named)
-}
-
-/// A socket's file, which goes with this.
-struct Bound<'p>(&'p Path);
-
-impl Drop for Bound<'_> {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(self.0);
-    }
+    SocketFile::bind(path).map_err(named)
 }

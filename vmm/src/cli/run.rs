@@ -31,6 +31,7 @@ use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::observe::Observe;
 use crate::snapshot::flat::{self, Extent};
+use crate::stdio::{last_words, say};
 
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
@@ -176,7 +177,7 @@ pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
         None => monitor.run(|_| Ok(()))?,
     };
     drop(monitor);
-    eprintln!("varve: {end}");
+    last_words(&format!("varve: {end}"));
     Ok(ExitCode::from(end.exit_code()))
 }
 
@@ -220,7 +221,7 @@ fn report_boot_time(mark: u8, time: Duration) {
         _ => return,
     };
     log::info!("{what} after {time:.3?}");
-    eprintln!("varve: boot timer: {what} after {:.3} ms", time.as_secs_f64() * 1e3);
+    say(&format!("varve: boot timer: {what} after {:.3} ms", time.as_secs_f64() * 1e3));
 }
 
 impl RunArgs {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::seccomp::{Choice, SeccompError, enter};
+use crate::signal_handlers;
 
 /// `--no-seccomp`, `--seccomp-filter` and `--allow-pool`.
 #[derive(Clone, Debug, Default, Args)]
@@ -25,9 +26,10 @@ pub struct SeccompArgs {
 }
 
 impl SeccompArgs {
-    /// Filters this process, to be called before anything from outside is read; `pool`: it is to
+    /// Takes signals over and filters this process, to be called before anything from outside is read; `pool`: it is to
     /// fetch pages from a pool, whether or not that was allowed.
     pub fn enter(&self, pool: bool) -> Result<(), SeccompError> {
+        signal_handlers::install().map_err(SeccompError::Signals)?;
         enter(&match &self.seccomp_filter {
             Some(path) => Choice::File(path.clone()),
             None if self.no_seccomp => Choice::Off,

@@ -26,6 +26,7 @@ use crate::faults::{CpuTime, VcpuFaults, nanos};
 use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::snapshot::restore::{Overrides, Wanted, restore};
+use crate::stdio::last_words;
 
 /// Options about the session.
 #[derive(Debug, Args)]
@@ -150,7 +151,7 @@ pub fn run(args: &SessionArgs, wanted: Wanted, start: Instant) -> Result<ExitCod
                  the process started"
             );
         }
-        eprintln!("varve: {end}");
+        last_words(&format!("varve: {end}"));
     }
     Ok(ExitCode::from(end.exit_code()))
 }

@@ -5,7 +5,7 @@
 //! 2026-01-31T12:00:00.123456789 [id:thread:LEVEL:file:line] message
 //! ```
 //!
-//! Time is UTC. Messages that a guest causes are limited (`limit.rs`), and none ever waits for who
+//! Time is UTC. Messages that others cause are limited (`limit.rs`), and none ever waits for who
 //! reads them: what cannot be written is counted.
 
 mod config;
@@ -14,7 +14,7 @@ mod limit;
 pub use config::{Level, LoggerConfig, UnknownLevel};
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -24,17 +24,15 @@ use serde::Serialize;
 use varve_devices::metrics::Count;
 
 use crate::sink::Sink;
+use crate::stdio::Stream;
 use limit::{Limits, Verdict};
-
-/// The crate whose messages a guest can cause as often as it likes.
-const GUEST_DRIVEN: &str = "varve_devices";
 
 /// Messages that are nowhere to be read.
 #[derive(Debug, Default, Serialize)]
 pub struct Counts {
     /// Those that a full pipe or another error lost.
     pub missed_log_count: Count,
-    /// Those that a guest caused too often.
+    /// Those that others caused too often.
     pub rate_limited_log_count: Count,
 }
 
@@ -50,10 +48,8 @@ pub struct LoggerError {
 #[derive(Debug)]
 enum Target {
     /// To people, in plain words.
-    Terminal,
-    /// To standard output, in Firecracker's format.
-    Stdout,
-    /// To a file, in Firecracker's format.
+    Terminal(Sink),
+    /// To a file or standard output, in Firecracker's format.
     File(Sink),
 }
 
@@ -92,6 +88,16 @@ pub fn configure(config: &LoggerConfig, id: &str) -> Result<(), LoggerError> {
     Ok(())
 }
 
+/// Whether messages go where [`configure`] said.
+pub fn is_configured() -> bool {
+    matches!(LOGGER.state().target, Target::File(_))
+}
+
+/// Whether messages go where [`configure`] said, and no thread holds the logger.
+pub fn is_free() -> bool {
+    LOGGER.state.try_lock().is_ok_and(|state| matches!(state.target, Target::File(_)))
+}
+
 /// Messages that are nowhere to be read.
 pub fn counts() -> &'static Counts {
     &LOGGER.counts
@@ -100,7 +106,7 @@ pub fn counts() -> &'static Counts {
 impl Logger {
     fn new() -> Logger {
         let state = State {
-            target: Target::Terminal,
+            target: Target::Terminal(Sink::to(Stream::stderr())),
             id: String::new(),
             show_level: false,
             show_log_origin: false,
@@ -123,7 +129,9 @@ impl Logger {
         let state = &mut *self.state();
         match (sink, &state.target) {
             (Some(sink), _) => state.target = Target::File(sink),
-            (None, Target::Terminal) => state.target = Target::Stdout,
+            (None, Target::Terminal(_)) => {
+                state.target = Target::File(Sink::to(Stream::stdout()));
+            }
             (None, _) => {}
         }
         state.id = id.into();
@@ -148,9 +156,9 @@ impl Log for Logger {
             return;
         }
         let mut left_out = 0;
-        if module.starts_with(GUEST_DRIVEN) {
+        if let Some(limit) = limit::of(module) {
             let (file, line) = (record.file_static().unwrap_or_default(), record.line());
-            match state.limits.judge(file, line.unwrap_or_default(), Instant::now()) {
+            match state.limits.judge(limit, file, line.unwrap_or_default(), Instant::now()) {
                 Verdict::Write(before) => left_out = before,
                 Verdict::LeaveOut => return self.counts.rate_limited_log_count.inc(),
             }
@@ -162,9 +170,7 @@ impl Log for Logger {
         }
         line.push('\n');
         let written = match &mut state.target {
-            Target::Terminal => io::stderr().lock().write_all(line.as_bytes()),
-            Target::Stdout => io::stdout().lock().write_all(line.as_bytes()),
-            Target::File(sink) => sink.write_line(line.as_bytes()),
+            Target::Terminal(sink) | Target::File(sink) => sink.write_line(line.as_bytes()),
         };
         if written.is_err() {
             self.counts.missed_log_count.inc();
@@ -178,7 +184,7 @@ impl State {
     fn line(&self, record: &Record) -> String {
         let State { target, id, show_level, show_log_origin, .. } = self;
         let level = record.level().as_str();
-        if matches!(target, Target::Terminal) {
+        if matches!(target, Target::Terminal(_)) {
             return format!("varve: {}: {}", level.to_ascii_lowercase(), record.args());
         }
         let time = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
@@ -262,9 +268,10 @@ mod tests {
         let config = LoggerConfig { log_path: Some(path.clone()), ..LoggerConfig::default() };
         logger.configure(&config, "x").unwrap();
         for _ in 0..1000 {
-            say(&logger, "varve_devices::virtio::block", Error, "malformed");
+            // A crate of others: its messages are caused by guests, too.
+            say(&logger, "virtio_queue::queue", Error, "malformed");
         }
-        (0..30).for_each(|_| say(&logger, "varve_vmm::monitor", Error, "own"));
+        (0..30).for_each(|_| say(&logger, "varve_vmm::cli", Error, "own"));
         let text = std::fs::read_to_string(&path).unwrap();
         let count = |what| text.lines().filter(|line| line.contains(what)).count() as u64;
         // A slow test run may see the limit refill.
@@ -278,6 +285,6 @@ mod tests {
         let logger = Logger::new();
         let config = LoggerConfig { log_path: Some("/".into()), ..LoggerConfig::default() };
         assert!(logger.configure(&config, "x").unwrap_err().to_string().contains("\"/\""));
-        assert!(matches!(logger.state().target, Target::Terminal));
+        assert!(matches!(logger.state().target, Target::Terminal(_)));
     }
 }

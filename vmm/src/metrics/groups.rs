@@ -4,6 +4,8 @@
 use serde::Serialize;
 use varve_devices::metrics::{Count, Times};
 
+use crate::signal_handlers;
+
 macro_rules! groups {
     ($($(#[$doc:meta])* $name:ident: $kind:ident { $($(#[$field_doc:meta])* $field:ident,)* })*) => {
         $($(#[$doc])*
@@ -194,6 +196,29 @@ groups! {
         event_fails,
         /// Notifications.
         queue_event_count,
+    }
+}
+
+impl Signals {
+    /// Takes over what the handlers of signals have counted.
+    pub fn count(&self) {
+        self.sigpipe.set(signal_handlers::sigpipes());
+        if signal_handlers::sigxfszs() > 0 {
+            self.sigxfsz.set(1);
+        }
+    }
+
+    /// Counts a signal that ends the process.
+    pub fn ended_by(&self, signal: i32) {
+        let count = match signal {
+            libc::SIGBUS => &self.sigbus,
+            libc::SIGSEGV => &self.sigsegv,
+            libc::SIGXFSZ => &self.sigxfsz,
+            libc::SIGXCPU => &self.sigxcpu,
+            libc::SIGILL => &self.sigill,
+            _ => return,
+        };
+        count.set(1);
     }
 }
 

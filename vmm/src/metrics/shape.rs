@@ -39,6 +39,7 @@ impl Metrics {
     /// All numbers now, counted from the start of the process.
     pub fn totals(&self) -> Tree {
         let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
+        self.signals.count();
         let mut tree = Tree::new();
         let mut add = |name: &str, group: Value| drop(tree.insert(name.into(), group));
         add("api_server", value(&self.api_server));

@@ -48,6 +48,10 @@ pub const COMMON: &[Call] = &[
     any(SYS_clock_nanosleep),
     any(SYS_nanosleep),
     any(SYS_getrandom),
+    // Output that must not wait.
+    any(SYS_poll),
+    any(SYS_ppoll),
+    Call::only(SYS_pwritev2, 5, &[RWF_NOWAIT as u32]),
     // Signals, panics, ends.
     any(SYS_rt_sigreturn),
     any(SYS_rt_sigprocmask),

@@ -95,6 +95,9 @@ pub enum SeccompError {
     /// The file is no good.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The kernel does not take a handler of a signal.
+    #[error("handlers of signals")]
+    Signals(#[source] std::io::Error),
     /// The kernel does not take a filter.
     #[error("seccomp filter of {thread} threads: {cause}; --no-seccomp runs without filters")]
     Filter {
@@ -111,6 +114,14 @@ static FILTERS: OnceLock<[OnceLock<Option<BpfProgram>>; Thread::ALL.len()]> = On
 
 /// Whether this process's own filters let it reach a pool.
 static POOL: AtomicBool = AtomicBool::new(false);
+
+/// The filters are a file's, which need not have what varve's own have.
+static FOREIGN: AtomicBool = AtomicBool::new(false);
+
+/// Whether the filters of this process are varve's own, if it has any.
+fn is_own() -> bool {
+    !FOREIGN.load(Ordering::Relaxed)
+}
 
 /// Whether this process may fetch pages from a pool, as far as its filters are varve's own.
 pub fn reaches_pool() -> bool {
@@ -135,6 +146,7 @@ pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
             Default::default()
         }
         Choice::File(path) => {
+            FOREIGN.store(true, Ordering::Relaxed);
             POOL.store(true, Ordering::Relaxed);
             file::read(path)?.map(OnceLock::from)
         }
@@ -169,7 +181,7 @@ fn compile(thread: Thread) -> BpfProgram {
 pub fn confine_or_die(thread: Thread) {
     if let Err(error) = confine(thread) {
         crate::console::restore();
-        eprintln!("varve: error: {error}");
+        crate::stdio::last_words(&format!("varve: error: {error}"));
         std::process::exit(1);
     }
 }

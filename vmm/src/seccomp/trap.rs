@@ -5,17 +5,20 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_int, c_void};
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::io;
 use std::mem::offset_of;
 
 use vmm_sys_util::signal::register_signal_handler;
+
+use crate::signal_handlers::{Line, end_process, exit_now};
 
 /// Exit code of a process that made a forbidden call, as Firecracker's.
 pub const EXIT_CODE: u8 = 148;
 
 /// `siginfo_t` as the kernel fills it for SIGSYS (sigaction(2), `SYS_SECCOMP`).
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Info {
     signal: c_int,
     error: c_int,
@@ -38,7 +41,7 @@ pub fn install() -> io::Result<()> {
 /// that each list has.
 extern "C" fn on_sigsys(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a valid `siginfo_t`, which for SIGSYS has this form.
-    let number = unsafe { (*info.cast::<Info>()).call };
+    let Info { call: number, code: info_code, .. } = unsafe { *info.cast::<Info>() };
     // SAFETY: the kernel passes the context of the interrupted thread.
     let registers = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     // x86-64 passes the arguments of a call in rdi, rsi, rdx (and more).
@@ -50,31 +53,17 @@ extern "C" fn on_sigsys(_: c_int, info: *mut libc::siginfo_t, context: *mut c_vo
     unsafe { libc::prctl(libc::PR_GET_NAME, name_of_thread.as_mut_ptr()) };
     let thread = CStr::from_bytes_until_nul(&name_of_thread).unwrap_or_default();
     let thread = thread.to_str().unwrap_or_default();
-    let mut line = Line { bytes: [0; 256], len: 0 };
-    let _ = writeln!(
+    let mut line = Line::new();
+    let _ = write!(
         line,
         "varve: seccomp: thread {thread:?} made a forbidden system call: {name} ({number}) with \
          arguments {a:#x}, {b:#x}, {c:#x}, ..."
     );
-    let stderr = rustix::stdio::stderr();
-    let _ = rustix::io::write(stderr, line.bytes.get(..line.len).unwrap_or_default());
-    crate::console::restore_if_free();
-    // SAFETY: ends the process without running anything of it.
-    unsafe { libc::_exit(EXIT_CODE.into()) }
-}
-
-/// Text in a fixed place; what is too long is cut.
-struct Line {
-    bytes: [u8; 256],
-    len: usize,
-}
-
-impl Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.bytes.get_mut(self.len..).ok_or(fmt::Error)?;
-        let len = text.len().min(room.len());
-        room[..len].copy_from_slice(&text.as_bytes()[..len]);
-        self.len += len;
-        Ok(())
+    line.end();
+    // A filter of one's own may have nothing but what its author thought of.
+    if super::is_own() {
+        end_process(libc::SIGSYS, info_code, EXIT_CODE, &line);
     }
+    line.write();
+    exit_now(EXIT_CODE)
 }

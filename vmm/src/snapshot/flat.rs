@@ -1,13 +1,16 @@
 //! Flat snapshots, as Firecracker's: a state file and a raw memory file, sparse where memory is zero.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Instant;
 
 use varve_memory_tiers::{write_memory, write_pages};
 use varve_snapshot::{FlatWriter, LocalFiles, MEMORY_FILE, PageRange, STATE_FILE, SnapshotError};
 
+use super::special::not_special;
 use super::state;
+use crate::end::EndSignal;
 use crate::error::VmmError;
 use crate::metrics;
 use crate::monitor::Monitor;
@@ -30,6 +33,9 @@ pub fn create(
     state_path: &Path,
     memory_path: &Path,
 ) -> Result<(), VmmError> {
+    for path in [state_path, memory_path] {
+        not_special(path).map_err(SnapshotError::io("write", path))?;
+    }
     let machine = monitor.machine()?;
     if let Some(recording) = machine.restored().and_then(|r| r.recording()) {
         // Saving touches all of memory.
@@ -78,13 +84,40 @@ fn write(
     };
     let io = |e| SnapshotError::io("write", memory_path)(e);
     let target = writer.memory().map_err(io)?;
-    let mut target = target.file().ok_or_else(|| io(ErrorKind::Unsupported.into()))?;
+    let file_of = target.file().ok_or_else(|| io(ErrorKind::Unsupported.into()))?;
+    let mut target = Stoppable { file: file_of, end: monitor.end() };
     match &pages {
         None => write_memory(ram, &mut target),
         Some(pages) => write_pages(ram, pages, &mut target, true),
     }
     .map_err(io)?;
     Ok(writer.finish(file)?)
+}
+
+/// A file whose writing fails once the machine has ended: a signal is not kept waiting for all of
+/// memory, and what is there of the file is removed.
+struct Stoppable<'a> {
+    file: &'a File,
+    end: &'a EndSignal,
+}
+
+impl Write for Stoppable<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.end.get() {
+            None => self.file.write(bytes),
+            Some(end) => Err(io::Error::other(format!("given up: {end}"))),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Stoppable<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
 }
 
 /// The folder, if the two paths are what a snapshot in a folder of its own is made of. Such a one

@@ -6,6 +6,7 @@ pub mod flat;
 pub mod memory;
 pub mod recording;
 pub mod restore;
+pub(crate) mod special;
 mod state;
 
 pub use state::{load, store};

@@ -8,11 +8,14 @@ use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise};
 use varve_memory_tiers::{GuestRam, HugePages, Strategy};
-use varve_snapshot::{MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile};
+use varve_snapshot::{
+    MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, SnapshotError, StateFile,
+};
 
 use super::choices::Choices;
 use super::memory::MemoryRestore;
 use super::recording::Record;
+use super::special::not_special;
 use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
@@ -81,6 +84,23 @@ pub enum Source {
         /// The unix socket where the process listens.
         socket: PathBuf,
     },
+}
+
+impl Source {
+    /// The files that are opened because somebody named them, or a folder of them.
+    fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Source::Folder(dir) => {
+                [MANIFEST_FILE, STATE_FILE, MEMORY_FILE].map(|f| dir.join(f)).into()
+            }
+            Source::Files { state, memory } => vec![state.clone(), memory.clone()],
+            Source::Tiered { dir, state } => {
+                let state = state.clone().unwrap_or_else(|| dir.join(STATE_FILE));
+                vec![dir.join(MANIFEST_FILE), state]
+            }
+            Source::Handler { state, .. } => vec![state.clone()],
+        }
+    }
 }
 
 /// What is wanted of a restore: the command line and the API both end up here.
@@ -174,6 +194,9 @@ enum Memory {
 
 /// Reads the state, and tells where memory is.
 fn open(source: Source) -> Result<(StateFile, Memory), VmmError> {
+    for path in source.files() {
+        not_special(&path).map_err(SnapshotError::io("read", &path))?;
+    }
     let memory_of =
         |dir: &Path, file: &StateFile| dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
     Ok(match source {

@@ -16,7 +16,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::buffers::ChainError;
-use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice, read_config_bytes};
+use super::{
+    BrokenQueue, Chain, DeviceIo, Done, Failure, Source, Turn, VirtioDevice, read_config_bytes,
+};
 use crate::memory::{DeviceMemory, Reclaim};
 use crate::metrics::{BalloonMetrics, Count};
 use crate::state::{self, Savable, StateError};
@@ -33,6 +35,7 @@ pub use error::BalloonError;
 pub use stats::BalloonStats;
 
 use control::{Control, Hinting};
+use pages::Given;
 use queues::{Role, roles};
 
 /// Feature bits (virtio 1.2, 5.5.3).
@@ -66,8 +69,16 @@ pub struct BalloonConfig {
     pub free_page_hinting: bool,
 }
 
-/// Carries out a request; returns how many bytes of memory were given back to the host.
-type Request = fn(&Balloon, Chain, &DeviceMemory) -> Result<u64, ChainError>;
+/// Carries out a request, or a part of it.
+type Request = fn(&Balloon, Chain, Part) -> Result<Given, ChainError>;
+
+/// The part of a request that a turn may do.
+struct Part<'a> {
+    mem: &'a DeviceMemory,
+    turn: &'a Turn,
+    /// How far it was carried out before.
+    done: u64,
+}
 
 /// A balloon.
 pub struct Balloon {
@@ -81,6 +92,8 @@ pub struct Balloon {
     timer: OwnedFd,
     /// Seconds that the timer is set to.
     armed_s: u16,
+    /// By queue: the first chain of the ring and how far it was carried out, if in part.
+    begun: [Option<(u16, u64)>; QUEUE_SIZES.len()],
     metrics: Arc<BalloonMetrics>,
 }
 
@@ -133,6 +146,7 @@ impl Balloon {
             handle,
             timer,
             armed_s: 0,
+            begun: [None; QUEUE_SIZES.len()],
             metrics: Arc::default(),
         })
     }
@@ -212,6 +226,7 @@ impl VirtioDevice for Balloon {
         control.stats = stats::Values::default();
         control.hinting = Hinting::default();
         drop(control);
+        self.begun = [None; QUEUE_SIZES.len()];
         self.roles.clear();
         self.arm(0);
     }
@@ -226,7 +241,7 @@ impl VirtioDevice for Balloon {
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
         let Some(&role) = self.roles.get(queue) else { return Ok(()) };
-        let metrics = &*self.metrics;
+        let metrics = &*self.metrics.clone();
         // The third and fourth count what is given back and what is malformed.
         let unread = Count::default();
         let (request, count, freed, fails): (Request, _, _, _) = match role {
@@ -234,9 +249,12 @@ impl VirtioDevice for Balloon {
                 (Balloon::inflate, &metrics.inflate_count, &unread, &metrics.event_fails)
             }
             // The pages are the guest's again as they are; it finds them zeroed.
-            Role::Deflate => {
-                (|_, _, _| Ok(0), &metrics.deflate_count, &unread, &metrics.event_fails)
-            }
+            Role::Deflate => (
+                |_, _, _| Ok(Given { freed: 0, rest: None }),
+                &metrics.deflate_count,
+                &unread,
+                &metrics.event_fails,
+            ),
             Role::Hint => (
                 Balloon::hint,
                 &metrics.free_page_hint_count,
@@ -251,16 +269,28 @@ impl VirtioDevice for Balloon {
             ),
             Role::Stats => return self.take_stats(queue, io),
         };
+        let turn = io.turn;
         let result = io.drain(queue, |chain, mem| {
-            count.inc();
-            match request(self, chain, mem) {
-                Ok(bytes) => freed.add(bytes),
+            let head = chain.head_index();
+            let begun = self.begun[queue].take().filter(|(of, _)| *of == head);
+            if begun.is_none() {
+                count.inc();
+            }
+            let part = Part { mem, turn, done: begun.map_or(0, |(_, done)| done) };
+            match request(self, chain, part) {
+                Ok(given) => {
+                    freed.add(given.freed);
+                    if let Some(done) = given.rest {
+                        self.begun[queue] = Some((head, done));
+                        return Done::InPart;
+                    }
+                }
                 Err(e) => {
                     log::debug!("balloon: malformed request: {e}");
                     fails.inc();
                 }
             }
-            0
+            Done::Used(0)
         });
         self.signal_config(io);
         result

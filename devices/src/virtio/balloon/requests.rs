@@ -6,29 +6,29 @@ use vm_memory::{Bytes, Le32};
 use super::super::buffers::{Buffers, ChainError};
 use super::super::{BrokenQueue, Chain, DeviceIo};
 use super::control::{CMD_DONE, CMD_STOP};
-use super::pages::{self, Extents};
+use super::pages::{self, Extents, Given};
 use super::queues::Role;
-use super::{Balloon, stats};
-use crate::memory::DeviceMemory;
+use super::{Balloon, Part, stats};
 
 impl Balloon {
     /// Gives back the pages that the guest put into the balloon.
-    pub(super) fn inflate(&self, chain: Chain, mem: &DeviceMemory) -> Result<u64, ChainError> {
-        let named = pages::numbered(Buffers::new(chain, mem)?.readable)?;
-        Ok(named.discard(mem, &*self.reclaim))
+    pub(super) fn inflate(&self, chain: Chain, part: Part) -> Result<Given, ChainError> {
+        let sent = Buffers::new(chain, part.mem)?.readable;
+        pages::discard_numbered(sent, part.mem, &*self.reclaim, part.turn, part.done)
     }
 
     /// Gives back the free pages that the guest reports by itself.
-    pub(super) fn report(&self, chain: Chain, mem: &DeviceMemory) -> Result<u64, ChainError> {
+    pub(super) fn report(&self, chain: Chain, part: Part) -> Result<Given, ChainError> {
         let mut free = Extents::default();
         for desc in pages::descriptors(chain)?.iter().filter(|d| d.is_write_only()) {
             free.push(desc.addr().0, desc.len().into());
         }
-        Ok(free.discard(mem, &*self.reclaim))
+        Ok(free.discard(part.mem, &*self.reclaim, part.turn, part.done))
     }
 
     /// One request of the hinting queue: the id of a run, or free pages, or both in turn.
-    pub(super) fn hint(&self, chain: Chain, mem: &DeviceMemory) -> Result<u64, ChainError> {
+    pub(super) fn hint(&self, chain: Chain, part: Part) -> Result<Given, ChainError> {
+        let Part { mem, turn, done } = part;
         let mut free = Extents::default();
         for desc in pages::descriptors(chain)? {
             let mut control = self.handle.lock();
@@ -56,7 +56,7 @@ impl Balloon {
                 control.config_changed = true;
             }
         }
-        Ok(free.discard(mem, &*self.reclaim))
+        Ok(free.discard(mem, &*self.reclaim, turn, done))
     }
 
     /// Takes the statistics in and leaves the newest buffer where it is: handing it back is how
@@ -93,7 +93,7 @@ impl Balloon {
                 io.add_used(queue, older, 0)?;
             }
             budget -= 1;
-            if budget == 0 {
+            if budget == 0 || io.turn.is_over() {
                 io.requeue(queue);
                 break;
             }

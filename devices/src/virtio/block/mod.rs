@@ -8,14 +8,16 @@ use std::time::Instant;
 use event_manager::EventSet;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::buffers::{ChainError, Run};
-use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice, read_config_bytes};
+use super::{
+    BrokenQueue, Chain, DeviceIo, Done, Failure, Source, Turn, VirtioDevice, read_config_bytes,
+};
 use crate::limiter::{Limiter, LimiterConfig, LimiterState};
 use crate::memory::DeviceMemory;
 use crate::metrics::BlockMetrics;
@@ -33,6 +35,10 @@ const QUEUE: usize = 0;
 const QUEUE_SIZE: u16 = 256;
 /// Segments per request: the queue without the header's and the status' descriptor.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Bytes of a segment.
+const SIZE_MAX: u32 = 64 << 10;
+/// Most bytes of a request: what a driver that keeps to both can ask for, 15.9 MiB.
+const MAX_TRANSFER: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,9 +122,10 @@ impl Block {
             return Ok(());
         }
         let mut idle = true;
+        let turn = io.turn;
         let result = io.drain(queue, |chain, mem| {
             idle = false;
-            self.request(chain, mem)
+            self.request(chain, mem, turn)
         });
         if idle {
             self.metrics.no_avail_buffer.inc();
@@ -126,24 +133,33 @@ impl Block {
         result
     }
 
-    /// Carries out one request: how many bytes of the chain were written, or `None` if the limiter
-    /// does not let it go yet.
-    fn request(&mut self, chain: Chain, mem: &DeviceMemory) -> Option<u32> {
+    /// Carries out one request. It waits if the limiter does not let it go yet.
+    fn request(&mut self, chain: Chain, mem: &DeviceMemory, turn: &Turn) -> Done {
         let served = match Request::new(chain, mem) {
+            Ok(request) if request.transfer() > MAX_TRANSFER => self.refuse(request),
             Ok(request) if !self.limiter.take(request.transfer()) => {
                 self.metrics.rate_limiter_throttled_events.inc();
-                return None;
+                return Done::Waits;
             }
-            Ok(request) => self.serve(request),
+            Ok(request) => {
+                turn.bytes(request.transfer());
+                self.serve(request)
+            }
             Err(e) => Err(e),
         };
-        Some(served.unwrap_or_else(|e| {
+        Done::Used(served.unwrap_or_else(|e| {
             // There may be no status byte to say so; the driver sees a length of zero. The guest
             // decides how often this happens.
             log::debug!("drive {:?}: malformed request: {e}", self.config.id);
             self.metrics.invalid_reqs_count.inc();
             0
         }))
+    }
+
+    /// Answers a request that is longer than a driver may make it. It costs no transfer.
+    fn refuse(&self, Request { mut status, .. }: Request) -> Result<u32, ChainError> {
+        status.write_all(&[self.invalid(VIRTIO_BLK_S_IOERR) as u8])?;
+        Ok(1)
     }
 
     fn serve(&mut self, Request { ask, mut status }: Request) -> Result<u32, ChainError> {
@@ -233,6 +249,7 @@ impl VirtioDevice for Block {
     fn features(&self) -> u64 {
         let mut bits = 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SIZE_MAX
             | 1 << VIRTIO_BLK_F_SEG_MAX;
         if self.config.read_only {
             bits |= 1 << VIRTIO_BLK_F_RO;
@@ -244,9 +261,10 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // virtio 1.2, 5.2.4: capacity, size_max (not offered), seg_max.
+        // virtio 1.2, 5.2.4: capacity, size_max, seg_max.
         let mut config = [0u8; 16];
         config[..8].copy_from_slice(&self.disk.sectors().to_le_bytes());
+        config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
         config[12..].copy_from_slice(&SEG_MAX.to_le_bytes());
         read_config_bytes(&config, offset, data);
     }

@@ -1,9 +1,10 @@
 //! virtio-block against a driver in guest memory and a real file.
 
 use super::*;
+use crate::bus::BusDevice;
 use crate::limiter::BucketConfig;
 use crate::virtio::DeviceHandle;
-use crate::virtio::testing::{BUFFERS, Rig};
+use crate::virtio::testing::{BUFFERS, INDIRECT, Rig};
 use std::io::Write;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::{
@@ -364,4 +365,52 @@ fn what_happens_is_counted() {
     assert_eq!([&m.execute_fails, &m.event_fails, &m.cfg_fails].map(|n| n.get()), [0; 3]);
     assert_eq!(m.queue_event_count.get(), 7);
     assert_eq!(m.no_avail_buffer.get(), 1);
+}
+
+/// A guest that asks for the same megabytes again and again: legal requests are carried out, a few in
+/// each turn.
+#[test]
+fn much_data_takes_many_turns() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(MAX_TRANSFER).unwrap();
+    let mut rig = rig(&file, false);
+    let header = header(&rig, VIRTIO_BLK_T_IN, 0);
+    let data = vec![(BUFFERS + 0x1_0000, SIZE_MAX, true); SEG_MAX as usize];
+    let chain = [&[header][..], &data, &[(STATUS, 1, true)]].concat();
+    let table = rig.table(BUFFERS + 0x2_0000, &chain);
+    for index in 0..16 {
+        rig.descriptor(0, index, BUFFERS + 0x2_0000, table, INDIRECT, 0);
+        rig.publish(0, index);
+    }
+    rig.notify(0);
+    let written = MAX_TRANSFER as u32 + 1;
+    assert_eq!(rig.used(0), (0..16).map(|index| (index, written)).collect::<Vec<_>>());
+    let work = rig.transport.longest_turn();
+    assert_eq!(work.bytes, MAX_TRANSFER, "a turn ends with the request that is enough");
+    work.assert_bounded(MAX_TRANSFER);
+}
+
+#[test]
+fn a_request_larger_than_the_device_allows_costs_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(4 << 30).unwrap();
+    let block = Block::new(config(&file, false)).unwrap();
+    let metrics = block.metrics();
+    let mut rig = Rig::new(Box::new(block));
+    for (kind, write) in [(VIRTIO_BLK_T_IN, true), (VIRTIO_BLK_T_OUT, false)] {
+        let header = header(&rig, kind, 0);
+        let data = vec![(BUFFERS + 0x1_0000, 1 << 20, write); SEG_MAX as usize];
+        let chain = [&[header][..], &data, &[(STATUS, 1, true)]].concat();
+        let table = rig.table(BUFFERS + 0x2_0000, &chain);
+        rig.descriptor(0, 0, BUFFERS + 0x2_0000, table, INDIRECT, 0);
+        rig.publish(0, 0);
+        rig.notify(0);
+        assert_eq!(rig.used(0), [(0, 1)]);
+        assert_eq!(rig.get(STATUS, 1), [VIRTIO_BLK_S_IOERR as u8]);
+    }
+    assert_eq!(rig.transport.longest_turn().bytes, 0);
+    assert_eq!(metrics.invalid_reqs_count.get(), 2);
+    let mut sizes = [0; 8];
+    rig.bus.read(0x108, &mut sizes);
+    assert_eq!(sizes.as_chunks::<4>().0, [SIZE_MAX.to_le_bytes(), SEG_MAX.to_le_bytes()]);
 }

@@ -49,6 +49,9 @@ impl Net {
         taken: &mut Taken<'a>,
     ) -> Result<(), BrokenQueue> {
         for _ in 0..TURN {
+            if io.turn.is_over() {
+                break;
+            }
             // How long the next frame is shows when it has been read: it goes if anything may, and
             // what the limiter lacks for it holds up the ones behind it.
             if !self.rx_limiter.admits(1) {
@@ -56,6 +59,10 @@ impl Net {
                 return Ok(());
             }
             if !self.gather(io, taken)? {
+                // Others' turn: what was popped is given back, and the turn goes on with it.
+                if io.turn.is_over() {
+                    break;
+                }
                 self.metrics.no_rx_avail_buffer.inc();
                 return Ok(());
             }
@@ -64,6 +71,7 @@ impl Net {
             // What the detour has goes first: it is little, and it is here.
             if let Some(frame) = self.diverted() {
                 if write_frame(&pieces, room, &frame) {
+                    io.turn.bytes((HEADER + frame.len()) as u64);
                     self.rx_limiter.charge((HEADER + frame.len()) as u64);
                     self.deliver(io, taken, HEADER + frame.len())?;
                 } else {
@@ -74,6 +82,7 @@ impl Net {
             }
             match iov::read_packet(self.tap.as_fd(), &pieces) {
                 Ok(len) if (HEADER..=room).contains(&len) => {
+                    io.turn.bytes(len as u64);
                     self.rx_limiter.charge(len as u64);
                     self.deliver(io, taken, len)?;
                 }
@@ -109,6 +118,11 @@ impl Net {
         // dropped as too large now and then than none at all.
         let many = usize::from(io.queues[RX].size() / 4).max(1);
         while !taken.enough(self.mergeable, many) {
+            if io.turn.is_over() {
+                // The frame makes do with what there is, so that each turn gets on.
+                taken.closed = !taken.chains.is_empty();
+                return Ok(taken.closed);
+            }
             let Some(chain) = io.pop(RX)? else {
                 // Asked for before the chains go back, so that the next new one is notified.
                 if io.enable_notification(RX)? {

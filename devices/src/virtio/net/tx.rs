@@ -54,6 +54,7 @@ impl Net {
                     return Ok(());
                 }
                 Ok(buffers) if self.diverts(&buffers.readable) => {
+                    io.turn.bytes(buffers.readable.len() as u64);
                     self.tx_limiter.charge(buffers.readable.len() as u64);
                 }
                 Ok(buffers) if !self.send(&buffers.readable) => {
@@ -64,13 +65,20 @@ impl Net {
                     self.rearm();
                     return Ok(());
                 }
-                Ok(buffers) => self.tx_limiter.charge(buffers.readable.len() as u64),
+                Ok(buffers) => {
+                    // One that is too long is dropped without a look at its bytes.
+                    io.turn.bytes(buffers.readable.len().min(MAX_FRAME) as u64);
+                    self.tx_limiter.charge(buffers.readable.len() as u64);
+                }
                 Err(e) => {
                     log::debug!("net {:?}: malformed frame: {e}", self.config.id);
                     self.metrics.tx_malformed_frames.inc();
                 }
             }
             io.add_used(TX, head, 0)?;
+            if io.turn.is_over() {
+                break;
+            }
         }
         io.requeue(TX);
         Ok(())

@@ -3,15 +3,15 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, socket_with,
 };
 
 use super::error::VsockError;
+use crate::socket_file::SocketFile;
 
 /// Longest line that a host program may send, in bytes with its end. `CONNECT` and a port fit well.
 const MAX_LINE: usize = 32;
@@ -19,9 +19,7 @@ const MAX_LINE: usize = 32;
 /// A listening unix socket; its file goes when this does.
 pub struct Endpoint {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the file, so that no other file of that name is ever removed.
-    file: Option<(u64, u64)>,
+    file: SocketFile,
 }
 
 impl Endpoint {
@@ -31,11 +29,8 @@ impl Endpoint {
             io::ErrorKind::AddrInUse => VsockError::Exists(path.to_owned()),
             _ => VsockError::Listen { path: path.to_owned(), source },
         };
-        let listener = UnixListener::bind(path).map_err(fail)?;
-        let file = identity(path).ok();
-        let endpoint = Endpoint { listener, path: path.to_owned(), file };
-        endpoint.listener.set_nonblocking(true).map_err(fail)?;
-        Ok(endpoint)
+        let (listener, file) = SocketFile::bind(path).map_err(fail)?;
+        Ok(Endpoint { listener, file })
     }
 
     /// The listening socket.
@@ -60,7 +55,7 @@ impl Endpoint {
     /// Calls the host program that serves `port` at `<path>_<port>`. Never waits: a program whose
     /// queue of callers is full refuses.
     pub fn call(&self, port: u32) -> io::Result<UnixStream> {
-        let mut path = self.path.clone().into_os_string();
+        let mut path = self.file.path().as_os_str().to_owned();
         path.push(format!("_{port}"));
         let address = SocketAddrUnix::new(path)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -68,19 +63,6 @@ impl Endpoint {
         connect(&socket, &address)?;
         Ok(UnixStream::from(socket))
     }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        if self.file.is_some() && identity(&self.path).ok() == self.file {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = std::fs::symlink_metadata(path)?;
-    Ok((meta.dev(), meta.ino()))
 }
 
 pub(super) fn would_block(e: &io::Error) -> bool {

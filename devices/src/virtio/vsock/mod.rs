@@ -41,7 +41,7 @@ use self::endpoint::Endpoint;
 use self::muxer::Muxer;
 use self::packet::{HEADER_LEN, HOST_CID, Header};
 use super::buffers::{Buffers, ChainError};
-use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, VirtioDevice, read_config_bytes};
+use super::{BrokenQueue, Chain, DeviceIo, Failure, Source, Turn, VirtioDevice, read_config_bytes};
 use crate::memory::DeviceMemory;
 use crate::metrics::VsockMetrics;
 use crate::state::{self, Savable, StateError};
@@ -133,8 +133,9 @@ impl Vsock {
 
     /// Takes the guest's packets.
     fn take_packets(&mut self, io: &mut DeviceIo) -> Result<(), BrokenQueue> {
+        let turn = io.turn;
         io.drain(TX, |chain, mem| {
-            if let Err(e) = self.take_packet(chain, mem) {
+            if let Err(e) = self.take_packet(chain, mem, turn) {
                 log::debug!("vsock: malformed packet: {e}");
                 self.metrics.tx_queue_event_fails.inc();
             }
@@ -142,11 +143,19 @@ impl Vsock {
         })
     }
 
-    fn take_packet(&mut self, chain: Chain, mem: &DeviceMemory) -> Result<(), ChainError> {
+    fn take_packet(
+        &mut self,
+        chain: Chain,
+        mem: &DeviceMemory,
+        turn: &Turn,
+    ) -> Result<(), ChainError> {
         let mut data = Buffers::new(chain, mem)?.readable;
         let mut header = [0; HEADER_LEN];
         data.read_exact(&mut header)?;
-        self.muxer.receive(&Header::from_bytes(&header), data);
+        let header = Header::from_bytes(&header);
+        // More than a stream's buffer is refused without a look at it.
+        turn.bytes(header.len.min(credit::BUFFER).into());
+        self.muxer.receive(&header, data);
         Ok(())
     }
 
@@ -163,7 +172,7 @@ impl Vsock {
         let mut used = false;
         io.queues[RX].disable_notification(mem).map_err(broken)?;
         while self.muxer.wants_buffer() {
-            if budget == 0 {
+            if budget == 0 || io.turn.is_over() {
                 io.requeue(RX);
                 break;
             }
@@ -183,7 +192,10 @@ impl Vsock {
                 Err(e) => Err(e),
             };
             match written {
-                Ok(Some(written)) => io.add_used(RX, head, written)?,
+                Ok(Some(written)) => {
+                    io.turn.bytes(written.into());
+                    io.add_used(RX, head, written)?;
+                }
                 Ok(None) => {
                     io.undo_pop(RX);
                     continue;

@@ -20,6 +20,9 @@ use crate::error::chain;
 use crate::metrics;
 use crate::monitor::{Monitor, RunState};
 
+/// Bytes of a body that are logged.
+const MAX_SHOWN: usize = 4096;
+
 /// What becomes of an action.
 type Outcome = Result<Response, ApiError>;
 
@@ -56,7 +59,11 @@ fn describe(request: &Request) -> String {
     match body.is_empty() || path.starts_with("/mmds") {
         true => format!("a {name} request on {path:?}"),
         false => {
-            format!("a {name} request on {path:?} with body {:?}", String::from_utf8_lossy(body))
+            // A client decides how long a body is, and how often it comes.
+            let shown = body.get(..MAX_SHOWN).unwrap_or(body);
+            let more = if shown.len() < body.len() { "…" } else { "" };
+            let shown = String::from_utf8_lossy(shown);
+            format!("a {name} request on {path:?} with body {shown:?}{more}")
         }
     }
 }

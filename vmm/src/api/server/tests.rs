@@ -135,18 +135,31 @@ fn an_answer_reaches_who_sends_no_more() {
 }
 
 #[test]
-fn too_many_are_told_so() {
+fn a_quiet_connection_makes_room_and_a_busy_one_does_not() {
     let mut rig = Rig::new();
+    // They ask, and are not answered yet.
     let mut others: Vec<_> = (0..MAX_CONNECTIONS).map(|_| rig.connect()).collect();
-    rig.run();
+    others.iter_mut().for_each(|c| c.write_all(b"GET /o HTTP/1.1\r\n\r\n").unwrap());
+    while rig.events.run_with_timeout(0).unwrap() > 0 {}
     let mut late = rig.connect();
-    rig.run();
+    while rig.events.run_with_timeout(0).unwrap() > 0 {}
     assert!(read_available(&mut late).starts_with("HTTP/1.1 503 "));
-    others.pop();
+    rig.run();
+    others.iter_mut().for_each(|c| assert!(read_available(c).contains("\"/o\"")));
+
+    // All are quiet now, one in the middle of a request; the one that spoke last stays.
+    others[0].write_all(b"GET /half HT").unwrap();
+    rig.run();
     let mut next = rig.connect();
     next.write_all(b"GET /next HTTP/1.1\r\n\r\n").unwrap();
     rig.run();
     assert!(read_available(&mut next).contains("/next"));
+    assert_eq!(rig.server.state().connections.len(), MAX_CONNECTIONS);
+    others[0].write_all(b"TP/1.1\r\n\r\n").unwrap();
+    rig.run();
+    assert!(read_available(&mut others[0]).contains("/half"));
+    let gone = others.iter_mut().filter_map(|c| c.read(&mut [0; 1]).ok()).count();
+    assert_eq!(gone, 1, "one was hung up on");
 }
 
 #[test]
@@ -157,4 +170,16 @@ fn the_socket_file_is_removed() {
     drop(rig.events);
     drop(rig.server);
     assert!(!path.exists());
+}
+
+/// Another process may have put its socket in the place.
+#[test]
+fn the_socket_file_of_another_stays() {
+    let rig = Rig::new();
+    let path = rig.dir.path().join("s");
+    std::fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    drop(rig.events);
+    drop(rig.server);
+    assert!(path.exists());
 }

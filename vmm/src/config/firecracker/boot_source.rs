@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::cmdline::{self, CmdlineError};
 use crate::arch::kernel::BootProtocol;
 use crate::config::BootConfig;
+use crate::snapshot::special::not_special;
 
 /// Firecracker's default `boot_args`.
 pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux \
@@ -82,6 +83,8 @@ impl BootSource {
 }
 
 fn open(path: &Path) -> io::Result<()> {
+    // A named pipe would wait for its writer.
+    not_special(path)?;
     File::open(path).map(drop)
 }
 
