@@ -145,6 +145,8 @@ fn machines_are_loaded() {
     let done = |what: &str| println!("{what}, after {:.1?}", start.elapsed());
     by_file(&saved);
     done("by file");
+    with_a_serial_port_of_this_host(&saved);
+    done("with a serial port of this host");
     by_handler(&saved);
     done("by handler");
     by_handler_in_huge_pages(&saved);
@@ -212,6 +214,27 @@ fn by_file(saved: &Saved) {
     patch_vm(&vm, "Paused");
     let message = vm.refused("PUT", "/snapshot/create", &diff);
     assert!(message.contains("track_dirty_pages"), "{message}");
+}
+
+/// The serial port's file, its limit, and a CPU template may be set before, as in Firecracker.
+fn with_a_serial_port_of_this_host(saved: &Saved) {
+    let mut vm = Vm::unconfigured("");
+    let output = saved.at("serial");
+    // 64 bytes an hour.
+    let limiter = json!({ "size": 64, "refill_time": 3_600_000 });
+    let serial = json!({ "serial_out_path": output, "rate_limiter": limiter });
+    vm.control("PUT", "/serial", &serial);
+    vm.control("PUT", "/cpu-config", &json!({}));
+    let body = saved.body(&vm, "File", &saved.memory(), json!({ "resume_vm": true }));
+    vm.control("PUT", "/snapshot/load", &body);
+    vm.sh("echo from the guest >/dev/ttyS0");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !fs::read_to_string(&output).unwrap().contains("from the guest") {
+        assert!(Instant::now() < deadline, "nothing comes to the file that was set");
+        thread::sleep(Duration::from_millis(50));
+    }
+    vm.sh("head -c 1000 /dev/zero | tr '\\0' x >/dev/ttyS0");
+    assert!(fs::metadata(&output).unwrap().len() <= 64, "the limit that was set does not hold");
 }
 
 fn by_handler(saved: &Saved) {

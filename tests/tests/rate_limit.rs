@@ -184,6 +184,11 @@ fn another_image_is_put_in(vm: &mut Vm, first: &Path, second: &Path) {
     assert!(message.contains("nosuch"), "{message}");
     read(vm, MIB, 1);
 
+    // A placeholder: a drive of no sectors, until an image is put in.
+    let placeholder = second.with_file_name("placeholder");
+    fs::write(&placeholder, "").unwrap();
+    vm.control("PATCH", "/drives/data", &body(&placeholder));
+    eventually("the guest sees no sectors", || vm.info().block[0].bytes == 0);
     vm.control("PATCH", "/drives/data", &body(second));
     eventually("the guest sees the new size", || vm.info().block[0].bytes == 12 * MIB);
     read(vm, 12 * MIB, 2);

@@ -249,6 +249,11 @@ impl Monitor {
         Ok(())
     }
 
+    /// The same for what a process that loads a snapshot may be told before.
+    pub fn prepare(&mut self) -> &mut Resources {
+        &mut self.resources
+    }
+
     /// Whether [`Monitor::configure`] was called.
     pub fn is_configured(&self) -> bool {
         self.configured

@@ -117,11 +117,10 @@ pub fn answer(input: &[u8], respond: impl FnOnce(&Request) -> Response) -> Optio
     if request.header(&["transfer-encoding"]).is_some() {
         return refuse(501, "Transfer-Encoding is not supported.");
     }
-    let body_len = match request.header(&["content-length"]).map(|(_, len)| len.parse::<usize>()) {
-        None => 0,
-        Some(Ok(len)) if len <= MAX_REQUEST - head_len.min(MAX_REQUEST) => len,
-        Some(Ok(_)) => return refuse(413, "Request is too long."),
-        Some(Err(_)) => return refuse(400, "Invalid Content-Length."),
+    let body_len = match content_length(request.headers) {
+        Ok(len) if len <= MAX_REQUEST - head_len.min(MAX_REQUEST) => len,
+        Ok(_) => return refuse(413, "Request is too long."),
+        Err(problem) => return refuse(400, problem),
     };
     let taken = head_len + body_len;
     if input.len() < taken {
@@ -134,6 +133,27 @@ pub fn answer(input: &[u8], respond: impl FnOnce(&Request) -> Response) -> Optio
     };
     let output = respond(&request).encode(version, keep_alive);
     Some(Answered { taken, output, close: !keep_alive })
+}
+
+/// Bytes of a request's body: the value of its `Content-Length` headers, or 0 without one.
+///
+/// # Errors
+///
+/// If a value is not a decimal number, or two headers differ: the client and a proxy in between would not
+/// agree where the next request begins (RFC 9112, 6.3).
+pub fn content_length(headers: &[httparse::Header]) -> Result<usize, &'static str> {
+    let mut length = None;
+    for header in headers.iter().filter(|h| h.name.eq_ignore_ascii_case("content-length")) {
+        let digits = std::str::from_utf8(header.value).unwrap_or_default().trim();
+        // Rust's parser would take a sign, too.
+        let digits = Some(digits).filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let value = digits.and_then(|text| text.parse::<usize>().ok());
+        let value = value.ok_or("Invalid Content-Length.")?;
+        if length.replace(value).is_some_and(|before| before != value) {
+            return Err("Different Content-Length headers.");
+        }
+    }
+    Ok(length.unwrap_or(0))
 }
 
 /// The path of a request's target, which is a path or an URI with a scheme and a host.
@@ -189,7 +209,9 @@ mod tests {
         let cases = [
             (&b"\x16\x03\x01"[..], "400"),
             (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400"),
+            (b"GET / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", "400"),
             (b"GET / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", "400"),
+            (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "400"),
             (b"GET / HTTP/1.1\r\nContent-Length: 8192\r\n\r\n", "413"),
             (b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "501"),
             (&long.as_bytes()[..MAX_REQUEST], "413"),

@@ -1,6 +1,7 @@
 //! HTTP/1.1 as far as a control socket needs it: requests in, responses out, with limits.
 
 use serde_json::json;
+use varve_devices::mmds::http::content_length;
 
 /// Longest request line and headers.
 pub const MAX_HEAD: usize = 16 << 10;
@@ -83,10 +84,11 @@ impl Response {
             503 => "Service Unavailable",
             _ => "Internal Server Error",
         };
-        let mut head = format!("HTTP/1.1 {} {reason}\r\nServer: varve\r\n", self.status);
-        if !keep_alive {
-            head.push_str("Connection: close\r\n");
-        }
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        let mut head = format!(
+            "HTTP/1.1 {} {reason}\r\nServer: varve\r\nConnection: {connection}\r\n",
+            self.status
+        );
         if self.deprecated {
             head.push_str("Deprecation: true\r\n");
         }
@@ -145,17 +147,16 @@ pub fn parse(input: &[u8], max_body: usize) -> Parsed {
     if header("transfer-encoding").is_some() {
         return Parsed::Bad(Response::fault(400, "Transfer-Encoding is not supported."));
     }
-    let body_len = match header("content-length").map(|v| v.parse::<usize>()) {
-        None => 0,
-        Some(Ok(len)) if len <= max_body => len,
-        Some(Ok(len)) => {
+    let body_len = match content_length(head.headers) {
+        Ok(len) if len <= max_body => len,
+        Ok(len) => {
             let message = format!(
                 "Request payload with size {len} is larger than the limit of {max_body} allowed \
                  by server."
             );
             return Parsed::Bad(Response::fault(413, message));
         }
-        Some(Err(_)) => return Parsed::Bad(Response::fault(400, "Invalid Content-Length.")),
+        Err(problem) => return Parsed::Bad(Response::fault(400, problem)),
     };
     let len = head_len.saturating_add(body_len);
     if input.len() < len {
@@ -174,11 +175,8 @@ pub fn parse(input: &[u8], max_body: usize) -> Parsed {
     };
     let target = head.path.unwrap_or("/");
     let path = target.split('?').next().unwrap_or(target).to_owned();
-    let keep_alive = match header("connection").as_deref() {
-        Some("close") => false,
-        Some("keep-alive") => true,
-        _ => head.version == Some(1),
-    };
+    // Clients of HTTP/1.0 keep their connection too, as Firecracker lets them.
+    let keep_alive = header("connection").as_deref() != Some("close");
     let request = Request { method, path, body: input[head_len..len].to_vec() };
     Parsed::Request { request, len, keep_alive }
 }
@@ -207,7 +205,12 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(status(b"PUT / HTTP/1.1\r\nContent-Length: 11\r\n\r\n"), 413);
-        assert_eq!(status(b"PUT / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"), 400);
+        for length in ["-1", "+1", "", "1, 1", "1 1", "0x1", "99999999999999999999"] {
+            let put = format!("PUT / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{{}}");
+            assert_eq!(status(put.as_bytes()), 400, "{length:?}");
+        }
+        let twice = b"PUT / HTTP/1.1\r\nContent-Length: 1\r\ncontent-length: 2\r\n\r\n{}";
+        assert_eq!(status(twice), 400);
         assert_eq!(status(b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
         assert_eq!(status(b"BREW / HTTP/1.1\r\n\r\n"), 400);
         assert_eq!(status(b"\x00\x01\x02"), 400);
@@ -216,6 +219,27 @@ mod tests {
         assert_eq!(status(&long), 400);
         let wait = b"PUT / HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
         assert_eq!(parse(wait, 10), Parsed::Partial { expects_continue: true });
+    }
+
+    #[test]
+    fn a_connection_stays_until_its_client_closes_it() {
+        let keeps = |head: &str| match parse(format!("GET / {head}\r\n\r\n").as_bytes(), 0) {
+            Parsed::Request { keep_alive, .. } => keep_alive,
+            other => panic!("{other:?}"),
+        };
+        assert!(keeps("HTTP/1.0") && keeps("HTTP/1.0\r\nConnection: keep-alive"));
+        assert!(keeps("HTTP/1.1") && !keeps("HTTP/1.1\r\nConnection: Close"));
+        assert!(!keeps("HTTP/1.0\r\nConnection: close"));
+        let text =
+            |keep_alive| String::from_utf8(Response::no_content().encode(keep_alive)).unwrap();
+        assert!(text(true).contains("\r\nConnection: keep-alive\r\n"));
+        assert!(text(false).contains("\r\nConnection: close\r\n"));
+    }
+
+    #[test]
+    fn equal_lengths_are_one() {
+        let put = b"PUT / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}";
+        assert!(matches!(parse(put, 10), Parsed::Request { len, .. } if len == put.len()));
     }
 
     #[test]

@@ -103,6 +103,7 @@ impl SessionArgs {
             drives: self.drives.iter().map(|(id, path)| (id.clone(), path.into())).collect(),
             nets: self.nets.clone(),
             console: self.console.clone().unwrap_or(console),
+            console_limiter: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise};
+use varve_devices::limiter::BucketConfig;
 use varve_memory_tiers::{GuestRam, HugePages, Strategy};
 use varve_snapshot::{
     MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, SnapshotError, StateFile,
@@ -35,6 +36,8 @@ pub struct Overrides {
     pub nets: Vec<(String, String)>,
     /// Where the console goes.
     pub console: Console,
+    /// Another limit of the console's output.
+    pub console_limiter: Option<BucketConfig>,
 }
 
 impl Overrides {
@@ -54,6 +57,7 @@ impl Overrides {
             config.vsock.as_mut().ok_or_else(|| missing("vsock", "vsock"))?.uds_path = path;
         }
         config.console = self.console;
+        config.console_limiter = self.console_limiter.or(config.console_limiter);
         Ok(())
     }
 }

@@ -25,14 +25,6 @@ pub enum BlockError {
     /// Neither a file nor a block device.
     #[error("{0:?} is not a regular file or block device")]
     NotAFile(PathBuf),
-    /// Smaller than one sector.
-    #[error("{path:?} has {len} bytes, less than one sector of {SECTOR}")]
-    TooSmall {
-        /// The image.
-        path: PathBuf,
-        /// Its length in bytes.
-        len: u64,
-    },
     /// The system has no timer for its rate limiter.
     #[error("cannot make a timer")]
     Timer(#[source] io::Error),
@@ -48,7 +40,8 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Opens the image at `path`.
+    /// Opens the image at `path`. An empty one is a disk of no sectors: a placeholder, to be replaced while
+    /// the machine runs.
     pub(super) fn open(path: &Path, read_only: bool) -> Result<Disk, BlockError> {
         use std::io::{Seek, SeekFrom};
         use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -66,9 +59,6 @@ impl Disk {
             return Err(BlockError::NotAFile(path.to_owned()));
         }
         let len = file.seek(SeekFrom::End(0)).map_err(fail)?;
-        if len < SECTOR {
-            return Err(BlockError::TooSmall { path: path.to_owned(), len });
-        }
         if !len.is_multiple_of(SECTOR) {
             let rest = len % SECTOR;
             log::warn!("{path:?}: the last {rest} bytes are no whole sector and not visible");

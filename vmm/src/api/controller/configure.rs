@@ -15,7 +15,7 @@ use crate::config::firecracker::serial::Serial;
 use crate::config::firecracker::vsock::{Vsock, VsockError};
 use crate::config::firecracker::{ResourceError, Resources};
 
-/// Applies `change`: all of it or nothing.
+/// Applies `change`, after which no snapshot is loaded: all of it or nothing.
 fn configure(
     monitor: &mut Monitor,
     change: impl FnOnce(&mut Resources) -> Result<(), ResourceError>,
@@ -36,10 +36,9 @@ pub fn machine(monitor: &mut Monitor, update: MachineConfigUpdate) -> Outcome {
 }
 
 pub fn cpu(monitor: &mut Monitor, cpu: CpuConfig) -> Outcome {
-    configure(monitor, |resources| {
-        resources.set_cpu_config(cpu);
-        Ok(())
-    })
+    // A snapshot has its own, and may be loaded all the same, as in Firecracker.
+    monitor.prepare().set_cpu_config(cpu);
+    Ok(Response::no_content())
 }
 
 pub fn drive(monitor: &mut Monitor, drive: Drive) -> Outcome {
@@ -74,7 +73,9 @@ pub fn entropy(monitor: &mut Monitor, entropy: Entropy) -> Outcome {
 }
 
 pub fn serial(monitor: &mut Monitor, serial: Serial) -> Outcome {
-    configure(monitor, |resources| resources.set_serial(serial))
+    // Where output goes is this host's, and is said before a snapshot is loaded, too.
+    monitor.prepare().set_serial(serial)?;
+    Ok(Response::no_content())
 }
 
 pub fn balloon(monitor: &mut Monitor, balloon: Balloon) -> Outcome {

@@ -20,7 +20,9 @@ pub fn load(monitor: &mut Monitor, load: LoadSnapshot) -> Outcome {
         log::warn!("PUT /snapshot/load: mem_file_path field is deprecated.");
     }
     let LoadSnapshot { mut wanted, resume, .. } = load;
-    wanted.overrides.console = monitor.resources().console.clone();
+    let resources = monitor.resources();
+    wanted.overrides.console = resources.console.clone();
+    wanted.overrides.console_limiter = resources.console_limiter;
     let loaded = restore(monitor, wanted).map_err(ApiError::LoadSnapshot).and_then(|()| {
         if resume { monitor.resume().map_err(ApiError::ResumeLoaded) } else { Ok(()) }
     });
