@@ -8,6 +8,7 @@ use crate::container::{Builder, Container, Kind, ReadError};
 use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
 use crate::image::{Image, ImageEntry, ImageReader};
+use crate::image_writer::image_name;
 use crate::manifest_codec::{self as codec, KNOWN};
 use crate::page::PageRange;
 use crate::region::{ImageId, RegionMap};
@@ -100,6 +101,18 @@ impl Manifest {
     /// The region map of that name.
     pub fn layout(&self, name: &str) -> Option<&RegionMap> {
         self.layouts.iter().find(|l| l.0 == name).map(|l| &l.1)
+    }
+
+    /// Files in its folder that were made with it and belong to it alone: those that have the name that
+    /// their content gives them. A manifest can name any file; no other may go with it.
+    pub fn own_files(&self) -> Vec<String> {
+        let own = |image: &Image| {
+            let (entry, digest) = (&image.entry, image.entry.digest?);
+            let plain = !entry.name.contains(['/', '\0']) && !entry.name.starts_with('.');
+            (plain && entry.file == image_name(&entry.name, digest, entry.compression))
+                .then(|| entry.file.clone())
+        };
+        self.images.iter().filter_map(own).collect()
     }
 
     /// The bytes of a manifest; refuses what no reader would accept.

@@ -11,7 +11,7 @@ use crate::class::PageClass;
 use crate::classify::{Classified, ClassifyOptions, classify};
 use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
-use crate::flat::{FlatFile, scan};
+use crate::flat::{FlatFile, check_whole, scan};
 use crate::image::{Image, ImageEntry};
 use crate::manifest::{
     COLD_IMAGE, FileRef, MANIFEST_FILE, Manifest, READ_ONLY_IMAGE, Recorded, STATE_FILE, layout,
@@ -95,6 +95,7 @@ pub fn tier(
         return Err(SnapshotError::Option { option: "chunk pages", why });
     }
     let state = StateFile::read(input.state)?;
+    check_whole(&state, input.memory)?;
     let source = FlatFile::open(input.memory, &state.memory)?;
     let scan = scan(&source, source.pages(), options.chunk_pages)?;
     let trace = Trace::merge(input.traces).unwrap_or_else(|| Trace::empty(Mechanism::UffdWp));
@@ -102,9 +103,7 @@ pub fn tier(
     let recorded = recorded(&classified, &trace, &options.classify);
 
     files.create_dir(input.out).map_err(SnapshotError::io("create folder", input.out))?;
-    if input.out.is_dir() {
-        clean(input.out)?;
-    }
+    clean(input.out)?;
     let mut staging = Staging::new(files);
     let memory = Image {
         entry: ImageEntry {

@@ -15,7 +15,8 @@ use signal_hook::iterator::Signals;
 use varve_memory_tiers::{ChunkCache, Pager, PagerSettings, Policy, Served, Strategy};
 use varve_pool::client::Transport;
 use varve_snapshot::{
-    MANIFEST_FILE, MEMORY_FILE, ManifestReader, PAGE_SIZE, PageRange, STATE_FILE, StateFile,
+    MANIFEST_FILE, ManifestReader, PAGE_SIZE, PageRange, STATE_FILE, StateFile, check_whole,
+    memory_in, there,
 };
 
 use crate::cli::out::outln;
@@ -139,7 +140,7 @@ fn served(
         })?;
         return Ok(Served::flat(name, path, &[memory])?);
     }
-    if path.join(MANIFEST_FILE).exists() {
+    if there(&path.join(MANIFEST_FILE))? {
         let choices = Choices {
             pool_keys: args.pool_keys.clone(),
             pool_transport: args.pool_transport,
@@ -150,7 +151,8 @@ fn served(
         return Ok(Served::tiered(name, &manifest, &elsewhere, cache)?);
     }
     let state = StateFile::read(&path.join(STATE_FILE))?;
-    let memory = path.join(state.memory_file.as_deref().unwrap_or(MEMORY_FILE));
+    let memory = memory_in(path, &state)?;
+    check_whole(&state, &memory)?;
     Ok(Served::flat(name, &memory, &state.memory)?)
 }
 

@@ -1,16 +1,28 @@
 //! Flat snapshots, as Firecracker's: a state file and a raw memory file, sparse where memory is zero.
+//!
+//! A diff snapshot goes over the memory file that is at its place, if there is one of the right length,
+//! as Firecracker's does. The first one of a machine that booted holds all pages.
 
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Instant;
 
+use varve_devices::virtio::DeviceHandle;
+use varve_devices::virtio::block::Block;
 use varve_memory_tiers::{write_memory, write_pages};
-use varve_snapshot::{FlatWriter, LocalFiles, MEMORY_FILE, PageRange, STATE_FILE, SnapshotError};
+use varve_snapshot::{
+    FlatFile, FlatOrder, FlatWriter, LocalFiles, PageRange, SnapshotError, SnapshotId, StateFile,
+    Summing, chunks_of,
+};
 
+use super::lineage::Lineage;
 use super::state;
 use crate::error::VmmError;
 use crate::metrics;
 use crate::monitor::Monitor;
+
+/// A diff that was written over so many others is laid over the latest of their bases.
+const MOST_BASES: usize = 256;
 
 /// How much of memory a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,27 +82,75 @@ fn write(
     let ram = machine.ram();
     let ranges: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
     let (config, host) = (monitor.config()?, machine.host_identity()?);
-    let file = state::store(config, &machine.save()?, ranges, pages.clone(), host)?;
+    for drive in &config.drives {
+        let settle = |handle: DeviceHandle<Block>| handle.with(|block, _| block.settle());
+        let settled = machine.drive(&drive.id).map_or(Ok(()), settle);
+        settled.map_err(|source| VmmError::Block { id: drive.id.clone(), source })?;
+    }
+    let mut file = state::store(config, &machine.save()?, ranges, host)?;
+    let id = SnapshotId::random().map_err(SnapshotError::io("make an id for", state_path))?;
+    file.id = Some(id);
 
-    let mut writer = match snapshot_folder(state_path, memory_path) {
-        Some(dir) => FlatWriter::in_dir(&LocalFiles, dir, ram.size())?,
-        None => FlatWriter::at(&LocalFiles, state_path, memory_path, ram.size())?,
+    let mut writer = FlatWriter::at(&LocalFiles, state_path, memory_path, ram.size())?;
+    let last = machine.lineage();
+    let order = FlatOrder::new(&file.memory);
+    let under = match (&pages, &last) {
+        (Some(_), Some(_)) => writer.keep_old()?,
+        // All of memory is written, or all that is not zero.
+        _ => None,
     };
+    // What is left out of a diff is zero only if no snapshot came before.
+    let mut sums = Summing::new(order.pages(), pages.is_none() || last.is_none());
+    let zeros = writer.holds_old();
     let io = |e| SnapshotError::io("write", memory_path)(e);
     let target = writer.memory().map_err(io)?;
     let mut target = target.file().ok_or_else(|| io(ErrorKind::Unsupported.into()))?;
     match &pages {
-        None => write_memory(ram, &mut target),
-        Some(pages) => write_pages(ram, pages, &mut target, true),
+        None if !zeros => write_memory(ram, &mut target, &mut sums),
+        None => write_pages(ram, &file.memory, &mut target, true, &mut sums),
+        Some(_) if last.is_none() && zeros => {
+            write_pages(ram, &file.memory, &mut target, true, &mut sums)
+        }
+        Some(pages) => write_pages(ram, pages, &mut target, true, &mut sums),
     }
     .map_err(io)?;
-    Ok(writer.finish(file)?)
+    match (pages, last, under) {
+        (Some(pages), Some(last), None) => {
+            (file.dirty, file.bases) = (Some(pages), vec![last.id]);
+            file.sums = Some(sums.finish());
+        }
+        (Some(pages), Some(last), Some(under)) if last.is_in(under) => {
+            laid_over(&mut file, last, pages, &writer, &order)?;
+        }
+        // The client says that this is its base, and nothing is known of it.
+        (Some(_), Some(_), Some(_)) => {}
+        (None, ..) | (Some(_), None, _) => file.sums = Some(sums.finish()),
+    }
+    writer.finish(file.clone())?;
+    machine.set_lineage(Lineage::written(&file, memory_path));
+    Ok(())
 }
 
-/// The folder, if the two paths are what a snapshot in a folder of its own is made of. Such a one
-/// stays whole until it is replaced, because its state file says what its memory file is called.
-fn snapshot_folder<'a>(state: &'a Path, memory: &Path) -> Option<&'a Path> {
-    let dir = state.parent()?;
-    let usual = state.ends_with(STATE_FILE) && memory == dir.join(MEMORY_FILE);
-    usual.then_some(dir)
+/// What the state file says of a memory file that held snapshot `last`, and now `pages` over it.
+fn laid_over(
+    file: &mut StateFile,
+    last: Lineage,
+    pages: Vec<PageRange>,
+    writer: &FlatWriter,
+    order: &FlatOrder,
+) -> Result<(), SnapshotError> {
+    let touched = chunks_of(order, &pages);
+    if let Some(held) = last.held {
+        // It holds what either of the two diffs holds, and fits whatever either fits.
+        file.bases = last.bases;
+        file.bases.push(last.id);
+        let more = file.bases.len().saturating_sub(MOST_BASES);
+        file.bases.drain(..more);
+        file.dirty = Some(PageRange::union(held.into_iter().chain(pages).collect()));
+    }
+    let Some(mut sums) = last.sums else { return Ok(()) };
+    let memory = FlatFile::open(writer.memory_path(), &file.memory)?;
+    sums.renew(&memory, order, file.dirty.as_deref(), &touched)?;
+    file.sums = Some(sums);
+    Ok(())
 }

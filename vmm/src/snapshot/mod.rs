@@ -3,9 +3,11 @@
 
 pub mod choices;
 pub mod flat;
+mod lineage;
 pub mod memory;
 pub mod recording;
 pub mod restore;
 mod state;
 
+pub use lineage::Lineage;
 pub use state::{load, store};

@@ -8,9 +8,12 @@ use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise};
 use varve_memory_tiers::{GuestRam, HugePages, Strategy};
-use varve_snapshot::{MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile};
+use varve_snapshot::{
+    MANIFEST_FILE, ManifestReader, STATE_FILE, StateFile, check_whole, memory_at, memory_in, there,
+};
 
 use super::choices::Choices;
+use super::lineage::Lineage;
 use super::memory::MemoryRestore;
 use super::recording::Record;
 use super::state;
@@ -108,6 +111,10 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     log::info!("restoring {:?}", wanted.source);
     let Wanted { source, choices, record, overrides, .. } = wanted;
     let (file, memory) = open(source)?;
+    if let Memory::File(path) = &memory {
+        check_whole(&file, path)?;
+    }
+    let last = Lineage::restored(&file, memory.path());
     let ranges = file.memory.clone();
     let (mut config, mut machine) = state::load(file)?;
     overrides.apply(&mut config)?;
@@ -147,6 +154,7 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     let stage2 = if policy.stage2 { policy.most_at_once() } else { 0 };
     let saved = Saved { machine, memory, stage2 };
     monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))?;
+    monitor.machine()?.set_lineage(Some(last));
     metrics::took(&monitor.metrics().latencies.vmm_load_snapshot, start);
     let method = monitor.machine()?.restored().map_or("nothing", |r| r.method());
     log::info!("restored in {:.3?}, memory by {method}", start.elapsed());
@@ -172,14 +180,22 @@ enum Memory {
     Handler(PathBuf),
 }
 
+impl Memory {
+    /// The raw memory file, if memory comes from that alone.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Memory::File(path) => Some(path),
+            Memory::Tiered(..) | Memory::Handler(_) => None,
+        }
+    }
+}
+
 /// Reads the state, and tells where memory is.
 fn open(source: Source) -> Result<(StateFile, Memory), VmmError> {
-    let memory_of =
-        |dir: &Path, file: &StateFile| dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
     Ok(match source {
-        Source::Folder(dir) if !dir.join(MANIFEST_FILE).exists() => {
+        Source::Folder(dir) if !there(&dir.join(MANIFEST_FILE))? => {
             let file = StateFile::read(&dir.join(STATE_FILE))?;
-            let memory = memory_of(&dir, &file);
+            let memory = memory_in(&dir, &file)?;
             (file, Memory::File(memory))
         }
         Source::Folder(dir) => open(Source::Tiered { dir, state: None })?,
@@ -193,10 +209,14 @@ fn open(source: Source) -> Result<(StateFile, Memory), VmmError> {
                 Some(path) => manifest.read_state_at(&path)?,
                 None => manifest.read_state()?,
             };
-            let memory = memory_of(&dir, &file);
+            let memory = memory_in(&dir, &file)?;
             (file, Memory::Tiered(Box::new(manifest), memory))
         }
-        Source::Files { state, memory } => (StateFile::read(&state)?, Memory::File(memory)),
+        Source::Files { state, memory } => {
+            let file = StateFile::read(&state)?;
+            let memory = memory_at(&file, &memory)?;
+            (file, Memory::File(memory))
+        }
         Source::Handler { state, socket } => (StateFile::read(&state)?, Memory::Handler(socket)),
     })
 }
