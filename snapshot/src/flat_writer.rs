@@ -137,25 +137,45 @@ impl<'f> FlatWriter<'f> {
         gone.map_err(SnapshotError::io("replace", path))
     }
 
-    /// Lets what the memory file at its place holds stay under the pages that are written now, as
-    /// Firecracker does with diff snapshots: whether there is one of the right length. Device and inode
-    /// number of that file.
+    /// The memory file at its place, if it has the right length: device and inode number, and the state
+    /// file that is there, if one is.
+    pub fn old(&self) -> Option<((u64, u64), Option<&StateFile>)> {
+        let found = self.memory.found.as_ref().filter(|m| m.len() == self.bytes)?;
+        Some(((found.dev(), found.ino()), self.old.as_ref()))
+    }
+
+    /// Lets what that memory file holds stay under the pages that are written now, as Firecracker does
+    /// with diff snapshots.
     ///
     /// # Errors
     ///
     /// It cannot be read, or not be copied.
-    pub fn keep_old(&mut self) -> Result<Option<(u64, u64)>, SnapshotError> {
-        let Some(found) = self.memory.found.as_ref().filter(|m| m.len() == self.bytes) else {
-            return Ok(None);
-        };
-        let id = (found.dev(), found.ino());
+    pub fn keep_old(&mut self) -> Result<(), SnapshotError> {
+        if self.old().is_none() {
+            return Ok(());
+        }
         if let Place::Staged(at) = self.to_memory {
             let path = &self.memory.path;
             let old = File::open(path).map_err(SnapshotError::io("open memory file", path))?;
             crate::diff::copy_data(&mut self.staging, at, &old, path, self.bytes)?;
             self.holds_old = true;
         }
-        Ok(Some(id))
+        Ok(())
+    }
+
+    /// Takes away what a memory file that is written in place holds already.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn forget_old(&mut self) -> Result<(), SnapshotError> {
+        let (bytes, path) = (self.bytes, &self.memory.path);
+        if let (Place::Fixed(file), true) = (&mut self.to_memory, self.holds_old) {
+            let emptied = file.set_len(0).and_then(|()| file.set_len(bytes));
+            emptied.map_err(SnapshotError::io("set the length of", path))?;
+        }
+        self.holds_old = false;
+        Ok(())
     }
 
     /// Whether the memory file that is written holds something already: then zero pages have to be

@@ -24,6 +24,8 @@ pub trait Files: Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
     /// Opens a file to write in it.
     fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+    /// Gives a file another name, which must be free.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Renames a file over what may be there.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -65,6 +67,9 @@ impl Files for LocalFiles {
     }
     fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         Ok(Box::new(File::options().read(true).write(true).open(path)?))
+    }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
@@ -147,6 +152,34 @@ impl<'f> Staging<'f> {
         };
         self.staged.push(Staged { temp, target: target.to_owned(), file: Some(file) });
         Ok(StagedFile(self.staged.len() - 1))
+    }
+
+    /// Begins a file at `target` that is another name of the file `from`. False: the file system has no
+    /// such names, or not for this file.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses for another reason.
+    pub fn link(&mut self, from: &Path, target: &Path) -> Result<bool, SnapshotError> {
+        let at = self.create(target)?;
+        let Some(staged) = self.staged.get_mut(at.0) else { return Ok(false) };
+        // The name is known to be free, but for a moment.
+        staged.file = None;
+        let linked =
+            self.files.remove(&staged.temp).and_then(|()| self.files.link(from, &staged.temp));
+        match linked {
+            Ok(()) => Ok(true),
+            Err(e) => {
+                self.staged.pop();
+                match e.kind() {
+                    io::ErrorKind::CrossesDevices
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::TooManyLinks
+                    | io::ErrorKind::Unsupported => Ok(false),
+                    _ => Err(SnapshotError::io("link", target)(e)),
+                }
+            }
+        }
     }
 
     /// Another name for a file that is not committed yet, as its content may decide it.
@@ -304,6 +337,17 @@ pub fn open_beside(path: &Path) -> Result<File, SnapshotError> {
     };
     let meta = file.metadata().map_err(SnapshotError::io("look at", path))?;
     if meta.is_file() { Ok(file) } else { Err(wrong("no regular file")) }
+}
+
+/// Refuses a name in a manifest that leads out of the manifest's folder: whoever made the manifest may
+/// not say which files of this host are read.
+pub(crate) fn check_plain(name: &str, path: &Path) -> Result<(), SnapshotError> {
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        let problem = "outside of the snapshot's folder, and a manifest may name only files in it: \
+                       tier the snapshot again";
+        return Err(SnapshotError::Target { path: path.to_owned(), problem });
+    }
+    Ok(())
 }
 
 /// Whether there is something at a path. What cannot be looked at is an error, and not absent.

@@ -95,6 +95,13 @@ impl Files for Failing {
         let file = File::options().read(true).write(true).open(path)?;
         Ok(Box::new(FailingFile { file, path: path.to_owned(), log: self.clone() }))
     }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut log = self.log();
+        log.step()?;
+        // Another name for content that is durable.
+        log.dirty.remove(to);
+        LocalFiles.link(from, to)
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut log = self.log();
         log.step()?;

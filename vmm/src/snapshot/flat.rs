@@ -12,7 +12,7 @@ use varve_devices::virtio::block::Block;
 use varve_memory_tiers::{write_memory, write_pages};
 use varve_snapshot::{
     FlatFile, FlatOrder, FlatWriter, LocalFiles, PageRange, SnapshotError, SnapshotId, StateFile,
-    Summing, chunks_of,
+    Summing, check_whole, chunks_of,
 };
 
 use super::lineage::Lineage;
@@ -95,10 +95,15 @@ fn write(
     let last = machine.lineage();
     let order = FlatOrder::new(&file.memory);
     let under = match (&pages, &last) {
-        (Some(_), Some(_)) => writer.keep_old()?,
+        (Some(_), Some(last)) => under(&writer, last, memory_path)?,
         // All of memory is written, or all that is not zero.
-        _ => None,
+        _ => Under::Nothing,
     };
+    match (&pages, under) {
+        (_, Under::Last | Under::Unknown) => writer.keep_old()?,
+        (Some(_), Under::Nothing) => writer.forget_old()?,
+        (None, Under::Nothing) => {}
+    }
     // What is left out of a diff is zero only if no snapshot came before.
     let mut sums = Summing::new(order.pages(), pages.is_none() || last.is_none());
     let zeros = writer.holds_old();
@@ -108,27 +113,55 @@ fn write(
     match &pages {
         None if !zeros => write_memory(ram, &mut target, &mut sums),
         None => write_pages(ram, &file.memory, &mut target, true, &mut sums),
-        Some(_) if last.is_none() && zeros => {
-            write_pages(ram, &file.memory, &mut target, true, &mut sums)
-        }
         Some(pages) => write_pages(ram, pages, &mut target, true, &mut sums),
     }
     .map_err(io)?;
     match (pages, last, under) {
-        (Some(pages), Some(last), None) => {
+        (Some(pages), Some(last), Under::Nothing) => {
             (file.dirty, file.bases) = (Some(pages), vec![last.id]);
             file.sums = Some(sums.finish());
         }
-        (Some(pages), Some(last), Some(under)) if last.is_in(under) => {
+        (Some(pages), Some(last), Under::Last) => {
             laid_over(&mut file, last, pages, &writer, &order)?;
         }
-        // The client says that this is its base, and nothing is known of it.
-        (Some(_), Some(_), Some(_)) => {}
+        (Some(_), Some(_), Under::Unknown) => {}
         (None, ..) | (Some(_), None, _) => file.sums = Some(sums.finish()),
     }
     writer.finish(file.clone())?;
     machine.set_lineage(Lineage::written(&file, memory_path));
     Ok(())
+}
+
+/// What a diff is laid over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Under {
+    /// It is a file of its own.
+    Nothing,
+    /// The memory file of the last snapshot.
+    Last,
+    /// A memory file that the client says is the base, and of which nothing is known.
+    Unknown,
+}
+
+/// What is at the place of the memory file of a diff since `last`.
+fn under(writer: &FlatWriter, last: &Lineage, memory: &Path) -> Result<Under, SnapshotError> {
+    Ok(match writer.old() {
+        None => Under::Nothing,
+        Some((file, _)) if last.is_in(file) => Under::Last,
+        Some((_, None)) => Under::Unknown,
+        Some((_, Some(old))) if old.identity() == last.id => Under::Unknown,
+        Some((_, Some(old))) => match check_whole(old, memory) {
+            // Another diff, which is replaced.
+            Err(SnapshotError::OnlyDiff { .. }) => Under::Nothing,
+            Err(error) => return Err(error),
+            Ok(()) => {
+                let path = memory.to_owned();
+                let problem = "the memory of another snapshot than the one since which this diff is: \
+                               name another file, or remove the state file of that one";
+                return Err(SnapshotError::Target { path, problem });
+            }
+        },
+    })
 }
 
 /// What the state file says of a memory file that held snapshot `last`, and now `pages` over it.
