@@ -104,6 +104,9 @@ mod tests {
             host: HostIdentity::default(),
             memory: vec![PageRange::new(0, pages * PAGE_SIZE).unwrap()],
             dirty: None,
+            id: None,
+            bases: Vec::new(),
+            sums: None,
             blobs: vec![],
         };
         file.write(&LocalFiles, &state).unwrap();

@@ -7,7 +7,7 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
-use varve_snapshot::{FlatOrder, PAGE_SIZE, PageRange, is_zero};
+use varve_snapshot::{FlatOrder, PAGE_SIZE, PageRange, Summing, is_zero};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::guest_ram::GuestRam;
@@ -25,21 +25,35 @@ pub struct Saved {
 }
 
 /// Writes all of guest memory to `out`, which is empty: its regions one after another. Zero pages are
-/// skipped but for the last page, so that the file has its full length.
-pub fn write_memory(ram: &GuestRam, out: &mut (impl Write + Seek)) -> io::Result<Saved> {
+/// skipped but for the last page, so that the file has its full length. `sums` is told of all pages.
+///
+/// # Errors
+///
+/// Memory cannot be read, or the file not be written.
+pub fn write_memory(
+    ram: &GuestRam,
+    out: &mut (impl Write + Seek),
+    sums: &mut Summing,
+) -> io::Result<Saved> {
     let all: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
-    write(ram, &all, out, false)
+    write(ram, &all, out, false, sums)
 }
 
 /// Writes `pages` of guest memory (each range inside a region) to where they stand in a raw memory
-/// file. With `zeros` zero pages are written, too, as a file that had other content needs.
+/// file. With `zeros` zero pages are written, too, as a file that had other content needs. `sums` is told
+/// of these pages.
+///
+/// # Errors
+///
+/// A range is not guest memory, memory cannot be read, or the file not be written.
 pub fn write_pages(
     ram: &GuestRam,
     pages: &[PageRange],
     out: &mut (impl Write + Seek),
     zeros: bool,
+    sums: &mut Summing,
 ) -> io::Result<Saved> {
-    write(ram, pages, out, zeros)
+    write(ram, pages, out, zeros, sums)
 }
 
 fn write(
@@ -47,6 +61,7 @@ fn write(
     pages: &[PageRange],
     out: &mut (impl Write + Seek),
     zeros: bool,
+    sums: &mut Summing,
 ) -> io::Result<Saved> {
     let memory: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
     let order = FlatOrder::new(&memory);
@@ -64,6 +79,7 @@ fn write(
             let (data, _) = buffer.split_at_mut(len);
             ram.memory().read_slice(data, GuestAddress(start)).map_err(io::Error::other)?;
             let flat = first * PAGE_SIZE + (start - range.start());
+            sums.add(flat / PAGE_SIZE, data);
             for (at, run, zero) in runs(data) {
                 let at = flat + at as u64;
                 let last = at + run.len() as u64 == order.pages() * PAGE_SIZE;
@@ -109,8 +125,23 @@ mod tests {
     use super::*;
     use crate::plan_tests::{memory, range};
     use crate::testing::{content, page_numbers, write_page};
+    use std::fs::File;
     use std::io::Read;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    use varve_snapshot::{MemorySource, MemorySums, SnapshotError};
+
+    struct FlatSource(File);
+
+    impl MemorySource for FlatSource {
+        fn read_pages(&self, first: u64, buf: &mut [u8]) -> Result<(), SnapshotError> {
+            self.0.read_exact_at(buf, first * PAGE_SIZE).unwrap();
+            Ok(())
+        }
+
+        fn data_from(&self, from: u64) -> Result<Option<(u64, u64)>, SnapshotError> {
+            Ok(Some((from, 160)))
+        }
+    }
 
     #[test]
     fn the_file_is_memory_and_sparse_where_it_is_zero() {
@@ -119,7 +150,11 @@ mod tests {
             write_page(&ram, page << 12, &content(page << 12, 0));
         }
         let mut file = tempfile::tempfile().unwrap();
-        let saved = write_memory(&ram, &mut file).unwrap();
+        let mut sums = Summing::new(160, true);
+        let saved = write_memory(&ram, &mut file, &mut sums).unwrap();
+        let written = FlatSource(file.try_clone().unwrap());
+        let order = FlatOrder::new(&memory());
+        assert_eq!(sums.finish(), MemorySums::of(&written, &order, None).unwrap());
         assert_eq!(saved, Saved { written: 7, zero: 153 });
         let meta = file.metadata().unwrap();
         assert_eq!(meta.len(), 160 << 12);
@@ -139,13 +174,15 @@ mod tests {
         let ram = GuestRam::new(&memory(), false).unwrap();
         write_page(&ram, 161 << 12, &[5; 4096]);
         let mut file = io::Cursor::new(vec![9; 160 << 12]);
-        let saved = write_pages(&ram, &[range(161, 2)], &mut file, true).unwrap();
+        let mut sums = Summing::new(160, false);
+        let saved = write_pages(&ram, &[range(161, 2)], &mut file, true, &mut sums).unwrap();
         assert_eq!(saved, Saved { written: 2, zero: 0 });
         let flat = file.into_inner();
         for (page, byte) in [(96, 9), (97, 5), (98, 0), (99, 9)] {
             assert!(flat[page << 12..][..4096].iter().all(|&b| b == byte), "{page}");
         }
-        let outside = write_pages(&ram, &[range(95, 2)], &mut io::Cursor::new(vec![]), true);
+        let nowhere = &mut io::Cursor::new(vec![]);
+        let outside = write_pages(&ram, &[range(95, 2)], nowhere, true, &mut sums);
         assert!(outside.unwrap_err().to_string().contains("not guest memory"));
     }
 }

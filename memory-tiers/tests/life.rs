@@ -114,7 +114,8 @@ fn same(a: &Model, b: &Model, what: &str) {
 fn save(ram: &GuestRam, dir: &Path) -> PathBuf {
     let path = dir.join("memory");
     let mut file = File::create(&path).unwrap();
-    write_memory(ram, &mut file).unwrap();
+    let pages = ram.size() / PAGE_SIZE;
+    write_memory(ram, &mut file, &mut varve_snapshot::Summing::new(pages, true)).unwrap();
     path
 }
 
@@ -153,6 +154,9 @@ fn function_in(dir: TempDir) -> Function {
         host: HostIdentity::default(),
         memory: memory(),
         dirty: None,
+        id: None,
+        bases: Vec::new(),
+        sums: None,
         blobs: vec![],
     };
     let state_path = dir.path().join("state");

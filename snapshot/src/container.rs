@@ -12,7 +12,7 @@ use crate::error::{FormatError, SnapshotError};
 /// Major version: changes when old readers would misread the file.
 pub(crate) const MAJOR: u16 = 1;
 /// Minor version: changes when something is added that old readers may skip.
-pub(crate) const MINOR: u16 = 1;
+pub(crate) const MINOR: u16 = 2;
 pub(crate) const HEADER_LEN: usize = 32;
 pub(crate) const ENTRY_LEN: usize = 32;
 /// Where the header's checksum stands; it counts as zero in its own computation.

@@ -24,6 +24,8 @@ pub struct MergeReport {
     pub pages: u64,
     /// Pages taken from the diff.
     pub from_diff: u64,
+    /// It is known that the diff was made since this base.
+    pub tied: bool,
 }
 
 /// Writes `base` with the pages of `diff` laid over it to `out`, which may be `base`; whole or not at
@@ -84,11 +86,11 @@ pub fn stage_merge(
             copied
         }
     };
-    Ok(MergeReport { pages: wanted / PAGE_SIZE, from_diff: copied / PAGE_SIZE })
+    Ok(MergeReport { pages: wanted / PAGE_SIZE, from_diff: copied / PAGE_SIZE, tied: false })
 }
 
 /// Copies what is not a hole; how many bytes that was, in whole pages.
-fn copy_data(
+pub(crate) fn copy_data(
     staging: &mut Staging,
     at: StagedFile,
     from: &File,

@@ -257,6 +257,40 @@ pub enum SnapshotError {
         /// The directory.
         path: PathBuf,
     },
+    /// A path at which no file of a snapshot can be.
+    #[error("{p} is {problem}", p = .path.display())]
+    Target {
+        /// The path.
+        path: PathBuf,
+        /// What is there, and what is wrong with that.
+        problem: &'static str,
+    },
+    /// A diff snapshot's memory without its base's.
+    #[error("{p} holds only the pages written since its base: lay it over that first, by 'varve snapshot merge'", p = .path.display())]
+    OnlyDiff {
+        /// The memory file.
+        path: PathBuf,
+    },
+    /// A diff snapshot cannot be laid over that base.
+    #[error("{diff} cannot be laid over {base}: {why}", diff = .diff.display(), base = .base.display())]
+    Merge {
+        /// Folder of the base.
+        base: PathBuf,
+        /// Folder of the diff.
+        diff: PathBuf,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// The raw memory file is not what it was when it was saved.
+    #[error("memory file {p}, bytes {start:#x} to {end:#x}: the checksum differs, the file is damaged or was changed", p = .path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// First byte of what was checked.
+        start: u64,
+        /// Byte after it.
+        end: u64,
+    },
     /// An option that cannot be met.
     #[error("option {option}: {why}")]
     Option {

@@ -14,6 +14,7 @@ use crate::error::{FormatError, SnapshotError};
 use crate::image_writer::is_zero;
 use crate::page::{PAGE_SIZE, PageRange};
 use crate::region::{ImageId, NEVER, Region, RegionMap, Stored};
+use crate::state::StateFile;
 
 /// Positions of guest pages in the raw memory file: *flat* page numbers, from 0 and without gaps.
 #[derive(Clone, Debug)]
@@ -141,6 +142,50 @@ impl MemorySource for FlatFile {
         let run = data_run(&self.file, from * PAGE_SIZE, self.pages * PAGE_SIZE)
             .map_err(SnapshotError::io("find data in", &self.path))?;
         Ok(run.map(|(start, end)| (start / PAGE_SIZE, end.div_ceil(PAGE_SIZE).min(self.pages))))
+    }
+}
+
+/// Whether a memory file holds nothing but the pages `held`: all others are holes or zero. So a diff
+/// snapshot's is told from one that was laid over its base. It reads as far as the first page that is
+/// neither, which in the latter comes soon.
+pub(crate) fn holds_only(
+    file: &dyn MemorySource,
+    order: &FlatOrder,
+    held: &[PageRange],
+) -> Result<bool, SnapshotError> {
+    let mut held = held.iter().filter_map(|r| Some((order.of_pages(r)?, r.pages()))).peekable();
+    let mut page = vec![0; PAGE_SIZE as usize];
+    let mut at = 0;
+    while let Some((start, end)) = file.data_from(at)? {
+        at = start.max(at);
+        while at < end {
+            while held.next_if(|(first, count)| first + count <= at).is_some() {}
+            match held.peek() {
+                Some((first, count)) if *first <= at => at = first + count,
+                _ => {
+                    file.read_pages(at, &mut page)?;
+                    if !is_zero(&page) {
+                        return Ok(false);
+                    }
+                    at += 1;
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Refuses the memory file of a diff snapshot to which its base's pages were not added.
+///
+/// # Errors
+///
+/// It is one, or the file cannot be read.
+pub fn check_whole(state: &StateFile, memory: &Path) -> Result<(), SnapshotError> {
+    let Some(held) = &state.dirty else { return Ok(()) };
+    let file = FlatFile::open(memory, &state.memory)?;
+    match holds_only(&file, &FlatOrder::new(&state.memory), held)? {
+        true => Err(SnapshotError::OnlyDiff { path: memory.to_owned() }),
+        false => Ok(()),
     }
 }
 

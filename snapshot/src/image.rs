@@ -13,13 +13,14 @@ use crate::codec::{Decoder, Encoder};
 use crate::digest::Digest;
 use crate::error::{ChunkFault, FormatError, SnapshotError};
 use crate::page::PAGE_SIZE;
+use crate::store::{check_plain, open_beside};
 
 /// What the manifest says of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageEntry {
     /// What it is for: `memory`, `ro`, `rw`, `cold`, `ws`, `loading`, ...; unique in a manifest.
     pub name: String,
-    /// Its file: relative to the manifest's folder, or absolute.
+    /// Its file, in the manifest's folder.
     pub file: String,
     /// Number of pages; the file of an uncompressed image is exactly that long.
     pub pages: u64,
@@ -54,7 +55,8 @@ impl ImageEntry {
     /// Opens its file, and checks its length.
     pub(crate) fn open(&self, folder: &Path) -> Result<File, SnapshotError> {
         let path = self.path(folder);
-        let file = File::open(&path).map_err(SnapshotError::io("open image", &path))?;
+        check_plain(&self.file, &path)?;
+        let file = open_beside(&path)?;
         let found = file.metadata().map_err(SnapshotError::io("look at image", &path))?.len();
         if found != self.bytes && !(self.shared && found > self.bytes) {
             let (image, stated) = (self.name.clone(), self.bytes);

@@ -2,7 +2,7 @@
 //! and in which order, is for `tier`.
 
 use crate::chunk::{Chunk, ChunkTable, Compression};
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher};
 use crate::error::SnapshotError;
 use crate::image::{Image, ImageEntry};
 use crate::page::PAGE_SIZE;
@@ -136,10 +136,9 @@ impl ImageWriter {
         };
         staging.set_len(self.file, bytes)?;
         let digest = self.hasher.finish();
-        let suffix = if self.compression == Compression::None { "img" } else { "lz4" };
         let entry = ImageEntry {
             name: name.into(),
-            file: format!("{name}-{}.{suffix}", digest.short()),
+            file: image_name(name, digest, self.compression),
             pages: self.pages,
             bytes,
             chunk_pages: self.chunk_pages,
@@ -149,6 +148,12 @@ impl ImageWriter {
         };
         Ok((Image { entry, chunks }, self.stored))
     }
+}
+
+/// The file of an image, named after its purpose and what it holds.
+pub(crate) fn image_name(name: &str, digest: Digest, compression: Compression) -> String {
+    let suffix = if compression == Compression::None { "img" } else { "lz4" };
+    format!("{name}-{}.{suffix}", digest.short())
 }
 
 /// Whether bytes are all zero.

@@ -11,6 +11,7 @@ use crate::manifest::{MANIFEST_FILE, ManifestReader, Recorded, STATE_FILE};
 use crate::page::PageRange;
 use crate::report::{ClassReport, class_reports};
 use crate::state::StateFile;
+use crate::store::there;
 
 /// What a snapshot says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -96,14 +97,14 @@ pub struct LayoutSummary {
 /// Summarises the snapshot in a directory, flat, tiered or both.
 pub fn inspect(dir: &Path) -> Result<Inspection, SnapshotError> {
     let (state, manifest) = (dir.join(STATE_FILE), dir.join(MANIFEST_FILE));
-    let reader = manifest.exists().then(|| ManifestReader::open(&manifest)).transpose()?;
-    let flat = state.exists().then(|| StateFile::read(&state)).transpose()?;
+    let reader = there(&manifest)?.then(|| ManifestReader::open(&manifest)).transpose()?;
+    let flat = there(&state)?.then(|| StateFile::read(&state)).transpose()?;
     if reader.is_none() && flat.is_none() {
         return Err(SnapshotError::NoSnapshot { path: dir.to_owned() });
     }
     let (file, flat) = match (flat, reader.as_ref().and_then(ManifestReader::state_path)) {
         (Some(flat), _) => (state, Some(flat)),
-        (None, Some(path)) if path.exists() => {
+        (None, Some(path)) if there(&path)? => {
             let read = StateFile::read(&path)?;
             (path, Some(read))
         }

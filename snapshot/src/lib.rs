@@ -13,7 +13,8 @@
 //! | restore | [`ManifestReader`]: [`RegionMap`]s and [`ImageReader`]s |
 //! | know what a restored guest must see | [`LayoutContent`] |
 //! | look at a snapshot, check it | [`inspect()`], [`draw_text`], [`draw_svg`], [`verify()`] |
-//! | merge a diff | [`merge_diff`], [`stage_merge`] |
+//! | merge a diff | [`merge()`]; of memory files alone [`merge_diff`] |
+//! | find a snapshot's memory file | [`memory_in`], [`memory_at`] |
 //! | know where images are kept elsewhere | [`Places`] |
 //! | have files appear whole | [`Staging`] |
 #![forbid(unsafe_code)]
@@ -36,6 +37,7 @@ mod layouts;
 mod manifest;
 mod manifest_codec;
 mod memmap;
+mod merge;
 mod packer;
 mod page;
 mod page_store;
@@ -45,6 +47,8 @@ mod region;
 mod report;
 mod state;
 mod store;
+mod sums;
+mod target;
 mod tier;
 mod trace;
 mod tripwires;
@@ -57,7 +61,7 @@ pub use content::LayoutContent;
 pub use diff::{MergeReport, merge_diff, stage_merge};
 pub use digest::Digest;
 pub use error::{ChunkFault, FormatError, SnapshotError, chain};
-pub use flat::{FlatFile, FlatOrder, MemorySource, Scan, data_run, data_start, scan};
+pub use flat::{FlatFile, FlatOrder, MemorySource, Scan, check_whole, data_run, data_start, scan};
 pub use flat_writer::FlatWriter;
 pub use image::{Backing, Image, ImageEntry, ImageReader};
 pub use image_writer::{ImageWriter, is_zero};
@@ -67,14 +71,19 @@ pub use manifest::{
     Recorded, STATE_FILE, layout,
 };
 pub use memmap::{draw_svg, draw_text};
+pub use merge::merge;
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
 pub use page_store::PageStore;
 pub use places::{Placed, Places};
 pub use profile::{ClassShare, Input, Overlap, Profile, Stability};
 pub use region::{ImageId, NEVER, Region, RegionError, RegionMap, Stored};
 pub use report::{ClassReport, ImageReport, class_reports};
-pub use state::{HostIdentity, StateBlob, StateFile};
-pub use store::{Files, LocalFiles, NewFile, StagedFile, Staging, TEMP_PREFIX, clean};
+pub use state::{HostIdentity, SnapshotId, StateBlob, StateFile};
+pub use store::{
+    Files, LocalFiles, NewFile, StagedFile, Staging, TEMP_PREFIX, clean, open_beside, there,
+};
+pub use sums::{MemorySums, SUM_PAGES, Summing, chunks_of};
+pub use target::{ASIDE_PREFIX, memory_at, memory_in, settle};
 pub use tier::{TierInput, TierOptions, TierReport, tier};
 pub use trace::{Access, Mechanism, PageAccess, Trace};
 pub use verify::{VerifyReport, verify};

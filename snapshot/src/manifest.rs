@@ -2,17 +2,19 @@
 //! says where each page is. Nothing here reads an image.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::container::{Builder, Container, Kind, ReadError};
 use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
 use crate::image::{Image, ImageEntry, ImageReader};
+use crate::image_writer::image_name;
 use crate::manifest_codec::{self as codec, KNOWN};
 use crate::page::PageRange;
 use crate::region::{ImageId, RegionMap};
 use crate::state::StateFile;
-use crate::store::{Files, Staging};
+use crate::store::{Files, Staging, check_plain, open_beside};
 use crate::trace::Mechanism;
 
 /// Name of the file that makes a directory a tiered snapshot.
@@ -46,7 +48,7 @@ pub mod layout {
 /// A file that belongs to a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileRef {
-    /// Relative to the manifest's folder, or absolute.
+    /// In the manifest's folder.
     pub file: String,
     /// Its length.
     pub bytes: u64,
@@ -100,6 +102,27 @@ impl Manifest {
     /// The region map of that name.
     pub fn layout(&self, name: &str) -> Option<&RegionMap> {
         self.layouts.iter().find(|l| l.0 == name).map(|l| &l.1)
+    }
+
+    /// Files in its folder that were made with it and belong to it alone: those that have the name that
+    /// their content gives them. A manifest can name any file; no other may go with it.
+    pub fn own_files(&self) -> Vec<String> {
+        let own = |image: &Image| {
+            let (entry, digest) = (&image.entry, image.entry.digest?);
+            let plain = !entry.name.contains(['/', '\0']) && !entry.name.starts_with('.');
+            (plain && entry.file == image_name(&entry.name, digest, entry.compression))
+                .then(|| entry.file.clone())
+        };
+        // Names that `tier` gives to what comes from another folder.
+        let hashed = |name: &&String| {
+            let base = name.strip_suffix(".img").unwrap_or(name);
+            let hash = base.strip_prefix("memory-").or(base.strip_prefix("state-"));
+            let hash = hash.or(base.strip_prefix("store-"));
+            hash.is_some_and(|h| h.len() == 16 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+        };
+        let others =
+            self.images.iter().map(|i| &i.entry.file).chain(self.state.iter().map(|s| &s.file));
+        self.images.iter().filter_map(own).chain(others.filter(hashed).cloned()).collect()
     }
 
     /// The bytes of a manifest; refuses what no reader would accept.
@@ -229,15 +252,23 @@ impl ManifestReader {
     /// Reads the state file, which must be the one that the snapshot was tiered with, for the same
     /// memory.
     pub fn read_state(&self) -> Result<StateFile, SnapshotError> {
-        self.read_state_at(&self.state_path().ok_or_else(|| self.stateless())?)
+        let path = self.state_path().ok_or_else(|| self.stateless())?;
+        check_plain(&self.state().ok_or_else(|| self.stateless())?.file, &path)?;
+        let mut bytes = Vec::new();
+        open_beside(&path)?.read_to_end(&mut bytes).map_err(SnapshotError::io("read", &path))?;
+        self.read_state_from(&bytes, &path)
     }
 
     /// The same from a copy of it at `path`.
     pub fn read_state_at(&self, path: &Path) -> Result<StateFile, SnapshotError> {
-        let stated = self.state().ok_or_else(|| self.stateless())?;
         let bytes = fs::read(path).map_err(SnapshotError::io("read", path))?;
-        let state = StateFile::from_bytes(&bytes).map_err(SnapshotError::format(path))?;
-        if Digest::of(&bytes) != stated.digest {
+        self.read_state_from(&bytes, path)
+    }
+
+    fn read_state_from(&self, bytes: &[u8], path: &Path) -> Result<StateFile, SnapshotError> {
+        let stated = self.state().ok_or_else(|| self.stateless())?;
+        let state = StateFile::from_bytes(bytes).map_err(SnapshotError::format(path))?;
+        if Digest::of(bytes) != stated.digest {
             return Err(SnapshotError::Changed { path: path.into(), what: "content" });
         }
         if state.memory != self.head.memory {
@@ -323,6 +354,15 @@ impl ManifestReader {
             let (path, known) = (self.path.clone(), names.join(", "));
             SnapshotError::NoImage { path, image: name.into(), known }
         })
+    }
+
+    /// Where the file of an image is, for those who open it by themselves.
+    ///
+    /// # Errors
+    ///
+    /// The manifest names a file outside of its folder, or one that is not there.
+    pub fn image_path(&self, entry: &ImageEntry) -> Result<PathBuf, SnapshotError> {
+        entry.open(self.folder()).map(|_| entry.path(self.folder()))
     }
 
     /// The file of the image of that number, for whoever maps it: its checksums, as many as the guest

@@ -14,7 +14,7 @@ use crate::error::{FormatError, SnapshotError};
 use crate::image::{Image, ImageEntry};
 use crate::image_writer::is_zero;
 use crate::page::PAGE_SIZE;
-use crate::store::{Files, NewFile, Staging, clean};
+use crate::store::{Files, NewFile, Staging, clean, there};
 
 const PAGES: SectionId = SectionId::new(1, 0);
 const CHUNKS: SectionId = SectionId::new(2, 0);
@@ -66,7 +66,7 @@ impl PageStore {
             Err(e) => return Err(SnapshotError::io("read", &path)(e)),
         };
         let path = dir.join(IMAGE_FILE);
-        let image = if path.exists() { files.open(&path) } else { files.create(&path) };
+        let image = if there(&path)? { files.open(&path) } else { files.create(&path) };
         let image = image.map_err(SnapshotError::io("open", &path))?;
         let reader = File::open(&path).map_err(SnapshotError::io("open", &path))?;
         let found = reader.metadata().map_err(SnapshotError::io("look at", &path))?.len();

@@ -1,18 +1,21 @@
 //! The state file: everything of a paused machine but its memory. It keeps configuration and device
 //! states as opaque blobs; what they mean is for those who saved them.
 
+use std::fmt;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use crate::codec::{Decoder, Encoder};
 use crate::container::{
     self, Builder, Container, HEADER_LEN, Kind, MAJOR, MINOR, ReadError, SectionId,
 };
+use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
 use crate::flat::FlatOrder;
-use crate::page::PageRange;
+use crate::page::{PAGE_SIZE, PageRange};
 use crate::store::{Files, Staging};
+use crate::sums::{MemorySums, SUM_PAGES};
 
 const INFO: SectionId = SectionId::new(1, 0);
 const CONFIG: SectionId = SectionId::new(2, 0);
@@ -20,7 +23,39 @@ const HOST: SectionId = SectionId::new(3, 0);
 const MEMORY: SectionId = SectionId::new(4, 0);
 const BLOBS: SectionId = SectionId::new(5, 0);
 const DIRTY: SectionId = SectionId::new(6, 0);
-const KNOWN: [u16; 6] = [INFO.kind, CONFIG.kind, HOST.kind, MEMORY.kind, BLOBS.kind, DIRTY.kind];
+const IDENTITY: SectionId = SectionId::new(7, 0);
+const SUMS: SectionId = SectionId::new(8, 0);
+const KNOWN: [u16; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+
+/// What tells one snapshot from all others: random, made with it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(pub [u8; 16]);
+
+impl SnapshotId {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// The system has no random bytes.
+    pub fn random() -> io::Result<SnapshotId> {
+        let mut id = [0; 16];
+        // Sixteen bytes are always given whole (getrandom(2)).
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
+        Ok(SnapshotId(id))
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// The host that a machine was saved on, as far as it matters to where it can be restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +96,13 @@ pub struct StateFile {
     /// Of a diff snapshot: the guest pages that its memory file holds, sorted and apart; the rest is
     /// its base's, and until it is merged it cannot be restored. `None`: a full one.
     pub dirty: Option<Vec<PageRange>>,
+    /// Which snapshot this is; `None`: format 1.1 or older wrote it.
+    pub id: Option<SnapshotId>,
+    /// Of a diff snapshot: those over which it may be laid. That is the one since which it was made, or
+    /// several if it was written over a diff of the same machine. Empty: format 1.1 or older.
+    pub bases: Vec<SnapshotId>,
+    /// Checksums of the pages that the memory file holds; `None`: they are not known.
+    pub sums: Option<MemorySums>,
     /// State of each part, in the order of saving.
     pub blobs: Vec<StateBlob>,
 }
@@ -106,6 +148,20 @@ impl StateFile {
             let mut body = Encoder::default();
             body.ranges(dirty);
             file.required(DIRTY, body);
+        }
+        if let Some(id) = self.id {
+            let mut body = Encoder::default();
+            body.0.extend(id.0);
+            body.count(self.bases.len());
+            self.bases.iter().for_each(|base| body.0.extend(base.0));
+            file.optional(IDENTITY, body);
+        }
+        if let Some(sums) = &self.sums {
+            let mut body = Encoder::default();
+            body.u32(SUM_PAGES as u32);
+            body.count(sums.0.len());
+            sums.0.iter().for_each(|&crc| body.u32(crc));
+            file.optional(SUMS, body);
         }
         let bytes = file.finish();
         Self::from_bytes(&bytes).map(|_| bytes)
@@ -161,6 +217,15 @@ impl StateFile {
             d.end()?;
             state.dirty = Some(dirty);
         }
+        if let Some(body) = file.optional(IDENTITY)? {
+            let mut d = Decoder::new("identity", &body);
+            state.id = Some(SnapshotId(d.array("id")?));
+            state.bases = d.records("bases")?.iter().map(|&id| SnapshotId(id)).collect();
+            d.end()?;
+        }
+        if let Some(body) = file.optional(SUMS)? {
+            state.sums = Some(decode_sums(&body, state.memory_bytes() / PAGE_SIZE)?);
+        }
 
         let body = file.required(BLOBS, "blobs")?;
         let mut d = Decoder::new("blobs", &body);
@@ -178,6 +243,22 @@ impl StateFile {
         }
         d.end()?;
         Ok(state)
+    }
+
+    /// What tells this snapshot from others, also one that was made before snapshots had an id: then
+    /// it follows from the machine's state.
+    pub fn identity(&self) -> SnapshotId {
+        self.id.unwrap_or_else(|| {
+            let mut all = Encoder::default();
+            all.bytes(&self.config);
+            for blob in &self.blobs {
+                all.string(&blob.name);
+                all.bytes(&blob.bytes);
+            }
+            let mut id = [0; 16];
+            id.copy_from_slice(&Digest::of(&all.0).0[..16]);
+            SnapshotId(id)
+        })
     }
 
     /// Writes the state to a file, whole or not at all.
@@ -203,4 +284,20 @@ impl StateFile {
             .map_err(SnapshotError::io("read", path))?;
         container::version(Kind::State, &start).map_err(SnapshotError::format(path))
     }
+}
+
+fn decode_sums(body: &[u8], pages: u64) -> Result<MemorySums, FormatError> {
+    let mut d = Decoder::new("memory checksums", body);
+    let each = d.u32("pages per checksum")?;
+    if u64::from(each) != SUM_PAGES {
+        return Err(d.value("pages per checksum", each.to_string(), "256 were expected"));
+    }
+    let records = d.records::<4>("checksums")?;
+    if records.len() as u64 != MemorySums::number(pages) {
+        let found = records.len().to_string();
+        return Err(d.value("number", found, "not what the guest's memory needs"));
+    }
+    let sums = MemorySums(records.iter().map(|r| u32::from_le_bytes(*r)).collect());
+    d.end()?;
+    Ok(sums)
 }

@@ -3,9 +3,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::error::SnapshotError;
 
@@ -21,6 +24,8 @@ pub trait Files: Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
     /// Opens a file to write in it.
     fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+    /// Gives a file another name, which must be free.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Renames a file over what may be there.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -63,6 +68,9 @@ impl Files for LocalFiles {
     fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         Ok(Box::new(File::options().read(true).write(true).open(path)?))
     }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
@@ -87,6 +95,17 @@ impl NewFile for File {
     fn file(&self) -> Option<&File> {
         Some(self)
     }
+}
+
+/// Names that are tried for an unfinished file.
+const MOST_TRIES: usize = 1000;
+/// Bytes of a file's name that its unfinished file is named after: a name has at most 255.
+const MOST_NAME: usize = 100;
+
+/// How the name of the unfinished file of `target` ends.
+fn temp_suffix(target: &Path) -> String {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    format!("-{}", &name[..name.floor_char_boundary(MOST_NAME)])
 }
 
 /// A file of a [`Staging`]: its place in the list.
@@ -120,12 +139,47 @@ impl<'f> Staging<'f> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let dir = folder(target);
         self.files.create_dir(dir).map_err(SnapshotError::io("create folder", dir))?;
-        let (n, pid) = (NEXT.fetch_add(1, Ordering::Relaxed), std::process::id());
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let temp = dir.join(format!("{TEMP_PREFIX}{pid}-{n}-{name}"));
-        let file = self.files.create(&temp).map_err(SnapshotError::io("create", &temp))?;
+        let suffix = temp_suffix(target);
+        // Processes of other PID namespaces may have the same number.
+        let mut tries = 0..MOST_TRIES;
+        let (temp, file) = loop {
+            let (n, pid) = (NEXT.fetch_add(1, Ordering::Relaxed), std::process::id());
+            let temp = dir.join(format!("{TEMP_PREFIX}{pid}-{n}{suffix}"));
+            match self.files.create(&temp) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && tries.next().is_some() => {}
+                made => break (temp.clone(), made.map_err(SnapshotError::io("create", &temp))?),
+            }
+        };
         self.staged.push(Staged { temp, target: target.to_owned(), file: Some(file) });
         Ok(StagedFile(self.staged.len() - 1))
+    }
+
+    /// Begins a file at `target` that is another name of the file `from`. False: the file system has no
+    /// such names, or not for this file.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses for another reason.
+    pub fn link(&mut self, from: &Path, target: &Path) -> Result<bool, SnapshotError> {
+        let at = self.create(target)?;
+        let Some(staged) = self.staged.get_mut(at.0) else { return Ok(false) };
+        // The name is known to be free, but for a moment.
+        staged.file = None;
+        let linked =
+            self.files.remove(&staged.temp).and_then(|()| self.files.link(from, &staged.temp));
+        match linked {
+            Ok(()) => Ok(true),
+            Err(e) => {
+                self.staged.pop();
+                match e.kind() {
+                    io::ErrorKind::CrossesDevices
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::TooManyLinks
+                    | io::ErrorKind::Unsupported => Ok(false),
+                    _ => Err(SnapshotError::io("link", target)(e)),
+                }
+            }
+        }
     }
 
     /// Another name for a file that is not committed yet, as its content may decide it.
@@ -181,7 +235,13 @@ impl<'f> Staging<'f> {
     }
 
     /// One file, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses: what was there before is as it was.
     pub fn write_file(files: &dyn Files, path: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
+        let suffix = temp_suffix(path);
+        clean_where(folder(path), |name| name.ends_with(&suffix))?;
         let mut staging = Staging::new(files);
         let at = staging.create(path)?;
         staging.put(at, bytes, 0)?;
@@ -215,22 +275,88 @@ impl Drop for Staging<'_> {
 }
 
 /// Removes what killed processes left unfinished in `dir`; how many files that were.
+///
+/// # Errors
+///
+/// The folder cannot be read, or a file in it not be removed.
 pub fn clean(dir: &Path) -> Result<usize, SnapshotError> {
+    clean_where(dir, |_| true)
+}
+
+/// The same for those whose name is one of `which`. A folder that does not exist holds none.
+fn clean_where(dir: &Path, which: impl Fn(&str) -> bool) -> Result<usize, SnapshotError> {
     let mut removed = 0;
-    for entry in fs::read_dir(dir).map_err(SnapshotError::io("list", dir))? {
-        let entry = entry.map_err(SnapshotError::io("list", dir))?;
-        if !entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX) {
-            continue;
-        }
-        let path = entry.path();
+    for name in names_in(dir)?.filter(|name| name.starts_with(TEMP_PREFIX) && which(name)) {
+        let path = dir.join(name);
         // Its writer holds a lock as long as it lives.
-        let Ok(file) = File::open(&path) else { continue };
+        let Ok(file) = read_only().open(&path) else { continue };
         if file.try_lock().is_ok() {
             fs::remove_file(&path).map_err(SnapshotError::io("remove", &path))?;
             removed += 1;
         }
     }
     Ok(removed)
+}
+
+/// Names of what is in a folder, as far as they are text; none if there is no such folder.
+pub(crate) fn names_in(dir: &Path) -> Result<impl Iterator<Item = String>, SnapshotError> {
+    let mut names = Vec::new();
+    match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(SnapshotError::io("list", dir)(e)),
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry.map_err(SnapshotError::io("list", dir))?;
+                names.extend(entry.file_name().into_string());
+            }
+        }
+    }
+    Ok(names.into_iter())
+}
+
+/// How a file is opened whose name nobody vouches for: a link is refused, and a FIFO without a writer
+/// does not keep the reader waiting.
+pub(crate) fn read_only() -> fs::OpenOptions {
+    let mut options = File::options();
+    options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+    options
+}
+
+/// Opens a file that another file names: one beside it, no link to somewhere else.
+///
+/// # Errors
+///
+/// The file cannot be opened, or is a link or no regular file.
+pub fn open_beside(path: &Path) -> Result<File, SnapshotError> {
+    let wrong = |problem: &'static str| SnapshotError::Target { path: path.to_owned(), problem };
+    let file = match read_only().open(path) {
+        Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Err(wrong("a link, and what a snapshot names must be in its own folder"));
+        }
+        opened => opened.map_err(SnapshotError::io("open", path))?,
+    };
+    let meta = file.metadata().map_err(SnapshotError::io("look at", path))?;
+    if meta.is_file() { Ok(file) } else { Err(wrong("no regular file")) }
+}
+
+/// Refuses a name in a manifest that leads out of the manifest's folder: whoever made the manifest may
+/// not say which files of this host are read.
+pub(crate) fn check_plain(name: &str, path: &Path) -> Result<(), SnapshotError> {
+    if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+        let problem = "outside of the snapshot's folder, and a manifest may name only files in it: \
+                       tier the snapshot again";
+        return Err(SnapshotError::Target { path: path.to_owned(), problem });
+    }
+    Ok(())
+}
+
+/// Whether there is something at a path. What cannot be looked at is an error, and not absent.
+///
+/// # Errors
+///
+/// The path cannot be looked at.
+pub fn there(path: &Path) -> Result<bool, SnapshotError> {
+    path.try_exists().map_err(SnapshotError::io("look for", path))
 }
 
 /// The folder that a file is in.

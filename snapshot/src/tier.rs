@@ -1,7 +1,7 @@
 //! Makes a tiered snapshot of a flat one: classifies its pages, packs the images, writes the
 //! manifest. What a restore makes of it is `varve-memory-tiers`' business.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -9,9 +9,10 @@ use serde::Serialize;
 use crate::chunk::{Compression, DEFAULT_CHUNK_PAGES, MAX_CHUNK_PAGES};
 use crate::class::PageClass;
 use crate::classify::{Classified, ClassifyOptions, classify};
+use crate::diff::copy_data;
 use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
-use crate::flat::{FlatFile, scan};
+use crate::flat::{FlatFile, check_whole, scan};
 use crate::image::{Image, ImageEntry};
 use crate::manifest::{
     COLD_IMAGE, FileRef, MANIFEST_FILE, Manifest, READ_ONLY_IMAGE, Recorded, STATE_FILE, layout,
@@ -95,6 +96,7 @@ pub fn tier(
         return Err(SnapshotError::Option { option: "chunk pages", why });
     }
     let state = StateFile::read(input.state)?;
+    check_whole(&state, input.memory)?;
     let source = FlatFile::open(input.memory, &state.memory)?;
     let scan = scan(&source, source.pages(), options.chunk_pages)?;
     let trace = Trace::merge(input.traces).unwrap_or_else(|| Trace::empty(Mechanism::UffdWp));
@@ -102,14 +104,16 @@ pub fn tier(
     let recorded = recorded(&classified, &trace, &options.classify);
 
     files.create_dir(input.out).map_err(SnapshotError::io("create folder", input.out))?;
-    if input.out.is_dir() {
-        clean(input.out)?;
-    }
+    clean(input.out)?;
     let mut staging = Staging::new(files);
+    let state_bytes = fs::read(input.state).map_err(SnapshotError::io("read", input.state))?;
+    let named = |_: &Path| format!("memory-{}", Digest::of(&state_bytes).short());
+    let length = source.pages() * PAGE_SIZE;
+    let memory_name = bring(&mut staging, input.memory, input.out, named, Some(length))?;
     let memory = Image {
         entry: ImageEntry {
             name: "memory".into(),
-            file: reference(input.memory, input.out)?,
+            file: memory_name,
             pages: source.pages(),
             bytes: source.pages() * PAGE_SIZE,
             chunk_pages: options.chunk_pages,
@@ -124,7 +128,11 @@ pub fn tier(
         None => None,
         Some(dir) => {
             let store = PageStore::open(files, dir)?;
-            let file = reference(&store.image_path(), input.out)?;
+            let named = |path: &Path| {
+                let name = Digest::of(path.as_os_str().as_encoded_bytes());
+                format!("store-{}.img", name.short())
+            };
+            let file = bring(&mut staging, &store.image_path(), input.out, named, None)?;
             Some((store, file))
         }
     };
@@ -227,26 +235,35 @@ fn recorded(all: &Classified, trace: &Trace, options: &ClassifyOptions) -> Recor
     }
 }
 
-/// How a manifest in `folder` names a file: relative where that is short, so that snapshots can be
-/// moved together.
-fn reference(file: &Path, folder: &Path) -> Result<String, SnapshotError> {
+/// The name in `out` by which a manifest there names a file: its own, or one that is made for it. A
+/// manifest names no file of another folder, so that who gets it need not trust it with others.
+fn bring(
+    staging: &mut Staging,
+    from: &Path,
+    out: &Path,
+    name: impl FnOnce(&Path) -> String,
+    copy: Option<u64>,
+) -> Result<String, SnapshotError> {
     let real = |p: &Path| fs::canonicalize(p).map_err(SnapshotError::io("find", p));
-    let (file, folder) = (real(file)?, real(folder)?);
-    let name = match file.strip_prefix(&folder) {
-        Ok(inside) => inside.to_owned(),
-        Err(_) => {
-            match (folder.parent(), folder.parent().and_then(|p| file.strip_prefix(p).ok())) {
-                (Some(parent), Some(beside)) if parent != Path::new("/") => {
-                    Path::new("..").join(beside)
-                }
-                _ => file.clone(),
-            }
-        }
-    };
-    name.into_os_string().into_string().map_err(|name| SnapshotError::Option {
-        option: "memory",
-        why: format!("{} is not UTF-8: a manifest cannot name it", name.display()),
-    })
+    let (file, folder) = (real(from)?, real(out)?);
+    if file.parent() == Some(&folder)
+        && let Some(name) = file.file_name().and_then(|name| name.to_str())
+    {
+        return Ok(name.to_owned());
+    }
+    let name = name(&file);
+    let target = out.join(&name);
+    if !staging.link(&file, &target)? {
+        let Some(bytes) = copy else {
+            let why = format!("{} and {} are on two file systems", from.display(), out.display());
+            return Err(SnapshotError::Option { option: "store", why });
+        };
+        let open = File::open(&file).map_err(SnapshotError::io("open memory file", &file))?;
+        let at = staging.create(&target)?;
+        staging.set_len(at, bytes)?;
+        copy_data(staging, at, &open, &file, bytes)?;
+    }
+    Ok(name)
 }
 
 /// A state file in the folder is used as it is; one from elsewhere is copied under a name of its own,
@@ -254,24 +271,26 @@ fn reference(file: &Path, folder: &Path) -> Result<String, SnapshotError> {
 fn place_state(staging: &mut Staging, input: &TierInput) -> Result<FileRef, SnapshotError> {
     let bytes = fs::read(input.state).map_err(SnapshotError::io("read", input.state))?;
     let digest = Digest::of(&bytes);
-    let mut file = reference(input.state, input.out)?;
-    if file.contains('/') {
-        file = format!("{STATE_FILE}-{}", digest.short());
-        let at = staging.create(&input.out.join(&file))?;
-        staging.put(at, &bytes, 0)?;
-    }
+    let real = |p: &Path| fs::canonicalize(p).map_err(SnapshotError::io("find", p));
+    let (state, folder) = (real(input.state)?, real(input.out)?);
+    let own = state.file_name().filter(|_| state.parent() == Some(&folder));
+    let file = match own.and_then(|name| name.to_str()) {
+        Some(name) => name.to_owned(),
+        None => {
+            let file = format!("{STATE_FILE}-{}", digest.short());
+            let at = staging.create(&input.out.join(&file))?;
+            staging.put(at, &bytes, 0)?;
+            file
+        }
+    };
     Ok(FileRef { file, bytes: bytes.len() as u64, digest })
 }
 
 /// Images of the manifest that was replaced. A process that uses them still has them open.
 fn remove_replaced(files: &dyn Files, old: &Manifest, new: &Manifest, folder: &Path) {
-    let named = |m: &Manifest| -> Vec<String> {
-        let images = m.images.iter().filter(|i| i.entry.digest.is_some());
-        images.map(|i| i.entry.file.clone()).collect()
-    };
-    let kept = named(new);
-    // Only files of the folder itself, of which the manifest was the one user.
-    for file in named(old).iter().filter(|f| !f.contains('/') && !kept.contains(f)) {
+    let mut kept: Vec<&String> = new.images.iter().map(|i| &i.entry.file).collect();
+    kept.extend(new.state.iter().map(|state| &state.file));
+    for file in old.own_files().iter().filter(|file| !kept.contains(file)) {
         // Left behind, it takes space and does no harm.
         let _ = files.remove(&folder.join(file));
     }

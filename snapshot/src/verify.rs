@@ -1,5 +1,5 @@
-//! Checks everything that a snapshot consists of, and names everything that is wrong. Repairs
-//! nothing.
+//! Checks everything that a snapshot consists of, and names everything that is wrong, and what could
+//! not be checked. Repairs nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -7,11 +7,14 @@ use serde::Serialize;
 
 use crate::content::LayoutContent;
 use crate::error::{SnapshotError, chain};
-use crate::flat::FlatFile;
-use crate::manifest::{MANIFEST_FILE, MEMORY_FILE, Manifest, ManifestReader, STATE_FILE};
+use crate::flat::{FlatFile, FlatOrder, holds_only};
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestReader, STATE_FILE};
+use crate::merge::damaged;
 use crate::page::{PAGE_SIZE, PageRange};
 use crate::region::ImageId;
 use crate::state::StateFile;
+use crate::store::there;
+use crate::target::memory_in;
 
 /// Pages compared at a time.
 const COMPARE_PAGES: u64 = 256;
@@ -25,8 +28,10 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Pages whose content was compared between layouts.
     pub pages_compared: u64,
-    /// What is wrong: file, place and cause in each. Empty: the snapshot is sound.
+    /// What is wrong: file, place and cause in each. Empty: nothing is, of what was checked.
     pub problems: Vec<String>,
+    /// What was not checked, and why.
+    pub unchecked: Vec<String>,
 }
 
 impl VerifyReport {
@@ -35,32 +40,68 @@ impl VerifyReport {
     }
 }
 
-/// Checks the snapshot in a directory, flat, tiered or both. An error if it holds none.
+/// Checks the snapshot in a directory, flat, tiered or both.
+///
+/// # Errors
+///
+/// The directory holds none, or cannot be looked at.
 pub fn verify(dir: &Path) -> Result<VerifyReport, SnapshotError> {
     let (state, manifest) = (dir.join(STATE_FILE), dir.join(MANIFEST_FILE));
     let mut report = VerifyReport::default();
-    if !state.exists() && !manifest.exists() {
+    let (flat, tiered) = (there(&state)?, there(&manifest)?);
+    if !flat && !tiered {
         return Err(SnapshotError::NoSnapshot { path: dir.to_owned() });
     }
-    if state.exists() {
-        verify_flat(&state, &mut report);
+    if flat {
+        verify_flat(dir, &state, &mut report);
     }
-    if manifest.exists() {
+    if tiered {
         verify_tiered(&manifest, &mut report);
     }
     Ok(report)
 }
 
-fn verify_flat(path: &Path, report: &mut VerifyReport) {
+fn verify_flat(dir: &Path, path: &Path, report: &mut VerifyReport) {
     report.files.push(path.to_owned());
     let Some(state) = report.note(StateFile::read(path)) else { return };
+    let Some(memory) = report.note(memory_in(dir, &state)) else { return };
+    let Some(found) = report.note(there(&memory)) else { return };
     // Without a name the memory file is wherever its maker put it; then only this place is known.
-    let named = state.memory_file.is_some();
-    let name = state.memory_file.as_deref().unwrap_or(MEMORY_FILE);
-    let memory = path.with_file_name(name);
-    if named || memory.exists() {
-        report.note(FlatFile::open(&memory, &state.memory));
-        report.files.push(memory);
+    if !found && state.memory_file.is_none() {
+        let place = "its memory file is in another folder";
+        return report.unchecked.push(format!("{}: {place}", path.display()));
+    }
+    if let Some(file) = report.note(FlatFile::open(&memory, &state.memory)) {
+        verify_memory(&state, &memory, &file, report);
+    }
+    report.files.push(memory);
+}
+
+/// Compares memory with the checksums in the state file.
+fn verify_memory(state: &StateFile, path: &Path, file: &FlatFile, report: &mut VerifyReport) {
+    let shown = path.display();
+    let order = FlatOrder::new(&state.memory);
+    let held = state.dirty.as_deref();
+    if let Some(held) = held {
+        match report.note(holds_only(file, &order, held)) {
+            Some(true) => report.unchecked.push(format!(
+                "{shown}: a diff, without its base: only the pages written since that are checked"
+            )),
+            Some(false) => report.unchecked.push(format!(
+                "{shown}: pages that were laid under the diff's by another program have no checksum"
+            )),
+            None => return,
+        }
+    }
+    let Some(sums) = &state.sums else {
+        let why = "the state file has no checksums of it: only its length was checked";
+        return report.unchecked.push(format!("{shown}: {why}"));
+    };
+    let chunks: Vec<usize> = (0..sums.len()).collect();
+    let wrong = report.note(sums.wrong(file, &order, held, &chunks));
+    report.chunks += sums.len() as u64;
+    for chunk in wrong.unwrap_or_default() {
+        report.problems.push(damaged(path, &order, chunk).to_string());
     }
 }
 
@@ -87,6 +128,9 @@ fn verify_tiered(path: &Path, report: &mut VerifyReport) {
     }
     if sound {
         compare_layouts(&manifest, report);
+    } else {
+        let why = "the layouts were not compared, because an image has a problem";
+        report.unchecked.push(format!("{}: {why}", path.display()));
     }
 }
 

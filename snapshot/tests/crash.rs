@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use common::{Guest, leftovers, trace_of};
 use varve_snapshot::{
-    Files, FlatWriter, LocalFiles, ManifestReader, NewFile, StateFile, TierInput, TierOptions,
-    clean, layout, merge_diff, tier, verify,
+    Files, FlatOrder, FlatWriter, LocalFiles, ManifestReader, NewFile, PageRange, SnapshotError,
+    StateFile, Summing, TierInput, TierOptions, clean, layout, memory_at, memory_in, merge_diff,
+    settle, tier, verify,
 };
 
 /// What has happened since the last time that it was made durable.
@@ -93,6 +94,13 @@ impl Files for Failing {
         self.log().step()?;
         let file = File::options().read(true).write(true).open(path)?;
         Ok(Box::new(FailingFile { file, path: path.to_owned(), log: self.clone() }))
+    }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut log = self.log();
+        log.step()?;
+        // Another name for content that is durable.
+        log.dirty.remove(to);
+        LocalFiles.link(from, to)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut log = self.log();
@@ -267,12 +275,26 @@ fn newer() -> Guest {
     Guest::new(5, &[9, 0, 0, 9, 9, 9, 0, 9, 9, 0])
 }
 
-fn save_newer(mut writer: FlatWriter) -> Result<(), Box<dyn std::error::Error>> {
-    for (page, at) in newer().bytes.chunks(4096).zip(0..) {
+fn save_newer(writer: FlatWriter) -> Result<(), Box<dyn std::error::Error>> {
+    save(writer, &newer())
+}
+
+fn save(mut writer: FlatWriter, guest: &Guest) -> Result<(), Box<dyn std::error::Error>> {
+    let mut sums = Summing::new(10, true);
+    for (page, at) in guest.bytes.chunks(4096).zip(0..) {
+        sums.add(at, page);
         writer.memory()?.write_at(page, at * 4096)?;
     }
-    writer.finish(newer().state())?;
+    writer.finish(StateFile { sums: Some(sums.finish()), ..guest.state() })?;
     Ok(())
+}
+
+/// What a restore of the snapshot in `dir` would find: the state, and all of memory.
+fn load(dir: &Path) -> (StateFile, Vec<u8>) {
+    let state = StateFile::read(&dir.join("state")).unwrap();
+    let memory = fs::read(memory_in(dir, &state).unwrap()).unwrap();
+    assert!(memory == fs::read(memory_at(&state, &dir.join("memory")).unwrap()).unwrap());
+    (state, memory)
 }
 
 #[test]
@@ -285,42 +307,170 @@ fn a_new_flat_snapshot_replaces_the_old_one_whole() {
     let make = |files: &dyn Files, dir: &Path| {
         FlatWriter::in_dir(files, dir, 10 * 4096).is_ok_and(|writer| save_newer(writer).is_ok())
     };
+    let only = |dir: &Path| {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["memory", "state"], "nothing is left of what was replaced");
+    };
     at_every_operation(prepare, make, |dir, done| {
-        let state = StateFile::read(&dir.join("state")).unwrap();
-        let name = state.memory_file.unwrap();
-        let found = fs::read(dir.join(&name)).unwrap();
-        match name.as_str() {
-            "memory" => assert!(!done && found == guest().bytes),
-            _ => assert!(found == newer().bytes),
-        }
+        let (state, found) = load(dir);
+        let old = state.id.is_none();
+        assert!(found == if old { guest().bytes } else { newer().bytes });
+        assert!(!(old && done));
         // The tiered one is as it was, or gone, or refused as it no longer fits.
         if let Ok(manifest) = ManifestReader::open(dir) {
-            assert_eq!(manifest.read_state().is_ok(), name == "memory");
+            assert_eq!(manifest.read_state().is_ok(), old);
         }
+        // What a kill left does not stay for ever.
+        if old || done {
+            assert!(make(&LocalFiles, dir));
+            only(dir);
+        }
+        settle(&LocalFiles, dir).unwrap();
+        assert!(load(dir).1 == fs::read(dir.join("memory")).unwrap());
     });
-    let dir = tempfile::tempdir().unwrap();
-    prepare(dir.path());
-    assert!(make(&LocalFiles, dir.path()));
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "state and memory alone");
 }
 
-/// At given places, both replaced: never the state of one with the memory of the other.
+/// At given places, both replaced: always one of the two, whole.
 #[test]
 fn state_and_memory_never_mix() {
     let make = |files: &dyn Files, dir: &Path| {
         FlatWriter::at(files, &dir.join("state"), &dir.join("memory"), 10 * 4096)
             .is_ok_and(|writer| save_newer(writer).is_ok())
     };
+    // Over a snapshot of an older version, over one that was replaced before, and over the other's.
+    let twice = |dir: &Path| {
+        guest().save(dir);
+        save(FlatWriter::in_dir(&LocalFiles, dir, 10 * 4096).unwrap(), &guest()).unwrap();
+    };
+    for prepare in [(|dir| drop(guest().save(dir))) as fn(&Path), twice] {
+        at_every_operation(prepare, make, |dir, done| {
+            let (_, found) = load(dir);
+            assert!(found == newer().bytes || (found == guest().bytes && !done));
+        });
+    }
+}
+
+/// The memory file of a snapshot whose state file has another name is replaced: that one stays whole
+/// until the new state is there.
+#[test]
+fn another_state_files_memory_stays_until_the_new_one_is_there() {
+    let make = |files: &dyn Files, dir: &Path| {
+        FlatWriter::at(files, &dir.join("second"), &dir.join("memory"), 10 * 4096)
+            .is_ok_and(|writer| save_newer(writer).is_ok())
+    };
     at_every_operation(
         |dir| drop(guest().save(dir)),
         make,
         |dir, done| {
-            let Ok(state) = StateFile::read(&dir.join("state")) else { return assert!(!done) };
-            let old = state.memory_file.is_some();
-            let wanted = if old { guest().bytes } else { newer().bytes };
-            assert!(fs::read(dir.join("memory")).unwrap() == wanted && old <= !done);
+            let Ok(state) = StateFile::read(&dir.join("second")) else {
+                assert!(!done && load(dir).1 == guest().bytes);
+                return;
+            };
+            let memory = memory_at(&state, &dir.join("memory")).unwrap();
+            assert!(fs::read(memory).unwrap() == newer().bytes);
         },
     );
+}
+
+/// A state file that cannot be looked at is no reason to take its memory away.
+#[test]
+fn a_target_that_is_no_file_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, memory) = guest().save(dir.path());
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    let folder = dir.path().join("folder");
+    for (state, memory) in [(&folder, &memory), (&state, &folder), (&memory, &memory)] {
+        let refused = FlatWriter::at(&LocalFiles, state, memory, 10 * 4096).err().unwrap();
+        assert!(matches!(refused, SnapshotError::Target { .. }), "{refused}");
+    }
+    assert!(load(dir.path()).1 == guest().bytes);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+}
+
+/// A diff of `dirty` pages of content `byte`, since `base`.
+fn diff_since(dir: &Path, base: &StateFile, dirty: &[PageRange], byte: u8) -> PathBuf {
+    let diff = dir.join("diff");
+    let mut writer = FlatWriter::in_dir(&LocalFiles, &diff, 10 * 4096).unwrap();
+    let order = FlatOrder::new(&base.memory);
+    let mut sums = Summing::new(10, false);
+    for pages in dirty {
+        let (first, bytes) = (order.of_pages(pages).unwrap(), vec![byte; pages.len() as usize]);
+        sums.add(first, &bytes);
+        writer.memory().unwrap().write_at(&bytes, first * 4096).unwrap();
+    }
+    let (dirty, bases) = (Some(dirty.to_vec()), vec![base.identity()]);
+    let sums = Some(sums.finish());
+    writer.finish(StateFile { dirty, bases, sums, ..newer().state() }).unwrap();
+    diff
+}
+
+#[test]
+fn a_merge_of_snapshots_leaves_the_base_or_the_merged_one() {
+    let mut merged = guest().bytes;
+    merged[4096..8192].fill(5);
+    merged[3 * 4096..4 * 4096].fill(5);
+    let make = |files: &dyn Files, dir: &Path| {
+        let base = StateFile::read(&dir.join("state")).unwrap();
+        let dirty = [common::range(1, 1), common::range(3, 1)];
+        let diff = diff_since(dir, &base, &dirty, 5);
+        let report = varve_snapshot::merge(files, dir, &diff, dir);
+        if let Ok(report) = &report {
+            assert_eq!((report.pages, report.from_diff, report.tied), (10, 2, true));
+        }
+        report.is_ok()
+    };
+    at_every_operation(
+        |dir| drop(guest().save(dir)),
+        make,
+        |dir, done| {
+            let (state, found) = load(dir);
+            let old = state.id.is_none();
+            assert!(found == if old { guest().bytes.clone() } else { merged.clone() });
+            assert!(state.dirty.is_none() && !(old && done));
+            assert_eq!(verify(dir).unwrap().problems, Vec::<String>::new());
+        },
+    );
+}
+
+/// A diff goes over the snapshot that it was made since, and over no other.
+#[test]
+fn a_diff_is_laid_over_its_own_base_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = |name: &str| root.path().join(name);
+    let bytes = 10 * 4096;
+    for (name, guest) in [("base", guest()), ("other", newer())] {
+        save(FlatWriter::in_dir(&LocalFiles, &dir(name), bytes).unwrap(), &guest).unwrap();
+    }
+    let read = |name: &str| StateFile::read(&dir(name).join("state")).unwrap();
+    let diff = diff_since(root.path(), &read("base"), &[common::range(1, 1)], 5);
+    let merge =
+        |base: &Path, diff: &Path| varve_snapshot::merge(&LocalFiles, base, diff, &dir("out"));
+    for (base, diff, said) in [
+        (dir("other"), &diff, "it was made since snapshot"),
+        (diff.clone(), &diff, "the base is a diff itself"),
+        (dir("base"), &dir("other"), "needs no base"),
+    ] {
+        let error = merge(&base, diff).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains(diff.to_str().unwrap()), "{error}");
+    }
+    assert!(!dir("out").exists());
+    assert!(merge(&dir("base"), &diff).unwrap().tied);
+    assert_eq!(verify(&dir("out")).unwrap().unchecked, Vec::<String>::new());
+    // The merged one is the base of the next.
+    let next = diff_since(&dir("out"), &read("out"), &[common::range(2, 1)], 6);
+    assert!(merge(&dir("out"), &next).unwrap().tied);
+
+    // Damage gets no right checksum by being merged.
+    let flip = |path: &Path| {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 9 * 4096).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], 9 * 4096).unwrap();
+    };
+    flip(&dir("base").join("memory"));
+    assert!(matches!(merge(&dir("base"), &diff), Err(SnapshotError::Memory { .. })));
 }
 
 #[test]

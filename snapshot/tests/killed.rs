@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Guest, leftovers, trace_of};
 use varve_snapshot::{
     FlatWriter, LocalFiles, ManifestReader, PAGE_SIZE, StateFile, TierInput, TierOptions, clean,
-    layout, tier, verify,
+    layout, memory_in, tier, verify,
 };
 
 fn guest(generation: u8) -> Guest {
@@ -73,7 +73,7 @@ fn whenever_it_is_killed_the_snapshot_is_sound() {
         assert_eq!(leftovers(dir.path()), Vec::<String>::new());
 
         let state = StateFile::read(&dir.path().join("state")).unwrap();
-        let memory = std::fs::read(dir.path().join(state.memory_file.unwrap())).unwrap();
+        let memory = std::fs::read(memory_in(dir.path(), &state).unwrap()).unwrap();
         let known = (0..4).map(guest).find(|g| g.bytes == memory);
         let guest = known.expect("the memory of one generation, whole");
         assert_eq!(state.vmm_version, guest.bytes[0].to_string(), "state of another generation");

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
+
 use common::{Guest, guests, trace_of, traces};
 use proptest::prelude::*;
 use varve_snapshot::{
@@ -190,8 +192,9 @@ fn functions_share_a_store() {
         let manifest = ManifestReader::open(&own.join("t")).unwrap();
         let entry = manifest.images().iter().find(|i| i.name == "ro").unwrap();
         assert!(entry.shared);
-        let image = entry.path(manifest.folder()).canonicalize().unwrap();
-        assert_eq!(image, dir.path().join("store/pages.img").canonicalize().unwrap());
+        let inode = |path: &std::path::Path| std::fs::metadata(path).unwrap().ino();
+        let image = entry.path(manifest.folder());
+        assert_eq!(inode(&image), inode(&dir.path().join("store/pages.img")));
     }
     assert_eq!(added, [60, 10, 0]);
     for (name, guest) in [("first", &first), ("second", &second), ("third", &second)] {

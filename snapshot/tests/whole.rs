@@ -10,8 +10,8 @@ use std::path::Path;
 use common::{Guest, range, trace_of};
 use varve_snapshot::{
     ClassifyOptions, Compression, FlatFile, LocalFiles, Manifest, ManifestReader, SnapshotError,
-    StateFile, TierInput, TierOptions, Trace, draw_svg, draw_text, inspect, layout, merge_diff,
-    tier,
+    SnapshotId, StateFile, Summing, TierInput, TierOptions, Trace, draw_svg, draw_text, inspect,
+    layout, merge_diff, tier,
 };
 
 fn guest() -> Guest {
@@ -36,7 +36,20 @@ fn tiered(dir: &Path) {
     tier(&LocalFiles, &input, &options).unwrap();
 }
 
-/// Files of version 1.1. They must be read for ever; and as long as the version is 1.1, they
+/// A state file with all that a later version than 1.0 added.
+fn diff_state() -> StateFile {
+    let mut sums = Summing::new(10, false);
+    sums.add(1, &[5; 2 * 4096]);
+    StateFile {
+        dirty: Some(vec![range(1, 2)]),
+        id: Some(SnapshotId([7; 16])),
+        bases: vec![SnapshotId([5; 16]), SnapshotId([6; 16])],
+        sums: Some(sums.finish()),
+        ..guest().state()
+    }
+}
+
+/// Files of version 1.2. They must be read for ever; and as long as the version is 1.2, they
 /// are written like that, byte by byte. `VARVE_BLESS=1` writes them anew: with a new version, when pages are
 /// packed in another order, or when the LZ4 crate has come to compress otherwise.
 #[test]
@@ -45,6 +58,7 @@ fn golden_files_are_read_and_written() {
     let dir = tempfile::tempdir().unwrap();
     tiered(dir.path());
     trace().write(&LocalFiles, &dir.path().join("trace")).unwrap();
+    diff_state().write(&LocalFiles, &dir.path().join("state-of-diff")).unwrap();
     let mut names: Vec<String> = fs::read_dir(dir.path())
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -61,6 +75,7 @@ fn golden_files_are_read_and_written() {
         assert!(stored == fs::read(dir.path().join(name)).unwrap(), "{name} is written otherwise");
     }
     assert_eq!(StateFile::read(&golden.join("state")).unwrap(), guest().state());
+    assert_eq!(StateFile::read(&golden.join("state-of-diff")).unwrap(), diff_state());
     assert_eq!(Trace::read(&golden.join("trace")).unwrap(), trace());
     let manifest = Manifest::read(&golden.join("manifest")).unwrap();
     assert_eq!(manifest, Manifest::read(&dir.path().join("manifest")).unwrap());
@@ -76,15 +91,19 @@ fn golden_files_are_read_and_written() {
     assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
 }
 
-/// Files that version 1.0 wrote, which listed no hot regions apart.
+/// Files that version 1.0 wrote, which listed no hot regions apart, and version 1.1.
 #[test]
-fn files_of_version_1_0_are_read() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-1.0");
-    assert_eq!(StateFile::read(&golden.join("state")).unwrap(), guest().state());
-    assert_eq!(Trace::read(&golden.join("trace")).unwrap(), trace());
-    let reader = ManifestReader::open(&golden).unwrap();
-    assert_eq!(reader.hot_regions(layout::TIERED).unwrap(), None);
-    assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
+fn files_of_earlier_versions_are_read() {
+    for (version, listed) in [("1.0", false), ("1.1", true)] {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden-{version}"));
+        let state = StateFile::read(&golden.join("state")).unwrap();
+        assert_eq!(state, guest().state());
+        assert_eq!(state.identity(), guest().state().identity());
+        assert_eq!(Trace::read(&golden.join("trace")).unwrap(), trace());
+        let reader = ManifestReader::open(&golden).unwrap();
+        assert_eq!(reader.hot_regions(layout::TIERED).unwrap().is_some(), listed);
+        assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
+    }
 }
 
 #[test]

@@ -247,11 +247,7 @@ fn a_diff_holds_what_was_written_and_merges() {
         assert!((4 * MIB..10 * MIB).contains(&stored), "a diff of {stored} bytes");
         let end = Restoring::from(&at("diff")).end();
         assert_eq!(end.code, Some(1), "{end:?}");
-        assert_eq!(
-            end.stderr,
-            "varve: error: snapshot state \"memory\": holds only the pages written since its base; \
-             merge it into that first, by 'varve snapshot merge'\n"
-        );
+        assert!(end.stderr.contains("holds only the pages written since its base"), "{end:?}");
         let merged = at(&format!("merged{round}"));
         let base = if round == 1 { at("base") } else { at("merged1") };
         snapshot(["merge".into(), base, at("diff"), "--out".into(), merged.clone()]);

@@ -50,6 +50,7 @@ use crate::kvm::{KvmVm, Watching};
 use crate::metrics::{self, Metrics};
 use crate::reclaim::RamReclaim;
 use crate::saved::{self, Saved, SavedMachine};
+use crate::snapshot::Lineage;
 use crate::snapshot::memory::{Fatal, MemoryRestore, Restored};
 use crate::vcpu::{VcpuHandle, World};
 use offload::Offloading;
@@ -111,6 +112,8 @@ pub struct Machine {
     /// Model-specific registers that a CPU template changed.
     template_msrs: Vec<u32>,
     given_back: Mutex<Vec<PageRange>>,
+    /// The last snapshot, since which writes are tracked.
+    lineage: Mutex<Option<Lineage>>,
     metrics: Arc<metrics::Vcpu>,
     vm: KvmVm,
     ram: Arc<GuestRam>,
@@ -246,6 +249,16 @@ impl Machine {
     /// again.
     pub fn give_back_dirty(&self, pages: Vec<PageRange>) {
         self.given_back.lock().unwrap_or_else(PoisonError::into_inner).extend(pages);
+    }
+
+    /// The last snapshot that was made of this machine, or that it came from.
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.lineage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says which that is now.
+    pub fn set_lineage(&self, last: Option<Lineage>) {
+        *self.lineage.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
     /// Page faults that the kernel answered for the vCPUs since the machine was built. Interrupts the
@@ -477,6 +490,7 @@ impl<'h> Builder<'h> {
             tracks_writes: self.tracks_writes,
             template_msrs: Vec::new(),
             given_back: Mutex::default(),
+            lineage: Mutex::default(),
             metrics: self.host.metrics.vcpu.clone(),
             vm: self.vm,
             ram: self.ram,

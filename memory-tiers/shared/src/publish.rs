@@ -23,7 +23,7 @@ pub fn publish(
     mut progress: impl FnMut(u64),
 ) -> Result<Place, SharedError> {
     let dir = absolute(snapshot.folder())?;
-    let path = entry.path(&dir);
+    let path = snapshot.image_path(entry)?;
     let file = File::open(&path).map_err(SharedError::io("open image", &path))?;
     // A store's file that others share may have grown since.
     let digest = Digest::of_reader((&file).take(entry.bytes));

@@ -86,6 +86,9 @@ impl Guest {
             },
             memory: self.memory.clone(),
             dirty: None,
+            id: None,
+            bases: Vec::new(),
+            sums: None,
             blobs: vec![
                 StateBlob { name: "vcpu0".into(), version: 1, bytes: vec![7; 40] },
                 StateBlob { name: "serial".into(), version: 2, bytes: vec![] },

@@ -16,7 +16,8 @@ use varve_devices::socket_file::SocketFile;
 use varve_memory_tiers::{ChunkCache, Pager, PagerSettings, Policy, Served, Strategy};
 use varve_pool::client::Transport;
 use varve_snapshot::{
-    MANIFEST_FILE, MEMORY_FILE, ManifestReader, PAGE_SIZE, PageRange, STATE_FILE, StateFile,
+    MANIFEST_FILE, ManifestReader, PAGE_SIZE, PageRange, STATE_FILE, StateFile, check_whole,
+    memory_in, there,
 };
 
 use crate::cli::out::outln;
@@ -143,7 +144,7 @@ fn served(
         })?;
         return Ok(Served::flat(name, path, &[memory])?);
     }
-    if path.join(MANIFEST_FILE).exists() {
+    if there(&path.join(MANIFEST_FILE))? {
         let choices = Choices {
             pool_keys: args.pool_keys.clone(),
             pool_transport: args.pool_transport,
@@ -154,7 +155,8 @@ fn served(
         return Ok(Served::tiered(name, &manifest, &elsewhere, cache)?);
     }
     let state = StateFile::read(&path.join(STATE_FILE))?;
-    let memory = path.join(state.memory_file.as_deref().unwrap_or(MEMORY_FILE));
+    let memory = memory_in(path, &state)?;
+    check_whole(&state, &memory)?;
     Ok(Served::flat(name, &memory, &state.memory)?)
 }
 

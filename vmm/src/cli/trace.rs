@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde_json::Value;
 use varve_memory_tiers::{Mispredicted, mispredicted};
 use varve_snapshot::{
-    DEFAULT_CHUNK_PAGES, FlatFile, MANIFEST_FILE, MEMORY_FILE, ManifestReader, Profile, STATE_FILE,
-    StateFile, Trace, layout, scan,
+    DEFAULT_CHUNK_PAGES, FlatFile, MANIFEST_FILE, ManifestReader, Profile, STATE_FILE, StateFile,
+    Trace, check_whole, layout, memory_in, scan, there,
 };
 
 use super::out::outln;
@@ -83,15 +83,16 @@ pub fn main(command: TraceCommand) -> Result<ExitCode, Box<dyn Error>> {
     let traces = args.traces.iter().map(|path| Ok((name(path), Trace::read(path)?)));
     let traces = traces.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
     let state = StateFile::read(&args.snapshot.join(STATE_FILE))?;
-    let memory = state.memory_file.as_deref().unwrap_or(MEMORY_FILE);
-    let file = FlatFile::open(&args.snapshot.join(memory), &state.memory)?;
+    let memory = memory_in(&args.snapshot, &state)?;
+    check_whole(&state, &memory)?;
+    let file = FlatFile::open(&memory, &state.memory)?;
     let pages = state.memory.iter().map(|range| range.pages()).sum();
     let zero = scan(&file, pages, DEFAULT_CHUNK_PAGES)?.zero;
     let profile = Profile::of(&state.memory, zero, &traces)?;
 
     let manifest = args.snapshot.join(MANIFEST_FILE);
     let (mut wrong, mut predicted) = (Vec::new(), Vec::new());
-    if manifest.exists() {
+    if there(&manifest)? {
         let tiered = ManifestReader::open(&manifest)?.layout(layout::TIERED)?;
         wrong = traces.iter().map(|(n, trace)| (n.clone(), mispredicted(&tiered, trace))).collect();
         predicted = predict(&manifest)?;

@@ -1,19 +1,31 @@
 //! Flat snapshots, as Firecracker's: a state file and a raw memory file, sparse where memory is zero.
+//!
+//! A diff snapshot goes over the memory file that is at its place, if there is one of the right length,
+//! as Firecracker's does. The first one of a machine that booted holds all pages.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Instant;
 
+use varve_devices::virtio::DeviceHandle;
+use varve_devices::virtio::block::Block;
 use varve_memory_tiers::{write_memory, write_pages};
-use varve_snapshot::{FlatWriter, LocalFiles, MEMORY_FILE, PageRange, STATE_FILE, SnapshotError};
+use varve_snapshot::{
+    FlatFile, FlatOrder, FlatWriter, LocalFiles, PageRange, SnapshotError, SnapshotId, StateFile,
+    Summing, check_whole, chunks_of,
+};
 
+use super::lineage::Lineage;
 use super::special::not_special;
 use super::state;
 use crate::end::EndSignal;
 use crate::error::VmmError;
 use crate::metrics;
 use crate::monitor::Monitor;
+
+/// A diff that was written over so many others is laid over the latest of their bases.
+const MOST_BASES: usize = 256;
 
 /// How much of memory a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,22 +88,55 @@ fn write(
     let ram = machine.ram();
     let ranges: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
     let (config, host) = (monitor.config()?, machine.host_identity()?);
-    let file = state::store(config, &machine.save()?, ranges, pages.clone(), host)?;
+    for drive in &config.drives {
+        let settle = |handle: DeviceHandle<Block>| handle.with(|block, _| block.settle());
+        let settled = machine.drive(&drive.id).map_or(Ok(()), settle);
+        settled.map_err(|source| VmmError::Block { id: drive.id.clone(), source })?;
+    }
+    let mut file = state::store(config, &machine.save()?, ranges, host)?;
+    let id = SnapshotId::random().map_err(SnapshotError::io("make an id for", state_path))?;
+    file.id = Some(id);
 
-    let mut writer = match snapshot_folder(state_path, memory_path) {
-        Some(dir) => FlatWriter::in_dir(&LocalFiles, dir, ram.size())?,
-        None => FlatWriter::at(&LocalFiles, state_path, memory_path, ram.size())?,
+    let mut writer = FlatWriter::at(&LocalFiles, state_path, memory_path, ram.size())?;
+    let last = machine.lineage();
+    let order = FlatOrder::new(&file.memory);
+    let under = match (&pages, &last) {
+        (Some(_), Some(last)) => under(&writer, last, memory_path)?,
+        // All of memory is written, or all that is not zero.
+        _ => Under::Nothing,
     };
+    match (&pages, under) {
+        (_, Under::Last | Under::Unknown) => writer.keep_old()?,
+        (Some(_), Under::Nothing) => writer.forget_old()?,
+        (None, Under::Nothing) => {}
+    }
+    // What is left out of a diff is zero only if no snapshot came before.
+    let mut sums = Summing::new(order.pages(), pages.is_none() || last.is_none());
+    let zeros = writer.holds_old();
     let io = |e| SnapshotError::io("write", memory_path)(e);
     let target = writer.memory().map_err(io)?;
     let file_of = target.file().ok_or_else(|| io(ErrorKind::Unsupported.into()))?;
     let mut target = Stoppable { file: file_of, end: monitor.end() };
     match &pages {
-        None => write_memory(ram, &mut target),
-        Some(pages) => write_pages(ram, pages, &mut target, true),
+        None if !zeros => write_memory(ram, &mut target, &mut sums),
+        None => write_pages(ram, &file.memory, &mut target, true, &mut sums),
+        Some(pages) => write_pages(ram, pages, &mut target, true, &mut sums),
     }
     .map_err(io)?;
-    Ok(writer.finish(file)?)
+    match (pages, last, under) {
+        (Some(pages), Some(last), Under::Nothing) => {
+            (file.dirty, file.bases) = (Some(pages), vec![last.id]);
+            file.sums = Some(sums.finish());
+        }
+        (Some(pages), Some(last), Under::Last) => {
+            laid_over(&mut file, last, pages, &writer, &order)?;
+        }
+        (Some(_), Some(_), Under::Unknown) => {}
+        (None, ..) | (Some(_), None, _) => file.sums = Some(sums.finish()),
+    }
+    writer.finish(file.clone())?;
+    machine.set_lineage(Lineage::written(&file, memory_path));
+    Ok(())
 }
 
 /// A file whose writing fails once the machine has ended: a signal is not kept waiting for all of
@@ -120,10 +165,58 @@ impl Seek for Stoppable<'_> {
     }
 }
 
-/// The folder, if the two paths are what a snapshot in a folder of its own is made of. Such a one
-/// stays whole until it is replaced, because its state file says what its memory file is called.
-fn snapshot_folder<'a>(state: &'a Path, memory: &Path) -> Option<&'a Path> {
-    let dir = state.parent()?;
-    let usual = state.ends_with(STATE_FILE) && memory == dir.join(MEMORY_FILE);
-    usual.then_some(dir)
+/// What a diff is laid over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Under {
+    /// It is a file of its own.
+    Nothing,
+    /// The memory file of the last snapshot.
+    Last,
+    /// A memory file that the client says is the base, and of which nothing is known.
+    Unknown,
+}
+
+/// What is at the place of the memory file of a diff since `last`.
+fn under(writer: &FlatWriter, last: &Lineage, memory: &Path) -> Result<Under, SnapshotError> {
+    Ok(match writer.old() {
+        None => Under::Nothing,
+        Some((file, _)) if last.is_in(file) => Under::Last,
+        Some((_, None)) => Under::Unknown,
+        Some((_, Some(old))) if old.identity() == last.id => Under::Unknown,
+        Some((_, Some(old))) => match check_whole(old, memory) {
+            // Another diff, which is replaced.
+            Err(SnapshotError::OnlyDiff { .. }) => Under::Nothing,
+            Err(error) => return Err(error),
+            Ok(()) => {
+                let path = memory.to_owned();
+                let problem = "the memory of another snapshot than the one since which this diff is: \
+                               name another file, or remove the state file of that one";
+                return Err(SnapshotError::Target { path, problem });
+            }
+        },
+    })
+}
+
+/// What the state file says of a memory file that held snapshot `last`, and now `pages` over it.
+fn laid_over(
+    file: &mut StateFile,
+    last: Lineage,
+    pages: Vec<PageRange>,
+    writer: &FlatWriter,
+    order: &FlatOrder,
+) -> Result<(), SnapshotError> {
+    let touched = chunks_of(order, &pages);
+    if let Some(held) = last.held {
+        // It holds what either of the two diffs holds, and fits whatever either fits.
+        file.bases = last.bases;
+        file.bases.push(last.id);
+        let more = file.bases.len().saturating_sub(MOST_BASES);
+        file.bases.drain(..more);
+        file.dirty = Some(PageRange::union(held.into_iter().chain(pages).collect()));
+    }
+    let Some(mut sums) = last.sums else { return Ok(()) };
+    let memory = FlatFile::open(writer.memory_path(), &file.memory)?;
+    sums.renew(&memory, order, file.dirty.as_deref(), &touched)?;
+    file.sums = Some(sums);
+    Ok(())
 }

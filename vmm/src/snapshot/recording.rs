@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use varve_memory_tiers::{Recorder, Restore, ScanBy, Scanner, TierError};
-use varve_snapshot::{LocalFiles, Trace};
+use varve_snapshot::{LocalFiles, Trace, there};
 
 use crate::error::VmmError;
 
@@ -94,7 +94,7 @@ impl Recording {
 
     /// A trace that cannot be added to is better found now than at the end.
     fn new(eye: Eye, record: Record) -> Result<Recording, VmmError> {
-        let earlier = (record.append && record.trace_path.exists())
+        let earlier = (record.append && there(&record.trace_path)?)
             .then(|| Trace::read(&record.trace_path))
             .transpose()?;
         Ok(Recording { record, earlier, eye, progress: Mutex::new(Progress::GoesOn) })

@@ -10,10 +10,12 @@ use rustix::fs::{Advice, fadvise};
 use varve_devices::limiter::BucketConfig;
 use varve_memory_tiers::{GuestRam, HugePages, Strategy};
 use varve_snapshot::{
-    MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, SnapshotError, StateFile,
+    MANIFEST_FILE, MEMORY_FILE, ManifestReader, STATE_FILE, SnapshotError, StateFile, check_whole,
+    memory_at, memory_in, there,
 };
 
 use super::choices::Choices;
+use super::lineage::Lineage;
 use super::memory::MemoryRestore;
 use super::recording::Record;
 use super::special::not_special;
@@ -132,6 +134,10 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     log::info!("restoring {:?}", wanted.source);
     let Wanted { source, choices, record, overrides, .. } = wanted;
     let (file, memory) = open(source)?;
+    if let Memory::File(path) = &memory {
+        check_whole(&file, path)?;
+    }
+    let last = Lineage::restored(&file, memory.path());
     let ranges = file.memory.clone();
     let (mut config, mut machine) = state::load(file)?;
     overrides.apply(&mut config)?;
@@ -171,6 +177,7 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     let stage2 = if policy.stage2 { policy.most_at_once() } else { 0 };
     let saved = Saved { machine, memory, stage2 };
     monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))?;
+    monitor.machine()?.set_lineage(Some(last));
     metrics::took(&monitor.metrics().latencies.vmm_load_snapshot, start);
     let method = monitor.machine()?.restored().map_or("nothing", |r| r.method());
     log::info!("restored in {:.3?}, memory by {method}", start.elapsed());
@@ -196,17 +203,25 @@ enum Memory {
     Handler(PathBuf),
 }
 
+impl Memory {
+    /// The raw memory file, if memory comes from that alone.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Memory::File(path) => Some(path),
+            Memory::Tiered(..) | Memory::Handler(_) => None,
+        }
+    }
+}
+
 /// Reads the state, and tells where memory is.
 fn open(source: Source) -> Result<(StateFile, Memory), VmmError> {
     for path in source.files() {
         not_special(&path).map_err(SnapshotError::io("read", &path))?;
     }
-    let memory_of =
-        |dir: &Path, file: &StateFile| dir.join(file.memory_file.as_deref().unwrap_or(MEMORY_FILE));
     Ok(match source {
-        Source::Folder(dir) if !dir.join(MANIFEST_FILE).exists() => {
+        Source::Folder(dir) if !there(&dir.join(MANIFEST_FILE))? => {
             let file = StateFile::read(&dir.join(STATE_FILE))?;
-            let memory = memory_of(&dir, &file);
+            let memory = memory_in(&dir, &file)?;
             (file, Memory::File(memory))
         }
         Source::Folder(dir) => open(Source::Tiered { dir, state: None })?,
@@ -220,10 +235,14 @@ fn open(source: Source) -> Result<(StateFile, Memory), VmmError> {
                 Some(path) => manifest.read_state_at(&path)?,
                 None => manifest.read_state()?,
             };
-            let memory = memory_of(&dir, &file);
+            let memory = memory_in(&dir, &file)?;
             (file, Memory::Tiered(Box::new(manifest), memory))
         }
-        Source::Files { state, memory } => (StateFile::read(&state)?, Memory::File(memory)),
+        Source::Files { state, memory } => {
+            let file = StateFile::read(&state)?;
+            let memory = memory_at(&file, &memory)?;
+            (file, Memory::File(memory))
+        }
         Source::Handler { state, socket } => (StateFile::read(&state)?, Memory::Handler(socket)),
     })
 }

@@ -16,13 +16,11 @@ const KVM: &str = "kvm";
 const VCPU: &str = "vcpu/";
 const DEVICE: &str = "device/";
 
-/// The state file of a machine with `memory`; `dirty` are the pages that its memory file holds, if it
-/// holds but those.
+/// The state file of a machine with `memory`, but for what it says of its memory file.
 pub fn store(
     config: &VmConfig,
     saved: &SavedMachine,
     memory: Vec<PageRange>,
-    dirty: Option<Vec<PageRange>>,
     host: HostIdentity,
 ) -> Result<StateFile, VmmError> {
     let SavedMachine { vm, vcpus, devices } = saved;
@@ -41,8 +39,8 @@ pub fn store(
             .map_err(|e| VmmError::SavedState { name: "config".into(), cause: e.to_string() })?,
         host,
         memory,
-        dirty,
         blobs,
+        ..StateFile::default()
     })
 }
 
@@ -56,11 +54,6 @@ pub fn load(file: StateFile) -> Result<(VmConfig, SavedMachine), VmmError> {
     let config: VmConfig =
         serde_json::from_slice(&file.config).map_err(|e| bad("config", e.to_string()))?;
     config.validate()?;
-    if file.dirty.is_some() {
-        let cause = "holds only the pages written since its base; merge it into that first, by \
-                     'varve snapshot merge'";
-        return Err(bad("memory", cause.into()));
-    }
     if config.memory != file.memory_bytes() {
         let cause = format!("{} bytes, the memory map has {}", config.memory, file.memory_bytes());
         return Err(bad("config.memory", cause));

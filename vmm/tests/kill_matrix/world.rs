@@ -257,6 +257,9 @@ pub fn tiered(dir: &Path, out: &Path) {
         host: HostIdentity::default(),
         memory: vec![memory()],
         dirty: None,
+        id: None,
+        bases: Vec::new(),
+        sums: None,
         blobs: vec![],
     }
     .write(&LocalFiles, &state)

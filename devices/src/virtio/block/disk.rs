@@ -25,6 +25,14 @@ pub enum BlockError {
     /// Neither a file nor a block device.
     #[error("{0:?} is not a regular file or block device")]
     NotAFile(PathBuf),
+    /// The host could not put the guest's writes on the disk.
+    #[error("what the guest wrote to {path:?} is not all on the disk, and may be lost")]
+    Flush {
+        /// The image.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The system has no timer for its rate limiter.
     #[error("cannot make a timer")]
     Timer(#[source] io::Error),
@@ -37,6 +45,9 @@ pub(super) struct Disk {
     sectors: u64,
     /// There are writes that no flush has covered yet.
     unflushed: bool,
+    /// A flush that nobody in the guest asked for failed, with this error. Linux tells it once for each
+    /// open file: the guest's next flush would succeed.
+    lost: Option<i32>,
 }
 
 impl Disk {
@@ -63,7 +74,7 @@ impl Disk {
             let rest = len % SECTOR;
             log::warn!("{path:?}: the last {rest} bytes are no whole sector and not visible");
         }
-        Ok(Disk { file, sectors: len / SECTOR, unflushed: false })
+        Ok(Disk { file, sectors: len / SECTOR, unflushed: false, lost: None })
     }
 
     /// Its size in sectors.
@@ -82,18 +93,44 @@ impl Disk {
         iov::write_all_at(self.file.as_fd(), data, sector * SECTOR)
     }
 
-    /// Has the host's kernel put all writes where they survive a crash of the host.
+    /// Has the host's kernel put all writes where they survive a crash of the host. The guest is told
+    /// of an error, also of an earlier one: it is known then.
     pub(super) fn flush(&mut self) -> io::Result<()> {
+        if let Some(lost) = self.lost.take() {
+            return Err(io::Error::from_raw_os_error(lost));
+        }
         if self.unflushed {
-            self.sync()?;
+            self.file.sync_data()?;
             self.unflushed = false;
         }
         Ok(())
     }
 
-    /// The same for a disk that cannot be changed now: the next flush does it again.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        if self.unflushed { self.file.sync_data() } else { Ok(()) }
+    /// The same when the guest did not ask: an error stays until [`Disk::flush`] has told it.
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        if self.lost.is_none() && self.unflushed {
+            match self.file.sync_data() {
+                Ok(()) => self.unflushed = false,
+                Err(e) => self.lost = Some(e.raw_os_error().unwrap_or(libc::EIO)),
+            }
+        }
+        self.lost.map_or(Ok(()), |lost| Err(io::Error::from_raw_os_error(lost)))
+    }
+
+    /// The error that the guest is still to be told, to be told by another disk in place of this one.
+    pub(super) fn hand_over(&mut self, to: &mut Disk) {
+        to.lost = self.lost.take();
+    }
+
+    /// Somebody who is not the guest was told of the error.
+    pub(super) fn forget(&mut self) {
+        self.lost = None;
+    }
+
+    /// Puts another file in, and gives the one before.
+    #[cfg(test)]
+    pub(super) fn swap(&mut self, file: File) -> File {
+        std::mem::replace(&mut self.file, file)
     }
 
     /// Whether `len` bytes from `sector` on are whole sectors inside the disk.

@@ -66,6 +66,8 @@ pub struct Block {
     disk: Disk,
     limiter: Limiter,
     metrics: Arc<BlockMetrics>,
+    /// A request to replace the image was refused because writes to it may be lost.
+    warned: bool,
 }
 
 /// What a snapshot kept before there were limits: enough to refuse a different image.
@@ -88,7 +90,7 @@ impl Block {
     pub fn new(config: BlockConfig) -> Result<Block, BlockError> {
         let disk = Disk::open(&config.path, config.read_only)?;
         let limiter = Limiter::new(config.limiter).map_err(BlockError::Timer)?;
-        Ok(Block { config, disk, limiter, metrics: Arc::default() })
+        Ok(Block { config, disk, limiter, metrics: Arc::default(), warned: false })
     }
 
     /// What it counts.
@@ -98,18 +100,46 @@ impl Block {
 
     /// Puts another image in the drive and tells the driver of its size. Requests that wait go to
     /// the new one. On an error the drive is as it was.
+    ///
+    /// # Errors
+    ///
+    /// The new image does not open, or the guest's writes to the old one may be lost. The second time
+    /// that is no obstacle any more; the guest is told by its next flush.
     pub fn replace_image(&mut self, path: &Path, io: &mut DeviceIo) -> Result<(), BlockError> {
-        let disk = Disk::open(path, self.config.read_only)
+        let mut disk = Disk::open(path, self.config.read_only)
             .inspect_err(|_| self.metrics.update_fails.inc())?;
-        self.metrics.update_count.inc();
         // The guest's next flush would not reach the old one any more.
-        if let Err(e) = self.disk.flush() {
-            log::error!("drive {:?}: flush of {:?}: {e}", self.config.id, self.config.path);
+        if let Err(error) = self.disk.settle()
+            && !std::mem::replace(&mut self.warned, true)
+        {
+            self.metrics.update_fails.inc();
+            return Err(BlockError::Flush { path: self.config.path.clone(), source: error });
+        }
+        self.metrics.update_count.inc();
+        self.warned = false;
+        if self.config.flush {
+            self.disk.hand_over(&mut disk);
         }
         self.disk = disk;
         self.config.path = path.into();
         io.signal_config();
         Ok(())
+    }
+
+    /// Has all that the guest wrote put on the disk, before a snapshot says that it is there.
+    ///
+    /// # Errors
+    ///
+    /// That fails, or did before and the guest was not told. The guest is told by its next flush; one
+    /// that has no flush is as if told by this error.
+    pub fn settle(&mut self) -> Result<(), BlockError> {
+        self.disk.settle().map_err(|source| {
+            self.metrics.execute_fails.inc();
+            if !self.config.flush {
+                self.disk.forget();
+            }
+            BlockError::Flush { path: self.config.path.clone(), source }
+        })
     }
 
     /// Replaces limits; see [`Limiter::update`].
@@ -304,17 +334,25 @@ impl VirtioDevice for Block {
     }
 }
 
+/// Nobody is left who could be told, but who reads the log.
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.config.flush
+            && let Err(e) = self.disk.settle()
+        {
+            let (id, path) = (&self.config.id, &self.config.path);
+            log::error!("drive {id:?}: what the guest wrote to {path:?} may be lost: {e}");
+        }
+    }
+}
+
 impl Savable for Block {
     fn version(&self) -> u32 {
         VERSION
     }
 
     fn save(&self) -> Vec<u8> {
-        // What the guest believes to be written must be in the file that the restored machine
-        // opens; a failure is reported by the guest's own next flush.
-        if let Err(e) = self.disk.sync() {
-            log::error!("drive {:?}: flush before saving: {e}", self.config.id);
-        }
+        // What the guest wrote is on the disk: `settle` comes before.
         state::encode(&BlockStateV2 {
             sectors: self.disk.sectors(),
             read_only: self.config.read_only,

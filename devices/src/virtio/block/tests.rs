@@ -422,3 +422,61 @@ fn a_request_larger_than_the_device_allows_costs_nothing() {
     rig.bus.read(0x108, &mut sizes);
     assert_eq!(sizes.as_chunks::<4>().0, [SIZE_MAX.to_le_bytes(), SEG_MAX.to_le_bytes()]);
 }
+
+/// A drive to which the guest wrote, and then the host fails to flush; with it the file that is good.
+fn broken(file: &tempfile::NamedTempFile, flush: bool) -> (Rig, std::fs::File) {
+    let mut rig =
+        Rig::new(Box::new(Block::new(BlockConfig { flush, ..config(file, false) }).unwrap()));
+    let h = header(&rig, VIRTIO_BLK_T_OUT, 7);
+    rig.push(0, &[h, (BUFFERS + 0x1000, 512, false), (STATUS, 1, true)]);
+    rig.notify(0);
+    assert_eq!((rig.used(0).len(), rig.get(STATUS, 1)), (1, vec![0]));
+    // fdatasync fails on what is no file.
+    let (reader, _) = std::io::pipe().unwrap();
+    let bad = std::os::fd::OwnedFd::from(reader).into();
+    let good = handle(&rig).with(|block, _| block.disk.swap(bad));
+    (rig, good)
+}
+
+fn flush(rig: &mut Rig) -> u8 {
+    let h = header(rig, VIRTIO_BLK_T_FLUSH, 0);
+    rig.push(0, &[h, (STATUS, 1, true)]);
+    rig.notify(0);
+    assert_eq!(rig.used(0).len(), 1);
+    rig.get(STATUS, 1)[0]
+}
+
+/// Linux tells of lost writes once: whoever hears it first must not be the only one.
+#[test]
+fn lost_writes_fail_the_snapshot_and_the_guests_next_flush() {
+    let file = image(8);
+    let (mut rig, good) = broken(&file, true);
+    let settle = |rig: &Rig| handle(rig).with(|block, _| block.settle());
+    let error = settle(&rig).unwrap_err();
+    assert!(matches!(&error, BlockError::Flush { path, .. } if path == file.path()), "{error}");
+    // The host has told it, and would not do so again.
+    drop(handle(&rig).with(|block, _| block.disk.swap(good)));
+    assert!(settle(&rig).is_err(), "the guest does not know yet");
+    assert_eq!(flush(&mut rig), VIRTIO_BLK_S_IOERR as u8);
+    settle(&rig).unwrap();
+    assert_eq!(flush(&mut rig), 0);
+
+    // A guest without flush cannot be told.
+    let (rig, good) = broken(&file, false);
+    settle(&rig).unwrap_err();
+    drop(handle(&rig).with(|block, _| block.disk.swap(good)));
+    settle(&rig).unwrap();
+}
+
+#[test]
+fn lost_writes_are_told_before_the_image_is_replaced() {
+    let (file, other) = (image(8), image(8));
+    let (mut rig, _good) = broken(&file, true);
+    let replace = |rig: &Rig| handle(rig).with(|b, io| b.replace_image(other.path(), io));
+    let error = replace(&rig).unwrap_err();
+    assert!(matches!(&error, BlockError::Flush { path, .. } if path == file.path()), "{error}");
+    replace(&rig).unwrap();
+    assert_eq!(flush(&mut rig), VIRTIO_BLK_S_IOERR as u8, "what was written to the old one");
+    assert_eq!(flush(&mut rig), 0);
+    replace(&rig).unwrap();
+}

@@ -79,7 +79,7 @@ pub fn publish(args: &PublishArgs) -> Result<ExitCode, Box<dyn Error>> {
     let snapshot = ManifestReader::open(&args.dir)?;
     for image in &args.images {
         let entry = snapshot.named(image)?;
-        let path = entry.path(snapshot.folder());
+        let path = snapshot.image_path(entry)?;
         let place = varve_pool::publish(&args.dir, image, &path, &wanted, progress(entry.bytes))?;
         outln!(
             "image {image}: {} in {} parts, each on {} of {} nodes",

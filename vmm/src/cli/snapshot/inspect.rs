@@ -116,6 +116,9 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode, Box<dyn Error>> {
         for problem in &report.problems {
             outln!("{problem}");
         }
+        for unchecked in &report.unchecked {
+            outln!("not checked: {unchecked}");
+        }
         if report.problems.is_empty() {
             outln!("{}: no problem found", args.dir.display());
         }

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use varve_snapshot::{
-    ClassifyOptions, Compression, HotIf, LocalFiles, MEMORY_FILE, STATE_FILE, StateFile, TierInput,
-    TierOptions, Trace, tier,
+    ClassifyOptions, Compression, HotIf, LocalFiles, STATE_FILE, StateFile, TierInput, TierOptions,
+    Trace, memory_in, settle, tier,
 };
 
 use super::inspect::print_classes;
@@ -84,10 +84,11 @@ pub fn main(args: &TierArgs) -> Result<ExitCode, Box<dyn Error>> {
         vmm_version: env!("CARGO_PKG_VERSION").into(),
     };
     let state = args.dir.join(STATE_FILE);
-    let memory = StateFile::read(&state)?.memory_file.unwrap_or_else(|| MEMORY_FILE.into());
+    settle(&LocalFiles, &args.dir)?;
+    let memory = memory_in(&args.dir, &StateFile::read(&state)?)?;
     let input = TierInput {
         state: &state,
-        memory: &args.dir.join(memory),
+        memory: &memory,
         traces: &traces,
         out: args.out.as_ref().unwrap_or(&args.dir),
     };
