@@ -36,6 +36,7 @@ mod layouts;
 mod manifest;
 mod manifest_codec;
 mod memmap;
+mod output;
 mod packer;
 mod page;
 mod page_store;
@@ -67,6 +68,7 @@ pub use manifest::{
     Recorded, STATE_FILE, layout,
 };
 pub use memmap::{draw_svg, draw_text};
+pub use output::{check_output, write_output};
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
 pub use page_store::PageStore;
 pub use places::{Placed, Places};

@@ -1,12 +1,9 @@
 //! Where the serial port's bytes go and come from, and the terminal's mode meanwhile.
 
-use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::Mutex;
 
-use rustix::fs::OFlags;
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 use crate::config::Console;
@@ -24,15 +21,7 @@ pub fn open(console: &Console) -> Result<Ends, VmmError> {
             Ok((Box::new(io::stdout()), input))
         }
         Console::File(path) => {
-            // A pipe that nobody reads, or not fast enough, holds up neither the monitor nor the
-            // guest; opened both ways, it opens without a reader too.
-            let pipe = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_fifo());
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .read(pipe)
-                .custom_flags(OFlags::NONBLOCK.bits() as i32)
-                .open(path)
+            let file = crate::output::open(path)
                 .map_err(|source| VmmError::Console { path: path.clone(), source })?;
             Ok((Box::new(file), None))
         }

@@ -1,8 +1,7 @@
 //! A file or named pipe that takes whole lines and never makes the writer wait.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Where lines go. A pipe whose reader is slow loses lines, never parts of them.
@@ -14,16 +13,9 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Opens `path`; a file is made if there is none, and appended to if there is one.
+    /// Opens `path`, as [`crate::output::open`] does.
     pub fn open(path: &Path) -> io::Result<Sink> {
-        // For reading too: a pipe that nobody reads yet could not be opened otherwise.
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-            .open(path)?;
+        let file = crate::output::open(path)?;
         Ok(Sink { file, rest: Vec::new() })
     }
 
