@@ -298,6 +298,8 @@ pub const OFFLOADS: &[Call] = &[
 
 /// Writing snapshots and traces.
 pub const SAVES: &[Call] = &[
+    // The last look of a recording.
+    any(SYS_mincore),
     any(SYS_openat),
     any(SYS_readlink),
     any(SYS_geteuid),
