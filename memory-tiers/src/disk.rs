@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::{Advice, fadvise, major, minor};
 use varve_snapshot::PAGE_SIZE;
 
-use crate::sys::mmap::{HUGE_PAGE, Reservation};
+use crate::residency::Residency;
 
 /// Bytes that the kernel reads ahead at once, by default.
 const AHEAD: u64 = 128 << 10;
@@ -43,8 +43,17 @@ pub(crate) fn fetch<'a>(pieces: impl IntoIterator<Item = (&'a File, u64)>) {
 
 /// Whether most of the given pages of a file, of which some are looked at, are in memory.
 pub(crate) fn in_memory(file: &File, pages: &[u64]) -> io::Result<bool> {
-    let sample: Vec<u64> = pages.iter().step_by(pages.len() / SAMPLE + 1).copied().collect();
+    let sample = sample(pages);
     Ok(sample.is_empty() || absent(file, &sample)? * 2 < sample.len())
+}
+
+/// Whether all of the given pages of a file, of which some are looked at, are in memory.
+pub(crate) fn all_in_memory(file: &File, pages: &[u64]) -> io::Result<bool> {
+    Ok(absent(file, &sample(pages))? == 0)
+}
+
+fn sample(pages: &[u64]) -> Vec<u64> {
+    pages.iter().step_by(pages.len() / SAMPLE + 1).copied().collect()
 }
 
 /// How many of the given pages of a file are not in memory. What is behind its end is not missed.
@@ -54,13 +63,10 @@ fn absent(file: &File, pages: &[u64]) -> io::Result<usize> {
     if inside.is_empty() {
         return Ok(0);
     }
-    let len = usize::try_from(len).map_err(io::Error::other)?;
-    let view = Reservation::new(len, HUGE_PAGE)?;
-    view.map_file(0, len, file, 0)?;
+    let residency = Residency::of(file, len)?;
     let mut absent = 0;
-    for page in &inside {
-        let found = view.in_core((page * PAGE_SIZE) as usize, PAGE_SIZE as usize)?;
-        absent += usize::from(found.contains(&false));
+    for page in inside {
+        absent += usize::from(!residency.has(page)?);
     }
     Ok(absent)
 }

@@ -180,4 +180,16 @@ pub enum TierError {
     /// The kernel does not say what is in memory.
     #[error("cannot read the state of guest memory")]
     Census(#[source] io::Error),
+    /// The kernel does not say which pages of this file are in memory to this user.
+    #[error(
+        "recording by mincore: the kernel does not tell user {1} which pages of {0:?} are in memory, since \
+         the file is another user's and not writable; give the file to user {1}, or record by faults"
+    )]
+    Foreign(PathBuf, u32),
+    /// The page tables cannot be read, as where there is no /proc.
+    #[error(
+        "recording by pagemap needs /proc/self/pagemap; record by faults, or mount /proc where this \
+         process runs"
+    )]
+    NoPagemap(#[source] io::Error),
 }

@@ -48,6 +48,7 @@ mod recorder;
 #[cfg(test)]
 mod recorder_tests;
 mod regions;
+mod residency;
 mod save;
 mod scan;
 mod sending;
@@ -86,6 +87,7 @@ pub use plan::{Action, Op, Plan, PlanError, PlanInput, Step};
 pub use policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};
 pub use recorder::{Recorder, RecorderHooks};
 pub use regions::RamRegion;
+pub use residency::mincore_tells;
 pub use save::{Saved, write_memory, write_pages};
 pub use scan::{ScanBy, Scanner};
 pub use source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};

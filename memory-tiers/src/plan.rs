@@ -189,7 +189,7 @@ impl Plan {
     }
 
     /// Where the content of the page at `address` is; `None`: it is zero.
-    fn stored_at(&self, address: u64) -> Option<Stored> {
+    pub(crate) fn stored_at(&self, address: u64) -> Option<Stored> {
         match (self.layout.find(address), self.beneath) {
             (None, Some(image)) => {
                 guest_index(&self.memory, address).map(|page| Stored { image, page })

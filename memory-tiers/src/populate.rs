@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use varve_snapshot::{PAGE_SIZE, PageRange};
 
-use crate::disk::PIECE;
+use crate::disk::{self, PIECE};
 use crate::error::{RamError, TierError};
 use crate::exec::Shared;
 use crate::plan::{self, Step, joined};
@@ -110,8 +110,13 @@ fn fetch(shared: &Shared, steps: &[Step]) {
         file && image().is_some_and(|image| image.guest_layout)
     };
     let absent = |step: &Step| {
-        let found = shared.ram.call("look at", step.pages, |r, o, len| r.in_core(o, len));
-        found.is_ok_and(|pages| pages.contains(&false))
+        let stored = shared.plan.stored_at(step.pages.start());
+        let source =
+            stored.and_then(|stored| Some((shared.source(stored.image).ok()?, stored.page)));
+        let Some((source, first)) = source else { return false };
+        let Some((file, 0)) = source.file() else { return false };
+        let pages: Vec<u64> = (first..first + step.pages.pages()).collect();
+        disk::all_in_memory(file, &pages).is_ok_and(|there| !there)
     };
     if !steps.iter().step_by(steps.len() / SAMPLES + 1).filter(spread).any(absent) {
         return;

@@ -2,15 +2,20 @@
 //! restored by mappings. Nothing traps, so it costs the guest nothing; but neighbours that the kernel
 //! brought in along count as touched, and the order is that of the looks.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use varve_snapshot::{Access, Mechanism, PAGE_SIZE, PageAccess, Trace};
+use rustix::process::geteuid;
+use varve_snapshot::{Access, Mechanism, PAGE_SIZE, PageAccess, SnapshotError, Trace};
 
 use crate::census;
 use crate::error::TierError;
 use crate::guest_ram::GuestRam;
+use crate::residency;
+use crate::sys::pagemap;
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +26,30 @@ pub enum ScanBy {
     /// The process's page tables. A page that this process has to itself was written; for that, the
     /// restore must not populate for writing or copy (`lazy`).
     Pagemap,
+}
+
+impl ScanBy {
+    /// Checks that this process sees what is to be looked at, for guest memory that comes from `file`.
+    ///
+    /// # Errors
+    ///
+    /// If the recording would be wrong or empty: with the reason and the cure.
+    pub fn can_see(self, file: &Path) -> Result<(), TierError> {
+        match self {
+            ScanBy::Mincore => {
+                let opened =
+                    File::open(file).map_err(SnapshotError::io("open memory file", file))?;
+                match residency::mincore_tells(&opened).map_err(TierError::Census)? {
+                    true => Ok(()),
+                    false => Err(TierError::Foreign(file.to_owned(), geteuid().as_raw())),
+                }
+            }
+            ScanBy::Pagemap => match File::open(pagemap::PATH) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(TierError::NoPagemap(e)),
+            },
+        }
+    }
 }
 
 /// Looks at guest memory until it is sealed.

@@ -38,6 +38,7 @@ mod manifest;
 mod manifest_codec;
 mod memmap;
 mod merge;
+mod output;
 mod packer;
 mod page;
 mod page_store;
@@ -72,6 +73,7 @@ pub use manifest::{
 };
 pub use memmap::{draw_svg, draw_text};
 pub use merge::merge;
+pub use output::{check_output, write_output};
 pub use page::{PAGE_SIZE, PageRange, PageRangeError};
 pub use page_store::PageStore;
 pub use places::{Placed, Places};

@@ -17,6 +17,30 @@ pub struct Jail {
     id: String,
 }
 
+/// A file that is mounted into a jail.
+pub struct Mounted {
+    file: tempfile::NamedTempFile,
+    target: PathBuf,
+}
+
+impl Mounted {
+    /// What it holds.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be read.
+    pub fn content(&self) -> Vec<u8> {
+        fs::read(self.file.path()).unwrap()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A jail that still runs has a copy of its own.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.target).status();
+    }
+}
+
 impl Jail {
     /// An empty jail with what varve itself needs: the libraries that it is linked with.
     pub fn new(id: &str) -> Jail {
@@ -54,6 +78,35 @@ impl Jail {
             fs::copy(from, &target).unwrap();
         }
         chown(&target, Some(OWNER.0), Some(OWNER.1)).unwrap();
+    }
+
+    /// Copies a file or a folder of files into the jail, for its user to read; they are root's.
+    pub fn place_of_root(&self, from: &Path, name: &str) {
+        self.place(from, name);
+        let target = self.root().join(name);
+        let entries = fs::read_dir(&target).into_iter().flatten();
+        for path in entries.map(|entry| entry.unwrap().path()).chain([target.clone()]) {
+            chown(&path, Some(0), Some(0)).unwrap();
+            let mode = if path.is_dir() { 0o755 } else { 0o644 };
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    /// Mounts an empty file of root's, which everyone may write, into the jail: the file, until it is
+    /// dropped.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be mounted.
+    pub fn mount_file(&self, name: &str) -> Mounted {
+        let target = self.root().join(name);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        File::create(&target).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o666)).unwrap();
+        let mut mount = Command::new("mount");
+        assert!(mount.arg("--bind").arg(file.path()).arg(&target).status().unwrap().success());
+        Mounted { file, target }
     }
 
     /// The jailer's command, with its options and the monitor's, both separated by blanks. Standard

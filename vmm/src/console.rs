@@ -1,13 +1,9 @@
 //! Where the serial port's bytes go and come from, and the terminal's mode meanwhile.
 
-use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
 use std::sync::Mutex;
 
-use rustix::fs::OFlags;
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 use crate::config::Console;
@@ -26,27 +22,12 @@ pub fn open(console: &Console) -> Result<Ends, VmmError> {
             let input = input.or_else(|| io::stdin().as_fd().try_clone_to_owned().ok());
             Ok((Some(Stream::stdout()), input.filter(readable)))
         }
-        Console::File(path) => Ok((Some(file(path)?), None)),
+        Console::File(path) => {
+            let file = crate::output::open(path)
+                .map_err(|source| VmmError::Console { path: path.clone(), source })?;
+            Ok((Some(Stream::nonblocking(file)), None))
+        }
     }
-}
-
-fn file(path: &Path) -> Result<Stream, VmmError> {
-    let failed = |source| VmmError::Console { path: path.into(), source };
-    // Opened both ways, a pipe opens without a reader too.
-    let pipe = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_fifo());
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .read(pipe)
-        .custom_flags(flags.bits() as i32)
-        .open(path)
-        .map_err(failed)?;
-    if file.metadata().map_err(failed)?.file_type().is_block_device() {
-        let problem = "a block device; name a regular file, a named pipe or a terminal";
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, problem)));
-    }
-    Ok(Stream::nonblocking(file))
 }
 
 /// Input that may be read: a background process that reads its terminal would be stopped.

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::end::{End, EndSignal};
 use crate::machine::Subscriber;
+use crate::seccomp;
 
 /// The thread. Its gate is closed at first; it ends when this is dropped, after the event that it is
 /// at.
@@ -92,7 +93,6 @@ impl IoThread {
         let (state, changed) = (Mutex::new(State::Closed), Condvar::new());
         let gate = Arc::new(Gate { state, changed, event });
         let mine = gate.clone();
-        // It keeps the main thread's filter of system calls: it does the same work.
         let thread = Builder::new().name("device".into()).spawn(move || {
             if let Err(e) = serve(device, &mine) {
                 end.announce(End::Crash(format!("a device's thread cannot go on: {e}")));
@@ -119,6 +119,7 @@ where
     let mut events: EventManager<Subscriber> = EventManager::new()?;
     events.add_subscriber(gate.clone());
     events.add_subscriber(Arc::new(Gated { device, gate: gate.clone() }));
+    seccomp::confine_or_die(seccomp::Thread::Drive);
     while *gate.state() != State::Ended {
         events.run()?;
     }

@@ -32,6 +32,7 @@ pub mod machine;
 pub mod metrics;
 pub mod monitor;
 pub mod observe;
+mod output;
 mod reclaim;
 pub mod saved;
 pub mod seccomp;

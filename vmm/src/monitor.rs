@@ -23,6 +23,7 @@ use crate::error::VmmError;
 use crate::instance::InstanceId;
 use crate::machine::{Host, Machine, Start, Subscriber};
 use crate::metrics::{self, FlushTimer, Metrics};
+use crate::seccomp;
 use crate::signals::Signals;
 use crate::snapshot::memory::{Fatal, Restored};
 use crate::stdio;
@@ -49,6 +50,8 @@ pub struct Monitor {
     configured: bool,
     id: InstanceId,
     state: RunState,
+    /// System calls that only making the machine took are forbidden.
+    settled: bool,
     host: Host,
     api: Option<Arc<Server>>,
     timer: Option<Arc<FlushTimer>>,
@@ -81,6 +84,7 @@ impl Monitor {
             configured: false,
             id,
             state: RunState::NotStarted,
+            settled: false,
             host: Host {
                 events,
                 waiting: Vec::new(),
@@ -316,6 +320,13 @@ impl Monitor {
         self.host.start
     }
 
+    /// Once there is a machine, takes from this thread the system calls that only making it took.
+    fn settle(&mut self) {
+        if self.machine.is_some() && !std::mem::replace(&mut self.settled, true) {
+            seccomp::settle();
+        }
+    }
+
     /// Adds someone who waits for events.
     pub fn subscribe(&mut self, subscriber: Subscriber) {
         self.host.events.add_subscriber(subscriber);
@@ -328,6 +339,7 @@ impl Monitor {
         mut each: impl FnMut(&mut Monitor) -> Result<(), VmmError>,
     ) -> Result<End, VmmError> {
         loop {
+            self.settle();
             // Devices are served between two requests, however many of them a client has sent ahead.
             let asked = self.is_taking() || self.api.as_ref().is_some_and(|api| api.has_requests());
             let events = &mut self.host.events;

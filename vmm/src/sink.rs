@@ -1,8 +1,6 @@
 //! A file, named pipe or standard stream that takes whole lines and never makes the writer wait.
 
-use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::stdio::Stream;
@@ -16,22 +14,9 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Opens `path`; a file is made if there is none, and appended to if there is one.
+    /// Opens `path`, as [`crate::output::open`] does.
     pub fn open(path: &Path) -> io::Result<Sink> {
-        // For reading too: a pipe that nobody reads yet could not be opened otherwise.
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-            .open(path)?;
-        // A write to a disk waits for it.
-        if file.metadata()?.file_type().is_block_device() {
-            let problem = "a block device; name a regular file, a named pipe or a terminal";
-            return Err(io::Error::new(ErrorKind::InvalidInput, problem));
-        }
-        Ok(Sink::to(Stream::nonblocking(file)))
+        Ok(Sink::to(Stream::nonblocking(crate::output::open(path)?)))
     }
 
     /// Lines go to `stream`.

@@ -8,6 +8,9 @@ use std::os::unix::fs::FileExt;
 
 use super::mmap::Reservation;
 
+/// Where the kernel shows this process's page tables.
+pub const PATH: &str = "/proc/self/pagemap";
+
 /// One page's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageState(u64);
@@ -40,7 +43,7 @@ impl PageState {
 pub fn read(memory: &Reservation, offset: usize, len: usize) -> io::Result<Vec<PageState>> {
     let first = memory.at(offset, len)? as u64 / 4096;
     let mut bytes = vec![0; len / 4096 * 8];
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut bytes, first * 8)?;
+    File::open(PATH)?.read_exact_at(&mut bytes, first * 8)?;
     let entries = bytes.as_chunks::<8>().0;
     Ok(entries.iter().map(|&e| PageState(u64::from_ne_bytes(e))).collect())
 }

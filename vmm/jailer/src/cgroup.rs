@@ -1,6 +1,7 @@
 //! Control groups: one for the machine, below its parent's, with the values that were asked for.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -67,25 +68,13 @@ impl Hierarchies {
     }
 
     /// Makes the group `parent`/`id` wherever a setting belongs, writes the settings, and moves
-    /// process `pid` there. Without settings, version 2 only moves the process to `parent`, if there
-    /// is such a group.
+    /// process `pid` there. Without settings the process stays where it is.
     pub fn apply(&self, settings: &[Setting], parent: &Path, id: &str, pid: u32) -> Result<()> {
-        if settings.is_empty() {
-            let group = match self.version {
-                2 => self.find(UNIFIED).ok().map(|folder| folder.join(parent)),
-                _ => None,
-            };
-            return match group.filter(|group| group.exists()) {
-                Some(group) => self.enter(&group, pid),
-                None => Ok(()),
-            };
-        }
         let mut groups = Vec::new();
         for setting in settings {
             let root = self.find(&setting.controller)?;
             let group = root.join(parent).join(id);
-            fs::create_dir_all(&group)
-                .with_context(|| format!("--cgroup: cannot make {}", group.display()))?;
+            make(&group)?;
             match self.version {
                 2 => enable(root, &group, &setting.controller)?,
                 _ => inherit(root, &group, &setting.file)?,
@@ -98,10 +87,37 @@ impl Hierarchies {
         groups.iter().try_for_each(|group| self.enter(group, pid))
     }
 
+    /// Moves process `pid` to the group `parent` of version 2, if there is such a group. A group that
+    /// passes controllers on to others may hold no process itself: then the process goes to the
+    /// group `parent`/`id`, whose limits are those of `parent`. Does nothing with version 1.
+    pub fn join(&self, parent: &Path, id: &str, pid: u32) -> Result<()> {
+        let Some(group) = self.find(UNIFIED).ok().filter(|_| self.version == 2) else {
+            return Ok(());
+        };
+        let group = group.join(parent);
+        if !group.exists() {
+            return Ok(());
+        }
+        match fs::write(group.join("cgroup.procs"), pid.to_string()) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+                let own = group.join(id);
+                make(&own)?;
+                self.enter(&own, pid)
+            }
+            done => done.with_context(|| {
+                format!("--parent-cgroup: cannot move process {pid} to {}", group.display())
+            }),
+        }
+    }
+
     fn enter(&self, group: &Path, pid: u32) -> Result<()> {
         let list = if self.version == 2 { "cgroup.procs" } else { "tasks" };
         write(&group.join(list), &pid.to_string())
     }
+}
+
+fn make(group: &Path) -> Result<()> {
+    fs::create_dir_all(group).with_context(|| format!("--cgroup: cannot make {}", group.display()))
 }
 
 fn write(file: &Path, value: &str) -> Result<()> {
@@ -223,8 +239,10 @@ cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0
         let other = ["io.weight=5".parse().unwrap()];
         assert!(groups.apply(&other, Path::new("a"), "vm", 78).is_err());
         groups.apply(&[], Path::new("a"), "vm", 79).unwrap();
+        assert!(!dir.path().join("a/cgroup.procs").exists(), "nobody asked for it");
+        groups.join(Path::new("a"), "vm", 79).unwrap();
         assert_eq!(read("a/cgroup.procs"), "79");
-        groups.apply(&[], Path::new("none"), "vm", 79).unwrap();
+        groups.join(Path::new("none"), "vm", 79).unwrap();
     }
 
     #[test]

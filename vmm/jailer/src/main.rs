@@ -7,6 +7,7 @@
 mod args;
 mod cgroup;
 mod limits;
+mod lock;
 mod root;
 mod sys;
 
@@ -59,18 +60,21 @@ fn jail(args: &Args, started: u64, started_cpu: u64) -> Result<()> {
     let devices = root::devices(&std::fs::read_to_string("/proc/misc").unwrap_or_default());
 
     root::make(&root)?;
+    let lock = lock::take(root.parent().unwrap_or(&root), &args.id)?;
     root::copy_program(&program, &root.join(&name))?;
     if let Some(path) = &args.netns {
         join_network(path).with_context(|| format!("--netns {}", path.display()))?;
     }
     let mounts = std::fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
-    let parent = args.parent_cgroup.as_deref().unwrap_or(Path::new(&name));
-    Hierarchies::parse(&mounts, args.cgroup_version).apply(
-        &args.cgroups,
-        parent,
-        &args.id,
-        std::process::id(),
-    )?;
+    let groups = Hierarchies::parse(&mounts, args.cgroup_version);
+    let pid = std::process::id();
+    match args.parent_cgroup.as_deref() {
+        Some(parent) if args.cgroups.is_empty() => groups.join(parent, &args.id, pid)?,
+        parent => {
+            let parent = parent.unwrap_or(Path::new(&name));
+            groups.apply(&args.cgroups, parent, &args.id, pid)?;
+        }
+    }
     let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
     limits.install().context("--resource-limit")?;
 
@@ -81,6 +85,7 @@ fn jail(args: &Args, started: u64, started_cpu: u64) -> Result<()> {
     }
     drop(null);
     let spent = micros(ClockId::ProcessCPUTime).saturating_sub(started_cpu);
+    lock::leave_to_monitor(&lock)?;
     run(args, &Path::new("/").join(&name), started, spent)
 }
 

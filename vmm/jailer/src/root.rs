@@ -5,8 +5,8 @@
 //! nowhere else.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -39,11 +39,15 @@ pub fn make(root: &Path) -> Result<()> {
 }
 
 /// Copies the monitor's program to `target`, where anyone in the jail may run it. A copy, since jails
-/// share no memory, not even of a program's text.
+/// share no memory, not even of a program's text. The program itself may be mounted there already.
 pub fn copy_program(program: &Path, target: &Path) -> Result<()> {
     let copy = || -> io::Result<()> {
         let mut from = File::open(program)?;
-        remove(target)?;
+        match remove(target) {
+            // What is mounted there is the host's, so it is never written.
+            Err(e) if mounted(&e) && same_file(program, target)? => return Ok(()),
+            done => done?,
+        }
         // Fails if anything is there again.
         let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target)?;
         io::copy(&mut from, &mut to)?;
@@ -120,22 +124,46 @@ pub fn furnish(devices: &[Device], uid: u32, gid: u32) -> Result<()> {
 
 fn make_device(device: &Device, uid: u32, gid: u32) -> io::Result<()> {
     let path = Path::new(device.path);
-    // A node of an earlier jail may have another number or mode.
-    remove(path)?;
     let numbers = makedev(device.major, device.minor);
+    // A node of an earlier jail may have another number or mode.
+    match remove(path) {
+        // The host's own node, whose owner and mode are the host's affair.
+        Err(e) if mounted(&e) && fs::metadata(path)?.rdev() == numbers => return Ok(()),
+        done => done?,
+    }
     mknodat(CWD, path, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, numbers)?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     chown(path, Some(uid), Some(gid))
 }
 
-/// Writes the monitor's process number to `path`, for whoever started the jail.
+/// Writes the monitor's process number to `path`, for whoever started the jail. A file that is mounted
+/// there is written: only the host's administrator can have mounted it.
 pub fn write_pid(path: &Path, pid: u32) -> Result<()> {
     let write = || -> io::Result<()> {
-        remove(path)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
-        io::Write::write_all(&mut file, pid.to_string().as_bytes())
+        let mut how = OpenOptions::new();
+        how.write(true).mode(0o644);
+        match remove(path) {
+            Ok(()) => how.create_new(true),
+            Err(e) if mounted(&e) => {
+                // A pipe or a device there keeps nobody waiting, and is written as well.
+                how.truncate(true)
+                    .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+            }
+            Err(e) => return Err(e),
+        };
+        how.open(path)?.write_all(pid.to_string().as_bytes())
     };
     write().with_context(|| format!("cannot write {} in the jail", path.display()))
+}
+
+/// Whether a file cannot be removed because something is mounted on it.
+fn mounted(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy
+}
+
+fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (fs::metadata(one)?, fs::metadata(other)?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// Removes a file, or a link itself, if there is one.

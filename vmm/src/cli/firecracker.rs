@@ -24,6 +24,7 @@ use crate::instance::{FIRECRACKER_VERSION, InstanceId};
 use crate::metrics;
 use crate::monitor::Monitor;
 use crate::observe::Observe;
+use crate::seccomp::Tasks;
 use crate::stdio::last_words;
 
 /// Exit code for a command line that is wrong.
@@ -136,7 +137,8 @@ fn run(
     observe: Observe,
     start: Instant,
 ) -> Result<ExitCode, Box<dyn Error>> {
-    args.seccomp.enter(false)?;
+    let api = !args.no_api;
+    args.seccomp.enter(Tasks { api, saves: api, pool: false })?;
     let mut monitor = Monitor::new(args.id.clone(), start, Arc::new(report_boot_time))?;
     observe.begin(&monitor)?;
     let mut resources = Resources { boot_timer: args.boot_timer, ..Resources::default() };

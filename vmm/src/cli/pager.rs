@@ -22,7 +22,7 @@ use varve_snapshot::{
 
 use crate::cli::out::outln;
 use crate::config::parse_size;
-use crate::seccomp::{self, Choice, Thread};
+use crate::seccomp::{self, Choice, Tasks, Thread};
 use crate::signal_handlers;
 use crate::snapshot::choices::Choices;
 use crate::words::word;
@@ -99,10 +99,9 @@ pub fn main(args: &PagerArgs) -> Result<ExitCode, Box<dyn Error>> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     seccomp::enter_as(
         Thread::Pager,
-        &match (args.no_seccomp, &args.pool_keys) {
-            (true, _) => Choice::Off,
-            (false, Some(_)) => Choice::OwnWithPool,
-            (false, None) => Choice::Own,
+        &match args.no_seccomp {
+            true => Choice::Off,
+            false => Choice::Own(Tasks { pool: args.pool_keys.is_some(), ..Tasks::default() }),
         },
     )?;
     let cache = Arc::new(ChunkCache::new(args.cache));

@@ -30,6 +30,7 @@ use crate::end::End;
 use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::observe::Observe;
+use crate::seccomp::Tasks;
 use crate::snapshot::flat::{self, Extent};
 use crate::stdio::{last_words, say};
 
@@ -162,7 +163,9 @@ enum Protocol {
 
 /// Boots the guest and waits for its end.
 pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    args.seccomp.enter(false)?;
+    let api = args.api_sock.is_some();
+    let saves = api || args.snapshot_on_ready.is_some();
+    args.seccomp.enter(Tasks { api, saves, pool: false })?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(report_boot_time))?;
     args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {

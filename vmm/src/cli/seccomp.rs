@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::seccomp::{Choice, SeccompError, enter};
+use crate::seccomp::{Choice, SeccompError, Tasks, enter};
 use crate::signal_handlers;
 
 /// `--no-seccomp`, `--seccomp-filter` and `--allow-pool`.
@@ -26,15 +26,14 @@ pub struct SeccompArgs {
 }
 
 impl SeccompArgs {
-    /// Takes signals over and filters this process, to be called before anything from outside is read; `pool`: it is to
-    /// fetch pages from a pool, whether or not that was allowed.
-    pub fn enter(&self, pool: bool) -> Result<(), SeccompError> {
+    /// Takes signals over and filters this process, which is to do `tasks`. To be called before anything
+    /// from outside is read.
+    pub fn enter(&self, tasks: Tasks) -> Result<(), SeccompError> {
         signal_handlers::install().map_err(SeccompError::Signals)?;
         enter(&match &self.seccomp_filter {
             Some(path) => Choice::File(path.clone()),
             None if self.no_seccomp => Choice::Off,
-            None if pool || self.allow_pool => Choice::OwnWithPool,
-            None => Choice::Own,
+            None => Choice::Own(Tasks { pool: tasks.pool || self.allow_pool, ..tasks }),
         })
     }
 }

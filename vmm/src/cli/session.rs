@@ -25,6 +25,7 @@ use crate::error::{VmmError, chain};
 use crate::faults::{CpuTime, VcpuFaults, nanos};
 use crate::instance::InstanceId;
 use crate::monitor::Monitor;
+use crate::seccomp::Tasks;
 use crate::snapshot::restore::{Overrides, Wanted, restore};
 use crate::stdio::last_words;
 
@@ -110,7 +111,9 @@ impl SessionArgs {
 
 /// Restores the guest, lets it answer the calls, waits for its end and reports.
 pub fn run(args: &SessionArgs, wanted: Wanted, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    args.seccomp.enter(wanted.choices.pool_keys.is_some())?;
+    let api = args.api_sock.is_some();
+    let pool = wanted.choices.pool_keys.is_some();
+    args.seccomp.enter(Tasks { api, saves: api || wanted.record.is_some(), pool })?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(|_, _| {}))?;
     args.observe.observe()?.begin(&monitor)?;
     if let Some(path) = &args.api_sock {

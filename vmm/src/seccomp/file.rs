@@ -68,7 +68,8 @@ fn decode(bytes: &[u8]) -> Result<[Option<BpfProgram>; Thread::ALL.len()], Strin
         if name == UNUSED {
             continue;
         }
-        let monitors = Thread::ALL.into_iter().filter(|&thread| thread != Thread::Pager);
+        let named = |thread: &Thread| !matches!(thread, Thread::Start | Thread::Pager);
+        let monitors = Thread::ALL.into_iter().filter(named);
         let thread = monitors.into_iter().find(|thread| thread.name() == name);
         let thread = thread.ok_or_else(|| format!("there are no threads {name:?}"))?;
         if programs[thread as usize].replace(program).is_some() {

@@ -80,6 +80,18 @@ pub const MACHINE: &[u32] = &[
     kvm_takes::<kvm_xcrs>(0xa7),                    // KVM_SET_XCRS
 ];
 
+/// Of a machine that runs, by the main thread: pages that were written, and what a snapshot holds of the
+/// machine itself. A vCPU's state is read by its own thread.
+pub const RUNNING: &[u32] = &[
+    kvm_trades::<kvm_msr_list>(0x02),  // KVM_GET_MSR_INDEX_LIST
+    kvm(0x03),                         // KVM_CHECK_EXTENSION
+    kvm_trades::<kvm_cpuid2>(0x05),    // KVM_GET_SUPPORTED_CPUID
+    kvm_takes::<kvm_dirty_log>(0x42),  // KVM_GET_DIRTY_LOG
+    kvm_trades::<kvm_irqchip>(0x62),   // KVM_GET_IRQCHIP
+    kvm_gives::<kvm_clock_data>(0x7c), // KVM_GET_CLOCK
+    kvm_gives::<kvm_pit_state2>(0x9f), // KVM_GET_PIT2
+];
+
 /// Filling second-level page tables: KVM_PRE_FAULT_MEMORY.
 pub const PREFAULT: &[u32] = &[kvm_trades::<kvm_pre_fault_memory>(0xd5)];
 

@@ -4,12 +4,17 @@
 //! ```text
 //!  lists, ioctls ──> call ──(compile)──> programs ──> enter: the main thread, early
 //!  file: --seccomp-filter ───────────────────────┘        confine: each other thread, as it starts
+//!                                                          settle: the main thread again, later
 //! ```
 //!
 //! The main thread is filtered before it reads a configuration or hears a client, and its filter is
-//! inherited by each thread that it starts; those then narrow themselves to their own list.
+//! inherited by each thread that it starts; those then narrow themselves to their own list. Once the
+//! machine is there, the main thread needs less, and narrows itself, too. What a process was not told
+//! to do ([`Tasks`]) is in no list of it.
 
 mod call;
+#[cfg(test)]
+mod counts;
 mod file;
 mod ioctls;
 mod lists;
@@ -19,7 +24,6 @@ mod trap;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use seccompiler::BpfProgram;
 
@@ -27,11 +31,15 @@ use call::Call;
 pub use file::FileError;
 pub use trap::EXIT_CODE;
 
-/// A kind of thread.
+/// A kind of thread, at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thread {
-    /// The one that the process began with.
+    /// The one that the process began with, until its machine is there.
+    Start,
+    /// The same from then on.
     Main,
+    /// A drive's, where it has one of its own.
+    Drive,
     /// A vCPU's.
     Vcpu,
     /// Those of guest memory: populating, faults, recording.
@@ -42,15 +50,40 @@ pub enum Thread {
     Pager,
 }
 
+/// What a process is to do besides running a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tasks {
+    /// Answer requests of the API's clients.
+    pub api: bool,
+    /// Write snapshots or traces.
+    pub saves: bool,
+    /// Fetch pages from a pool, or send them there.
+    pub pool: bool,
+}
+
+impl Tasks {
+    /// All of them.
+    pub const ALL: Tasks = Tasks { api: true, saves: true, pool: true };
+}
+
 impl Thread {
     /// All kinds.
-    pub const ALL: [Thread; 5] =
-        [Thread::Main, Thread::Vcpu, Thread::Memory, Thread::Client, Thread::Pager];
+    pub const ALL: [Thread; 7] = [
+        Thread::Start,
+        Thread::Main,
+        Thread::Drive,
+        Thread::Vcpu,
+        Thread::Memory,
+        Thread::Client,
+        Thread::Pager,
+    ];
 
-    /// Its name in a file of filters. The first two are Firecracker's.
+    /// Its name in a file of filters: `vmm` and `vcpu` are Firecracker's.
     pub fn name(self) -> &'static str {
         match self {
+            Thread::Start => "start",
             Thread::Main => "vmm",
+            Thread::Drive => "drive",
             Thread::Vcpu => "vcpu",
             Thread::Memory => "memory",
             Thread::Client => "client",
@@ -58,32 +91,51 @@ impl Thread {
         }
     }
 
-    fn lists(self, pool: bool) -> &'static [&'static [Call]] {
+    fn lists(self, tasks: Tasks) -> Vec<&'static [Call]> {
+        let mut lists = self.own_lists(tasks);
+        lists.extend([lists::DEBUG, lists::MUSL]);
+        lists
+    }
+
+    /// The lists without what the C library and the build add.
+    fn own_lists(self, tasks: Tasks) -> Vec<&'static [Call]> {
         use lists::*;
-        match self {
-            Thread::Main if pool => &[VCPU, MEMORY, CLIENT, MAIN, STARTS, COMMON, POOL],
-            Thread::Memory if pool => &[MEMORY, COMMON, POOL],
+        let own: &[&[Call]] = match self {
             // Those of vCPUs first: what is looked for first is found fastest.
-            Thread::Main => &[VCPU, MEMORY, CLIENT, MAIN, STARTS, COMMON],
-            Thread::Vcpu => &[VCPU, COMMON],
-            Thread::Memory => &[MEMORY, COMMON],
+            Thread::Start => &[VCPU, MEMORY, CLIENT, DRIVE, MAIN, MAKES, STARTS],
+            Thread::Main => &[MAIN, DRIVE],
+            Thread::Drive => &[DRIVE],
+            Thread::Vcpu => &[VCPU],
+            Thread::Memory => &[MEMORY],
             // It marks invocations in a recording, too.
-            Thread::Client => &[CLIENT, MEMORY, COMMON],
-            Thread::Pager if pool => &[MEMORY, CLIENT, PAGER, STARTS, COMMON, POOL],
-            Thread::Pager => &[MEMORY, CLIENT, PAGER, STARTS, COMMON],
+            Thread::Client => &[CLIENT, MEMORY],
+            Thread::Pager => &[MEMORY, CLIENT, PAGER, STARTS],
+        };
+        let mut lists = [own, &[COMMON]].concat();
+        let mains = matches!(self, Thread::Start | Thread::Main);
+        if mains && tasks.api {
+            lists.push(API);
         }
+        if mains && tasks.saves {
+            lists.push(SAVES);
+        }
+        if tasks.pool && self == Thread::Main {
+            lists.extend([OFFLOADS, MEMORY, STARTS]);
+        }
+        if tasks.pool && (mains || matches!(self, Thread::Memory | Thread::Pager)) {
+            lists.push(POOL);
+        }
+        lists
     }
 }
 
 /// Which filters a process uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// varve's own.
-    #[default]
-    Own,
-    /// The same, and threads of guest memory may fetch pages from a pool.
-    OwnWithPool,
+    /// varve's own, for these tasks.
+    Own(Tasks),
     /// None.
+    #[default]
     Off,
     /// Those of a file.
     File(PathBuf),
@@ -108,47 +160,57 @@ pub enum SeccompError {
     },
 }
 
-/// The filters of this process, by [`Thread`], once it has any; each is compiled when a thread first
-/// needs it. None: such threads have no more than what they inherit.
-static FILTERS: OnceLock<[OnceLock<Option<BpfProgram>>; Thread::ALL.len()]> = OnceLock::new();
+/// The filters of this process, once it has any.
+static FILTERS: OnceLock<Filters> = OnceLock::new();
 
-/// Whether this process's own filters let it reach a pool.
-static POOL: AtomicBool = AtomicBool::new(false);
-
-/// The filters are a file's, which need not have what varve's own have.
-static FOREIGN: AtomicBool = AtomicBool::new(false);
+struct Filters {
+    /// What varve's own filters are for; none: they are a file's.
+    tasks: Option<Tasks>,
+    /// By [`Thread`]; each is compiled when a thread first needs it. None: such threads have no more than
+    /// what they inherit.
+    programs: [OnceLock<Option<BpfProgram>>; Thread::ALL.len()],
+}
 
 /// Whether the filters of this process are varve's own, if it has any.
 fn is_own() -> bool {
-    !FOREIGN.load(Ordering::Relaxed)
+    FILTERS.get().is_none_or(|filters| filters.tasks.is_some())
 }
 
 /// Whether this process may fetch pages from a pool, as far as its filters are varve's own.
 pub fn reaches_pool() -> bool {
-    FILTERS.get().is_none() || POOL.load(Ordering::Relaxed)
+    let tasks = FILTERS.get().and_then(|filters| filters.tasks);
+    tasks.is_none_or(|tasks| tasks.pool)
 }
 
 /// Filters this thread, a monitor's main one, and decides what [`confine`] does on others. To be called
 /// once, while there is no other thread.
+///
+/// # Errors
+///
+/// If a file of filters is no good, or the kernel takes no filter.
 pub fn enter(choice: &Choice) -> Result<(), SeccompError> {
-    enter_as(Thread::Main, choice)
+    enter_as(Thread::Start, choice)
 }
 
 /// The same for a process whose main thread is of another kind.
+///
+/// # Errors
+///
+/// As of [`enter`].
 pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
-    let filters: [OnceLock<_>; Thread::ALL.len()] = match choice {
+    let (main, filters) = match choice {
         Choice::Off => return Ok(()),
-        Choice::Own => Default::default(),
-        Choice::OwnWithPool => {
-            // The verbs library is loaded, and its code made executable, while that is possible.
-            drop(varve_rdma::ports());
-            POOL.store(true, Ordering::Relaxed);
-            Default::default()
+        Choice::Own(tasks) => {
+            if tasks.pool {
+                // The verbs library is loaded, and its code made executable, while that is possible.
+                drop(varve_rdma::ports());
+            }
+            (main, Filters { tasks: Some(*tasks), programs: Default::default() })
         }
+        // A file has one filter for the main thread.
         Choice::File(path) => {
-            FOREIGN.store(true, Ordering::Relaxed);
-            POOL.store(true, Ordering::Relaxed);
-            file::read(path)?.map(OnceLock::from)
+            let programs = file::read(path)?.map(OnceLock::from);
+            (Thread::Main, Filters { tasks: None, programs })
         }
     };
     trap::install().map_err(|e| refused(main, e))?;
@@ -158,10 +220,17 @@ pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
 }
 
 /// Narrows this thread to what its kind may call, if this process is filtered.
+///
+/// # Errors
+///
+/// If the kernel takes no filter.
 pub fn confine(thread: Thread) -> Result<(), SeccompError> {
-    let Some(slot) = FILTERS.get().and_then(|f| f.get(thread as usize)) else { return Ok(()) };
-    if slot.get().is_none() {
-        let _ = slot.set(Some(compile(thread)));
+    let Some(filters) = FILTERS.get() else { return Ok(()) };
+    let Some(slot) = filters.programs.get(thread as usize) else { return Ok(()) };
+    if slot.get().is_none()
+        && let Some(tasks) = filters.tasks
+    {
+        let _ = slot.set(Some(compile(thread, tasks)));
     }
     match slot.get() {
         Some(Some(program)) => apply(thread, program),
@@ -169,9 +238,19 @@ pub fn confine(thread: Thread) -> Result<(), SeccompError> {
     }
 }
 
-/// varve's own filter for a kind of thread.
-fn compile(thread: Thread) -> BpfProgram {
-    let program = call::allow(thread.lists(POOL.load(Ordering::Relaxed)), libc::SECCOMP_RET_TRAP);
+/// Narrows the main thread to what it needs beside a machine that is there, or ends the process. A file's
+/// filters are not narrowed.
+pub fn settle() {
+    if FILTERS.get().is_some_and(|filters| filters.tasks.is_some()) {
+        confine_or_die(Thread::Main);
+    }
+}
+
+/// varve's own filter for a kind of thread of this process.
+fn compile(thread: Thread, tasks: Tasks) -> BpfProgram {
+    // As the process sees itself: in a PID namespace of its own that is 1.
+    let pid = std::process::id();
+    let program = call::allow(&thread.lists(tasks), pid, libc::SECCOMP_RET_TRAP);
     // A thread is made by clone3 where there is one, whose flags are in memory that no filter sees. As
     // from an old kernel, the C library then uses clone.
     call::refuse(&[libc::SYS_clone3], libc::ENOSYS, &program)

@@ -75,6 +75,7 @@ impl MemoryRestore {
         // Nothing but the guest's own accesses may bring pages in.
         let policy = Policy { stage2: false, ..Policy::new(Strategy::Lazy) };
         let (plan, sources) = open_flat(file, ranges, &policy)?;
+        by.can_see(file)?;
         Ok(MemoryRestore::Scanned(Box::new(plan), sources, by, record))
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use varve_memory_tiers::{Recorder, Restore, ScanBy, Scanner, TierError};
-use varve_snapshot::{LocalFiles, Trace, there};
+use varve_snapshot::{Trace, check_output, write_output};
 
 use crate::error::VmmError;
 
@@ -94,9 +94,11 @@ impl Recording {
 
     /// A trace that cannot be added to is better found now than at the end.
     fn new(eye: Eye, record: Record) -> Result<Recording, VmmError> {
-        let earlier = (record.append && there(&record.trace_path)?)
-            .then(|| Trace::read(&record.trace_path))
-            .transpose()?;
+        check_output(&record.trace_path)?;
+        // An empty file was made beforehand, as for a mount.
+        let has_trace = std::fs::metadata(&record.trace_path).is_ok_and(|found| found.len() > 0);
+        let earlier =
+            (record.append && has_trace).then(|| Trace::read(&record.trace_path)).transpose()?;
         Ok(Recording { record, earlier, eye, progress: Mutex::new(Progress::GoesOn) })
     }
 
@@ -161,7 +163,7 @@ impl Recording {
         let (pages, written) = count(&trace);
         let all = self.earlier.as_ref().and_then(|earlier| Trace::merge([earlier, &*trace]));
         let all = all.as_ref().unwrap_or(&trace);
-        if let Err(error) = all.write(&LocalFiles, &self.record.trace_path) {
+        if let Err(error) = write_output(&self.record.trace_path, &all.to_bytes()) {
             // It may be tried again.
             *progress = Progress::Ended(trace.into_owned());
             return Err(error.into());
