@@ -14,6 +14,7 @@
 
 pub mod api;
 pub mod arch;
+mod async_faults;
 mod boot;
 pub mod cli;
 pub mod config;
