@@ -28,6 +28,7 @@ pub mod instance;
 mod io_thread;
 pub mod kvm;
 pub mod logger;
+mod lost;
 pub mod machine;
 pub mod metrics;
 pub mod monitor;

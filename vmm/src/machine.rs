@@ -45,6 +45,7 @@ use crate::error::VmmError;
 use crate::faults::VcpuFaults;
 use crate::io_thread::IoThread;
 use crate::kvm::{KvmVm, Watching};
+use crate::lost::{self, LengthCheck};
 use crate::metrics::Metrics;
 use crate::reclaim::RamReclaim;
 use crate::saved::{self, Saved, SavedMachine};
@@ -131,7 +132,10 @@ impl Machine {
             return Err(TemplateError::Capability(number).into());
         }
         let (devices, saved, restore) = match from {
-            Start::Boot => (DeviceSet::new(), None, None),
+            Start::Boot => {
+                lost::watch(&ram, None);
+                (DeviceSet::new(), None, None)
+            }
             Start::Saved(saved) => {
                 let Saved { machine, memory, stage2 } = *saved;
                 let SavedMachine { vm: state, vcpus, devices } = machine;
@@ -139,7 +143,15 @@ impl Machine {
                 let helpers = saved::prefault(&vm, &vcpus, stage2);
                 let stage2 = helpers.clone().map(|h| Box::new(h) as Box<dyn Stage2>);
                 let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
+                lost::watch(&ram, restore.planned().map(|planned| planned.mapped_pages()));
                 if let Some(planned) = restore.planned() {
+                    let (check, fatal) = (planned.watch_lengths(), host.fatal.clone());
+                    let check = LengthCheck::start(Box::new(move || {
+                        if let Err(error) = check() {
+                            fatal(error);
+                        }
+                    }));
+                    host.wait(Arc::new(check.map_err(|e| VmmError::System("timer", e))?));
                     host.metrics.watch_restore(Box::new(planned.watch_counters()));
                     // Threads start while vCPUs and devices get their state.
                     planned.prepare_beside()?;

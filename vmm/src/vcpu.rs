@@ -308,6 +308,9 @@ impl Vcpu {
             Ok(Fatal::Internal) => End::Crash(format!("vCPU {id}: {}", self.internal_error())),
             Ok(Fatal::Entry(text)) => End::Kvm(format!("vCPU {id}: {text}")),
             Ok(Fatal::Other(text)) => End::Crash(format!("vCPU {id}: {text}")),
+            Err(e) if matches!(e.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                End::Unbacked(format!("vCPU {id}: KVM cannot have a page of guest memory: {e}"))
+            }
             Err(e) => End::Kvm(format!("vCPU {id}: KVM_RUN: {e}")),
         }
     }

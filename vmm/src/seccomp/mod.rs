@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use seccompiler::BpfProgram;
 
+use crate::lost;
+
 use call::Call;
 pub use file::FileError;
 pub use trap::EXIT_CODE;
@@ -125,6 +127,7 @@ pub fn enter(choice: &Choice) -> Result<(), SeccompError> {
 
 /// The same for a process whose main thread is of another kind.
 pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
+    lost::install().map_err(|e| refused(main, e))?;
     let filters: [OnceLock<_>; Thread::ALL.len()] = match choice {
         Choice::Off => return Ok(()),
         Choice::Own => Default::default(),
