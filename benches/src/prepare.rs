@@ -16,7 +16,7 @@ use crate::report::{Profile, save};
 
 /// Guest parameters: freed memory is zeroed, so that it need not be saved; and no asynchronous page
 /// faults, which crawl in the lab.
-pub const CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 quiet no-kvmapf init_on_free=1";
+pub const CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 quiet init_on_free=1";
 /// What is written last into a folder.
 const DONE: &str = "prepared.json";
 /// Cells of a memory map.

@@ -20,6 +20,7 @@ use crate::error::TierError;
 use crate::faults::FaultThreads;
 use crate::guest_ram::GuestRam;
 use crate::handler::Handler;
+use crate::lost::Ends;
 use crate::plan::{Action, Op, Plan};
 use crate::populate;
 use crate::source::{PageSource, Sources, source_of};
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     pub begin: OnceLock<()>,
     /// Populating ends.
     pub cancelled: AtomicBool,
+    /// What must be there of the images that are mapped; once somebody has asked.
+    pub ends: OnceLock<Ends>,
 }
 
 impl Shared {
@@ -103,6 +106,7 @@ impl Restore {
             tally,
             begin: OnceLock::new(),
             cancelled,
+            ends: OnceLock::new(),
         });
         let team = Team::of(if waits(&shared.plan) { shared.plan.policy.workers() } else { 1 })?;
         let started = Instant::now();
@@ -178,6 +182,10 @@ impl Restore {
     /// What is in memory now, by class; see [`Census`].
     pub fn census(&self) -> Result<Census, TierError> {
         Census::take(&self.shared.ram, &self.shared.plan)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Whether threads of this process answer faults.

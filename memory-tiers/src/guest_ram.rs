@@ -176,8 +176,8 @@ impl GuestRam {
         Ok((self.places().host(range)? - self.reservation.address() as u64) as usize)
     }
 
-    /// Guest physical address of a host address.
-    pub(crate) fn guest_address(&self, host: u64) -> Option<u64> {
+    /// Guest physical address of a host address. It allocates nothing and takes no lock.
+    pub fn guest_address(&self, host: u64) -> Option<u64> {
         self.places().guest_address(host)
     }
 

@@ -26,6 +26,8 @@ pub enum End {
     Kvm(String),
     /// A page of guest memory could not be had from its tier.
     Memory(String),
+    /// The same, but KVM does not tell which page; the monitor looks for it.
+    Unbacked(String),
 }
 
 impl End {
@@ -42,7 +44,7 @@ impl End {
             End::NotLoaded(_) => 1,
             End::Guest(StopReason::Panic) | End::Crash(_) => 3,
             End::Kvm(_) => 4,
-            End::Memory(_) => 5,
+            End::Memory(_) | End::Unbacked(_) => 5,
         }
     }
 }
@@ -57,7 +59,7 @@ impl fmt::Display for End {
             End::Signal(name) => write!(f, "stopped by {name}"),
             End::Crash(what) => write!(f, "guest crashed: {what}"),
             End::Kvm(what) => write!(f, "KVM failed: {what}"),
-            End::Memory(what) => write!(f, "guest memory is lost: {what}"),
+            End::Memory(what) | End::Unbacked(what) => write!(f, "guest memory is lost: {what}"),
         }
     }
 }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use kvm_bindings::{
     CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_GUEST_MEMFD, KVM_CAP_MEMORY_FAULT_INFO,
     KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use varve_devices::interrupt::IrqLine;
@@ -18,7 +17,9 @@ use varve_memory_tiers::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
+use crate::arch::vcpu_state::VcpuStateV1;
 use crate::arch::vm_state::{self, VmStateV1};
+use crate::async_faults::AsyncFaults;
 use crate::stage2::{PREFAULT_VCPUS, Prefault};
 
 /// What KVM refused.
@@ -85,24 +86,11 @@ pub struct Watching {
     pub accesses: bool,
 }
 
-/// Keeps KVM from handing a guest's faults to a kernel worker (asynchronous page faults), which
-/// asks for every page as if it were to be written, so that a recorder would take reads for writes.
-/// KVM does so only if it can halt the vCPU meanwhile, which it cannot where HLT does not exit.
-fn fault_on_vcpu_threads(fd: &VmFd) {
-    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..Default::default() };
-    cap.args[0] = KVM_X86_DISABLE_EXITS_HLT.into();
-    if let Err(e) = fd.enable_cap(&cap) {
-        log::warn!(
-            "recording: this host's KVM cannot keep HLT in the guest ({e}): more pages than \
-                    the guest writes will count as written"
-        );
-    }
-}
-
 /// A machine in KVM. Field order is drop order: the slots go before the memory behind them.
 pub struct KvmVm {
     fd: VmFd,
     kvm: Kvm,
+    async_faults: Option<Arc<AsyncFaults>>,
     ram: Arc<GuestRam>,
 }
 
@@ -130,10 +118,9 @@ impl KvmVm {
         // Port 0x61 reads as an idle speaker, without an exit each time.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
-        if watch.accesses {
-            fault_on_vcpu_threads(&fd);
-        }
-        let vm = KvmVm { fd, kvm, ram };
+        let withhold = || Arc::new(AsyncFaults::withhold(&fd, vcpus));
+        let async_faults = watch.accesses.then(withhold);
+        let vm = KvmVm { fd, kvm, async_faults, ram };
         vm.register_memory(watch.writes)?;
         Ok(vm)
     }
@@ -187,6 +174,11 @@ impl KvmVm {
         Ok(list.as_slice().to_vec())
     }
 
+    /// What the guest has of asynchronous page faults, if they are withheld from it.
+    pub fn async_faults(&self) -> Option<&Arc<AsyncFaults>> {
+        self.async_faults.as_ref()
+    }
+
     /// The machine's own state. Only while its vCPUs are paused.
     pub fn save(&self) -> Result<VmStateV1, KvmError> {
         vm_state::save(&self.fd)
@@ -197,9 +189,29 @@ impl KvmVm {
         vm_state::restore(&self.fd, state)
     }
 
+    /// Sets the guest's clock once more, now that its vCPUs have their states, and tells whether the guest
+    /// can read it without system calls.
+    ///
+    /// # Errors
+    ///
+    /// If KVM fails.
+    pub fn set_clock(&self, state: &VmStateV1) -> Result<bool, KvmError> {
+        vm_state::set_clock(&self.fd, state)?;
+        self.clock_is_stable()
+    }
+
+    /// Whether the guest can read its clock without system calls.
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not tell.
+    pub fn clock_is_stable(&self) -> Result<bool, KvmError> {
+        vm_state::clock_is_stable(&self.fd)
+    }
+
     /// The means to fill second-level page tables ahead of the guest, for so many threads at a time (there
-    /// are no more than two such means), where this host's KVM can.
-    pub fn prefault(&self, cpuid: &CpuId, threads: usize) -> Option<Prefault> {
+    /// are no more than two such means), where this host's KVM can; with vCPUs like the guest's vCPU `like`.
+    pub fn prefault(&self, like: &VcpuStateV1, threads: usize) -> Option<Prefault> {
         if self.fd.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) == 0 {
             return None;
         }
@@ -209,7 +221,7 @@ impl KvmVm {
         if vcpus.is_empty() {
             return None;
         }
-        Prefault::new(vcpus, cpuid).inspect_err(|e| log::debug!("no pre-fault vCPU: {e}")).ok()
+        Prefault::new(vcpus, like).inspect_err(|e| log::debug!("no pre-fault vCPU: {e}")).ok()
     }
 
     /// Makes each write to `line` an edge on interrupt `gsi`.

@@ -14,6 +14,7 @@
 
 pub mod api;
 pub mod arch;
+mod async_faults;
 mod boot;
 pub mod cli;
 pub mod config;
@@ -28,6 +29,7 @@ pub mod instance;
 mod io_thread;
 pub mod kvm;
 pub mod logger;
+mod lost;
 pub mod machine;
 pub mod metrics;
 pub mod monitor;

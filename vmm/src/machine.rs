@@ -30,7 +30,7 @@ use varve_devices::virtio::net::Net;
 use varve_devices::virtio::rng::Rng;
 use varve_devices::virtio::vsock::{Vsock, VsockConfig};
 use varve_devices::vmgenid::VmGenId;
-use varve_memory_tiers::{GuestRam, take_dirty};
+use varve_memory_tiers::{GuestRam, Stage2, take_dirty};
 use varve_snapshot::{HostIdentity, PageRange};
 use vm_memory::GuestAddress;
 
@@ -47,11 +47,12 @@ use crate::error::VmmError;
 use crate::faults::VcpuFaults;
 use crate::io_thread::IoThread;
 use crate::kvm::{KvmVm, Watching};
-use crate::metrics::{self, Metrics};
+use crate::lost::{self, LengthCheck};
+use crate::metrics::Metrics;
 use crate::reclaim::RamReclaim;
 use crate::saved::{self, Saved, SavedMachine};
 use crate::snapshot::Lineage;
-use crate::snapshot::memory::{Fatal, MemoryRestore, Restored};
+use crate::snapshot::memory::{Fatal, Restored};
 use crate::vcpu::{VcpuHandle, World};
 use offload::Offloading;
 
@@ -114,7 +115,6 @@ pub struct Machine {
     given_back: Mutex<Vec<PageRange>>,
     /// The last snapshot, since which writes are tracked.
     lineage: Mutex<Option<Lineage>>,
-    metrics: Arc<metrics::Vcpu>,
     vm: KvmVm,
     ram: Arc<GuestRam>,
 }
@@ -128,30 +128,40 @@ impl Machine {
         from: Start,
         host: &mut Host,
     ) -> Result<Machine, VmmError> {
-        let recorded = matches!(
-            &from,
-            Start::Saved(saved) if matches!(saved.memory, MemoryRestore::Recorded(..))
-        );
-        let watch = Watching { writes: config.track_dirty_pages, accesses: recorded };
+        let accesses =
+            matches!(&from, Start::Saved(saved) if saved.memory.shows_the_guests_accesses());
+        let watch = Watching { writes: config.track_dirty_pages, accesses };
         let vm = KvmVm::new(ram.clone(), config.vcpus, watch)?;
         let needed = config.cpu.iter().flat_map(cpu_template::needed_capabilities);
         if let Some(number) = needed.into_iter().find(|number| !vm.has_capability(*number)) {
             return Err(TemplateError::Capability(number).into());
         }
         let (devices, saved, restore) = match from {
-            Start::Boot => (DeviceSet::new(), None, None),
+            Start::Boot => {
+                lost::watch(&ram, None);
+                (DeviceSet::new(), None, None)
+            }
             Start::Saved(saved) => {
                 let Saved { machine, memory, stage2 } = *saved;
                 let SavedMachine { vm: state, vcpus, devices } = machine;
                 saved::check_processor(&vm, &vcpus)?;
-                let stage2 = saved::prefault(&vm, &vcpus, stage2)?;
+                let helpers = saved::prefault(&vm, &vcpus, stage2);
+                let stage2 = helpers.clone().map(|h| Box::new(h) as Box<dyn Stage2>);
                 let restore = memory.start(ram.clone(), stage2, host.fatal.clone())?;
+                lost::watch(&ram, restore.planned().map(|planned| planned.mapped_pages()));
                 if let Some(planned) = restore.planned() {
+                    let (check, fatal) = (planned.watch_lengths(), host.fatal.clone());
+                    let check = LengthCheck::start(Box::new(move || {
+                        if let Err(error) = check() {
+                            fatal(error);
+                        }
+                    }));
+                    host.wait(Arc::new(check.map_err(|e| VmmError::System("timer", e))?));
                     host.metrics.watch_restore(Box::new(planned.watch_counters()));
                     // Threads start while vCPUs and devices get their state.
                     planned.prepare_beside()?;
                 }
-                (DeviceSet::restoring(devices), Some((state, vcpus)), Some(restore))
+                (DeviceSet::restoring(devices), Some((state, vcpus, helpers)), Some(restore))
             }
         };
         let mut builder = Builder::new(vm, ram, devices, host);
@@ -162,9 +172,14 @@ impl Machine {
         builder.devices.complete()?;
         // A copy of a machine is another machine.
         vmgenid.renew(builder.ram.memory())?;
-        let fds = match &saved {
+        let restored = saved.is_some();
+        let fds = match saved {
             None => boot::load(config, &builder.vm, &builder.ram, &builder.slots)?,
-            Some((vm, vcpus)) => saved::restore_vcpus(&builder.vm, vm, vcpus)?,
+            Some((state, vcpus, helpers)) => {
+                let metrics = &builder.host.metrics.vcpu;
+                let (vm, ram) = (&builder.vm, builder.ram.memory());
+                saved::restore_vcpus(vm, ram, &state, vcpus, helpers.as_ref(), metrics)?
+            }
         };
         let mut machine = builder.finish(fds, restore, keyboard)?;
         machine.template_msrs = config.cpu.iter().flat_map(cpu_template::msr_indices).collect();
@@ -173,7 +188,7 @@ impl Machine {
             machine.vcpus.iter().try_for_each(|v| v.call(|_| ()))?;
             planned.populate_beside()?;
         }
-        if saved.is_some() {
+        if restored {
             machine.transports.iter().for_each(|t| t.kick());
             vmgenid.notify()?;
         }
@@ -187,17 +202,13 @@ impl Machine {
         indices.extend(more.copied().collect::<Vec<_>>());
         let indices: Arc<[u32]> = indices.into();
         let mut vcpus = Vec::with_capacity(self.vcpus.len());
-        for vcpu in &self.vcpus {
+        for (id, vcpu) in self.vcpus.iter().enumerate() {
             let indices = indices.clone();
-            let metrics = self.metrics.clone();
-            vcpus.push(vcpu.call(move |fd| {
-                // Tells the guest that it stood still, so that its watchdogs forgive the gap. A
-                // guest without kvm-clock has none to tell.
-                if fd.kvmclock_ctrl().is_err() {
-                    metrics.kvmclock_ctrl_fails.inc();
-                }
-                vcpu_state::save(fd, &indices)
-            })??);
+            let mut state = vcpu.call(move |fd| vcpu_state::save(fd, &indices))??;
+            if let Some(faults) = self.vm.async_faults() {
+                faults.give_back(id, &mut state);
+            }
+            vcpus.push(state);
         }
         Ok(SavedMachine { vm: self.vm.save()?, vcpus, devices: self.devices.save() })
     }
@@ -270,6 +281,15 @@ impl Machine {
         let all = all.into_iter().collect::<Result<Vec<_>, _>>();
         let all = all.map_err(|e| VmmError::System("fault counters of a vCPU", e))?;
         Ok(all.into_iter().sum())
+    }
+
+    /// Whether the guest can read its clock without system calls.
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not tell.
+    pub fn clock_is_stable(&self) -> Result<bool, VmmError> {
+        Ok(self.vm.clock_is_stable()?)
     }
 
     /// The devices, by name.
@@ -471,6 +491,7 @@ impl<'h> Builder<'h> {
         let world = Arc::new(World {
             ports: self.ports,
             memory: self.memory,
+            async_faults: self.vm.async_faults().cloned(),
             end: self.host.end.clone(),
             metrics: self.host.metrics.vcpu.clone(),
         });
@@ -491,7 +512,6 @@ impl<'h> Builder<'h> {
             template_msrs: Vec::new(),
             given_back: Mutex::default(),
             lineage: Mutex::default(),
-            metrics: self.host.metrics.vcpu.clone(),
             vm: self.vm,
             ram: self.ram,
         })

@@ -21,6 +21,7 @@ use crate::console::RawTerminal;
 use crate::end::{End, EndSignal};
 use crate::error::VmmError;
 use crate::instance::InstanceId;
+use crate::lost;
 use crate::machine::{Host, Machine, Start, Subscriber};
 use crate::metrics::{self, FlushTimer, Metrics};
 use crate::seccomp;
@@ -357,8 +358,10 @@ impl Monitor {
             each(self)?;
             if let Some(end) = self.host.end.get() {
                 self.signals.seen();
+                let restored = self.machine.as_ref().and_then(Machine::restored);
+                let end = lost::named(end, || restored?.planned()?.find_lost());
                 log::info!("the machine has ended: {end}");
-                return Ok(end.clone());
+                return Ok(end);
             }
         }
     }

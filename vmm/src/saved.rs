@@ -2,16 +2,18 @@
 //!
 //! Memory comes back by `snapshot::memory`, devices by `DeviceSet`.
 
-use kvm_bindings::CpuId;
-use varve_memory_tiers::Stage2;
+use kvm_ioctls::VcpuFd;
+use varve_memory_tiers::GuestMemory;
 
-use crate::arch::cpu_compat;
 use crate::arch::vcpu_state::{self, VcpuStateV1};
 use crate::arch::vm_state::VmStateV1;
+use crate::arch::{cpu_compat, tsc};
 use crate::device_set::DeviceBlobs;
 use crate::error::VmmError;
-use crate::kvm::{KvmError, KvmVm};
+use crate::kvm::KvmVm;
+use crate::metrics;
 use crate::snapshot::memory::MemoryRestore;
+use crate::stage2::Prefault;
 
 /// A saved machine.
 pub struct Saved {
@@ -42,28 +44,50 @@ pub fn check_processor(vm: &KvmVm, vcpus: &[VcpuStateV1]) -> Result<(), VmmError
 }
 
 /// The means to fill second-level page tables for so many threads at a time, where this host has them.
-pub fn prefault(
-    vm: &KvmVm,
-    vcpus: &[VcpuStateV1],
-    threads: usize,
-) -> Result<Option<Box<dyn Stage2>>, VmmError> {
-    let Some(first) = vcpus.first().filter(|_| threads > 0) else { return Ok(None) };
-    let cpuid = CpuId::from_entries(first.cpuid())
-        .map_err(|_| KvmError::State("more CPUID entries than KVM takes".into()))?;
-    Ok(vm.prefault(&cpuid, threads).map(|p| Box::new(p) as Box<dyn Stage2>))
+pub fn prefault(vm: &KvmVm, vcpus: &[VcpuStateV1], threads: usize) -> Option<Prefault> {
+    vm.prefault(vcpus.first().filter(|_| threads > 0)?, threads)
 }
 
-/// Creates the vCPUs of a saved machine and gives machine and vCPUs their state.
+/// Creates the vCPUs of a saved machine and gives machine and vCPUs their state. `helpers` are vCPUs of
+/// the machine that never run.
 pub fn restore_vcpus(
     vm: &KvmVm,
+    memory: &GuestMemory,
     state: &VmStateV1,
-    vcpus: &[VcpuStateV1],
-) -> Result<Vec<kvm_ioctls::VcpuFd>, VmmError> {
+    mut vcpus: Vec<VcpuStateV1>,
+    helpers: Option<&Prefault>,
+    metrics: &metrics::Vcpu,
+) -> Result<Vec<VcpuFd>, VmmError> {
+    tsc::keep_in_step(&mut vcpus, state.clock_is_stable());
+    if let Some(faults) = vm.async_faults() {
+        vcpus.iter_mut().enumerate().for_each(|(id, state)| faults.take(id, state, memory));
+    }
     let fds =
-        (0u8..).zip(vcpus).map(|(id, _)| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+        (0u8..).zip(&vcpus).map(|(id, _)| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
     vm.restore(state)?;
-    for (fd, state) in fds.iter().zip(vcpus) {
+    for (fd, state) in fds.iter().zip(&vcpus) {
         vcpu_state::restore(fd, state)?;
+        // It stood still since it was saved.
+        tell_of_pause(fd, metrics);
+    }
+    if let Some(helpers) = helpers {
+        helpers.keep_in_step()?;
+    }
+    let stable = vm.set_clock(state)?;
+    if state.clock_is_stable() && !stable {
+        log::warn!(
+            "the guest's clock is no longer stable: each time that the guest reads it is a system call \
+             now. The host's own clock may not be its TSC: see \
+             /sys/devices/system/clocksource/clocksource0/current_clocksource"
+        );
     }
     Ok(fds)
+}
+
+/// Tells the guest that this vCPU stood still, so that its watchdogs forgive the gap. A guest without
+/// kvm-clock has none to tell.
+pub fn tell_of_pause(fd: &VcpuFd, metrics: &metrics::Vcpu) {
+    if fd.kvmclock_ctrl().is_err() {
+        metrics.kvmclock_ctrl_fails.inc();
+    }
 }

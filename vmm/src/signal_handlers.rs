@@ -53,16 +53,15 @@ static ENDS: AtomicI32 = AtomicI32::new(0);
 static SIGPIPES: AtomicU64 = AtomicU64::new(0);
 static SIGXFSZS: AtomicU64 = AtomicU64::new(0);
 
-/// Explains a SIGBUS that the kernel sent for an access to `address`: writes into `line` what is
+/// Explains a SIGBUS that the kernel sent for an access to `address`, and its `si_code`: writes into `line` what is
 /// known of it and returns the exit code of the process; none if the address is not one it knows.
 /// It runs in the handler: no allocation, no lock that is waited for.
-pub type ExplainBus = fn(address: usize, line: &mut Line) -> Option<u8>;
+pub type ExplainBus = fn(address: usize, code: c_int, line: &mut Line) -> Option<u8>;
 
 /// Consulted by the handler of SIGBUS.
 static EXPLAIN_BUS: OnceLock<ExplainBus> = OnceLock::new();
 
 /// Has the handler of SIGBUS consult `explain`. Only the first call counts.
-#[allow(dead_code, reason = "guest memory registers its own")]
 pub fn explain_bus(explain: ExplainBus) {
     let _ = EXPLAIN_BUS.set(explain);
 }
@@ -198,7 +197,7 @@ extern "C" fn on_fatal(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
         if signal == libc::SIGBUS {
             explained = EXPLAIN_BUS.get().and_then(|explain| {
                 let _ = write!(line, "varve: ");
-                explain(address, &mut line)
+                explain(address, code, &mut line)
             });
         }
         match explained {
@@ -251,14 +250,14 @@ pub fn exit_now(exit: u8) -> ! {
 
 /// Text in a fixed place; what is too long is cut.
 pub struct Line {
-    bytes: [u8; 256],
+    bytes: [u8; 512],
     len: usize,
 }
 
 impl Line {
     /// Nothing yet.
     pub fn new() -> Line {
-        Line { bytes: [0; 256], len: 0 }
+        Line { bytes: [0; 512], len: 0 }
     }
 
     /// Ends the line, whatever its length is.

@@ -26,8 +26,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use varve_devices::bus::Bus;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use crate::async_faults::AsyncFaults;
 use crate::end::{End, EndSignal};
 use crate::metrics;
+use crate::saved;
 use crate::seccomp;
 
 /// Threads of vCPUs, by thread id.
@@ -44,6 +46,8 @@ pub struct World {
     pub ports: Bus,
     /// Memory where no memory slot is.
     pub memory: Bus,
+    /// What the guest has of asynchronous page faults, if they are withheld from it.
+    pub async_faults: Option<Arc<AsyncFaults>>,
     /// Where the machine's end is announced.
     pub end: Arc<EndSignal>,
     /// What vCPUs count.
@@ -225,7 +229,10 @@ impl Vcpu {
     fn obey(&mut self, command: Command, state: State) -> State {
         match command {
             Command::Resume if state == State::Paused => State::Running,
-            Command::Pause if state == State::Running => State::Paused,
+            Command::Pause if state == State::Running => {
+                saved::tell_of_pause(&self.fd, &self.world.metrics);
+                State::Paused
+            }
             Command::Resume | Command::Pause => state,
             Command::Stop => State::Stopped,
             Command::Call(f) => {
@@ -237,7 +244,8 @@ impl Vcpu {
 
     /// Runs the guest until there is a command, or the machine has ended.
     fn run(&mut self) -> State {
-        let World { ports, memory, end, metrics } = &*self.world.clone();
+        let World { ports, memory, async_faults, end, metrics } = &*self.world.clone();
+        let (id, async_faults) = (usize::from(self.id), async_faults.as_deref());
         loop {
             match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
@@ -271,6 +279,17 @@ impl Vcpu {
                     return State::Running;
                 }
                 Err(e) if e.errno() == libc::EAGAIN => {}
+                // KVM asks about registers that were withheld, and about no others.
+                Ok(VcpuExit::X86Rdmsr(exit)) => {
+                    match async_faults.and_then(|faults| faults.read(id, exit.index)) {
+                        Some(value) => *exit.data = value,
+                        None => *exit.error = 1,
+                    }
+                }
+                Ok(VcpuExit::X86Wrmsr(exit)) => {
+                    let may = async_faults.is_some_and(|f| f.write(id, exit.index, exit.data));
+                    *exit.error = u8::from(!may);
+                }
                 Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
                 other => {
                     let exit = other.map(|exit| describe(&exit));
@@ -289,6 +308,9 @@ impl Vcpu {
             Ok(Fatal::Internal) => End::Crash(format!("vCPU {id}: {}", self.internal_error())),
             Ok(Fatal::Entry(text)) => End::Kvm(format!("vCPU {id}: {text}")),
             Ok(Fatal::Other(text)) => End::Crash(format!("vCPU {id}: {text}")),
+            Err(e) if matches!(e.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                End::Unbacked(format!("vCPU {id}: KVM cannot have a page of guest memory: {e}"))
+            }
             Err(e) => End::Kvm(format!("vCPU {id}: KVM_RUN: {e}")),
         }
     }

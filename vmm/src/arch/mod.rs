@@ -12,5 +12,6 @@ pub mod mptable;
 pub mod msr;
 pub mod protocol;
 pub mod registers;
+pub mod tsc;
 pub mod vcpu_state;
 pub mod vm_state;

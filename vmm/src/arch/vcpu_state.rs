@@ -40,8 +40,35 @@ impl VcpuStateV1 {
     pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid
     }
+
+    /// Frequency of the time-stamp counter in kHz; 0 if the host did not tell it.
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz
+    }
+
+    /// The saved value of a model-specific register.
+    pub fn msr(&self, index: u32) -> Option<u64> {
+        self.msrs.iter().find(|entry| entry.index == index).map(|entry| entry.data)
+    }
+
+    /// Gives a saved model-specific register another value; without effect if it was not saved.
+    pub fn set_msr(&mut self, index: u32, data: u64) {
+        self.msrs.iter_mut().filter(|entry| entry.index == index).for_each(|e| e.data = data);
+    }
+
+    /// What KVM offers to the guest (CPUID leaf 0x4000_0001, EAX), if the guest was told of KVM.
+    pub fn kvm_features(&mut self) -> Option<&mut u32> {
+        let leaf = self.cpuid.iter_mut().find(|leaf| leaf.function == KVM_CPUID_FEATURES);
+        leaf.map(|leaf| &mut leaf.eax)
+    }
+
+    /// The local APIC.
+    pub fn lapic(&mut self) -> &mut kvm_lapic_state {
+        &mut self.lapic
+    }
 }
 
+const KVM_CPUID_FEATURES: u32 = 0x4000_0001;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// KVM takes no more MSRs than this in one call (`MAX_IO_MSRS`).
 const MSRS_PER_CALL: usize = 256;
@@ -73,10 +100,23 @@ pub fn save(fd: &VcpuFd, indices: &[u32]) -> Result<VcpuStateV1, KvmError> {
     })
 }
 
+/// Gives a fresh vCPU what decides how it counts time and translates addresses: CPUID and the frequency of
+/// the time-stamp counter.
+///
+/// # Errors
+///
+/// If KVM refuses one of them, or this host cannot run the counter at that frequency.
+pub fn prepare(fd: &VcpuFd, state: &VcpuStateV1) -> Result<(), KvmError> {
+    let cpuid = CpuId::from_entries(&state.cpuid)
+        .map_err(|_| KvmError::State("more CPUID entries than KVM takes".into()))?;
+    fd.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
+    set_tsc_frequency(fd, state.tsc_khz)
+}
+
 /// Writes `state` into a fresh vCPU.
 pub fn restore(fd: &VcpuFd, state: &VcpuStateV1) -> Result<(), KvmError> {
+    prepare(fd, state)?;
     let VcpuStateV1 {
-        cpuid,
         mp_state,
         regs,
         sregs,
@@ -86,12 +126,9 @@ pub fn restore(fd: &VcpuFd, state: &VcpuStateV1) -> Result<(), KvmError> {
         lapic,
         msrs,
         events,
-        tsc_khz,
+        cpuid: _,
+        tsc_khz: _,
     } = state;
-    let cpuid = CpuId::from_entries(cpuid)
-        .map_err(|_| KvmError::State("more CPUID entries than KVM takes".into()))?;
-    fd.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
-    set_tsc_frequency(fd, *tsc_khz)?;
     fd.set_mp_state(*mp_state).map_err(call("KVM_SET_MP_STATE"))?;
     fd.set_regs(regs).map_err(call("KVM_SET_REGS"))?;
     fd.set_sregs(sregs).map_err(call("KVM_SET_SREGS"))?;
@@ -149,7 +186,12 @@ pub fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Kvm
     Ok(found)
 }
 
-fn write_msrs(fd: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
+/// Writes model-specific registers, in their order.
+///
+/// # Errors
+///
+/// If KVM does not take one of them.
+pub fn write_msrs(fd: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
     for part in entries.chunks(MSRS_PER_CALL) {
         let msrs = Msrs::from_entries(part)
             .map_err(|_| KvmError::State("more MSRs than KVM takes".into()))?;

@@ -3,8 +3,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
-    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
+    KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -66,22 +66,51 @@ impl VmStateV1 {
             return Err(KvmError::State(problem.into()));
         }
         // The other flags only describe how it was read.
-        self.clock.flags = if realtime { KVM_CLOCK_REALTIME } else { 0 };
+        let realtime = if realtime { KVM_CLOCK_REALTIME } else { 0 };
+        self.clock.flags = realtime | self.clock.flags & KVM_CLOCK_TSC_STABLE;
         Ok(())
     }
+
+    /// Whether the guest read its clock without system calls when it was saved.
+    pub fn clock_is_stable(&self) -> bool {
+        is_stable(&self.clock)
+    }
+}
+
+fn is_stable(clock: &kvm_clock_data) -> bool {
+    clock.flags & KVM_CLOCK_TSC_STABLE != 0
+}
+
+/// Whether the guest can read its clock without system calls: KVM's master clock is in use.
+///
+/// # Errors
+///
+/// If KVM does not tell.
+pub fn clock_is_stable(fd: &VmFd) -> Result<bool, KvmError> {
+    Ok(is_stable(&fd.get_clock().map_err(call("KVM_GET_CLOCK"))?))
+}
+
+/// Sets the guest's clock. KVM decides here whether it is stable, by the counters of all vCPUs that there
+/// are: to be called again after their states were restored.
+///
+/// # Errors
+///
+/// If KVM does not take it.
+pub fn set_clock(fd: &VmFd, state: &VmStateV1) -> Result<(), KvmError> {
+    let clock = kvm_clock_data {
+        clock: state.clock.clock,
+        realtime: state.clock.realtime,
+        flags: state.clock.flags & KVM_CLOCK_REALTIME,
+        ..Default::default()
+    };
+    fd.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))
 }
 
 /// Writes the state into a fresh machine, after its vCPUs were created.
 pub fn restore(fd: &VmFd, state: &VmStateV1) -> Result<(), KvmError> {
-    let VmStateV1 { pic_master, pic_slave, ioapic, pit, clock } = state;
+    let VmStateV1 { pic_master, pic_slave, ioapic, pit, clock: _ } = state;
     fd.set_pit2(pit).map_err(call("KVM_SET_PIT2"))?;
-    let clock = kvm_clock_data {
-        clock: clock.clock,
-        realtime: clock.realtime,
-        flags: clock.flags & KVM_CLOCK_REALTIME,
-        ..Default::default()
-    };
-    fd.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))?;
+    set_clock(fd, state)?;
     for chip in [pic_master, pic_slave, ioapic] {
         fd.set_irqchip(chip).map_err(call("KVM_SET_IRQCHIP"))?;
     }

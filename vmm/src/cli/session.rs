@@ -88,6 +88,8 @@ struct Report {
     census: Option<Census>,
     vcpu_faults: VcpuFaults,
     cpu: CpuTime,
+    /// Whether the guest read its clock without system calls.
+    clock_is_stable: bool,
     /// When the process began to work, by the host's CLOCK_MONOTONIC, in nanoseconds: whoever started it
     /// tells from this what came before.
     began_ns: u64,
@@ -205,6 +207,7 @@ fn report(
         census: planned.and_then(|r| r.census().ok()),
         cpu: CpuTime::now(&vcpu_faults),
         vcpu_faults,
+        clock_is_stable: monitor.machine()?.clock_is_stable()?,
         began_ns: nanos(ClockId::Monotonic).saturating_sub(start.elapsed().as_nanos() as u64),
         end: end.to_string(),
     })

@@ -78,6 +78,7 @@ pub const MACHINE: &[u32] = &[
     kvm_takes::<kvm_enable_cap>(0xa3),              // KVM_ENABLE_CAP
     kvm_takes::<kvm_xsave>(0xa5),                   // KVM_SET_XSAVE
     kvm_takes::<kvm_xcrs>(0xa7),                    // KVM_SET_XCRS
+    kvm_takes::<kvm_msr_filter>(0xc6),              // KVM_X86_SET_MSR_FILTER
 ];
 
 /// Of a machine that runs, by the main thread: pages that were written, and what a snapshot holds of the

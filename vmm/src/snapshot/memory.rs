@@ -79,6 +79,12 @@ impl MemoryRestore {
         Ok(MemoryRestore::Scanned(Box::new(plan), sources, by, record))
     }
 
+    /// Whether a recording tells by page faults or page tables what the guest reads and writes, so that KVM
+    /// must fault pages in as the guest accesses them.
+    pub fn shows_the_guests_accesses(&self) -> bool {
+        matches!(self, MemoryRestore::Recorded(..) | MemoryRestore::Scanned(..))
+    }
+
     /// Carries out what must be done before the guest runs.
     pub fn start(
         self,

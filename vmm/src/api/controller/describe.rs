@@ -64,6 +64,7 @@ pub fn memory(monitor: &Monitor) -> Outcome {
         "recording": recording,
         "cpu": CpuTime::now(&vcpu_faults),
         "vcpu_faults": vcpu_faults,
+        "clock_is_stable": machine.clock_is_stable()?,
         "offload": machine.offload_report(),
     })))
 }
