@@ -124,10 +124,15 @@ impl Apt {
         Ok(files)
     }
 
-    /// Tries once more with new lists, since mirrors drop superseded packages.
-    fn insist<T>(&self, fetch: impl Fn() -> Result<T>) -> Result<T> {
+    /// Runs `fetch`, and once more with new lists if it fails: mirrors drop superseded packages, so
+    /// that neither a version nor a package that older lists name need be there any more.
+    ///
+    /// # Errors
+    ///
+    /// What the second run of `fetch` says, or that the lists cannot be fetched.
+    pub fn insist<T>(&self, fetch: impl Fn() -> Result<T>) -> Result<T> {
         match fetch() {
-            Err(Error::Tool { .. }) => {
+            Err(Error::Tool { .. } | Error::NoPackage { .. }) => {
                 self.update()?;
                 fetch()
             }

@@ -10,17 +10,19 @@ use serde::{Deserialize, Serialize};
 use crate::aside::Lock;
 use crate::error::{Error, Result};
 use crate::kernel::{Flavour, Kernel};
-use crate::part::{Inputs, Part, with_suffix, write_json};
+use crate::part::{Inputs, Part, publish, write_json};
 use crate::{agent, functions, initramfs};
 
-const KERNEL_FILES: [&str; 2] = ["vmlinux", "bzImage"];
+/// The kernels that guests are booted with, for which there are images of each.
+const KERNELS: [(Flavour, &str); 2] =
+    [(Flavour::Cloud, "debian-kernel"), (Flavour::RecentCloud, "debian-kernel-recent")];
 
 /// What can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Image {
-    /// vmlinux and bzImage, from Debian's cloud kernel
+    /// vmlinux and bzImage of Debian's cloud kernels: the release's own, and 6.12 or newer
     Kernel,
-    /// initramfs.cpio, and initramfs-tools.cpio with busybox
+    /// initramfs.cpio, and initramfs-tools.cpio with busybox, for each of the kernels
     Initramfs,
     /// functions.ext4, a small Debian with Python and the sample functions
     Functions,
@@ -66,8 +68,8 @@ impl Images {
         Self { out, ..self }
     }
 
-    /// Where a file is once it is made: `vmlinux`, `bzImage`, `initramfs.cpio`,
-    /// `initramfs-tools.cpio`, `functions.ext4` or `manifest.json`.
+    /// Where a file is once it is made, such as `vmlinux`, `vmlinux-6.12`, `initramfs-tools.cpio`,
+    /// `functions.ext4` or `manifest.json`.
     pub fn path(&self, file: &str) -> PathBuf {
         self.out.join(file)
     }
@@ -104,56 +106,117 @@ impl Images {
             let part = match image {
                 Image::Kernel => {
                     if again {
-                        remove(&out.join("parts/debian-kernel"))?;
+                        for (_, folder) in KERNELS {
+                            remove(&out.join("parts").join(folder))?;
+                        }
                     }
-                    self.kernel(&out, &apt, say).and_then(|kernel| link_kernel(&dir, &kernel))?
+                    self.kernels(&out, &apt, say)
+                        .and_then(|kernels| link_kernels(&dir, &kernels))?
                 }
                 Image::Initramfs => {
-                    let kernel = self.kernel(&out, &apt, say)?;
+                    let kernels = self.kernels(&out, &apt, say)?;
                     say("initramfs: building the agent");
                     let agent = agent::build(&self.root)?;
-                    initramfs::ensure(&dir, &kernel, &agent, &apt)?
+                    initramfs::ensure(&dir, &kernels, &agent, &apt)?
                 }
                 Image::Functions => functions::ensure(&dir, &self.root, &apt, say)?,
             };
             for name in part.files.keys() {
                 publish(&dir.join(name), &out.join(name))?;
             }
-            manifest.insert(image.name().to_owned(), part);
+            let names: Vec<String> = part.files.keys().cloned().collect();
+            if let Some(old) = manifest.insert(image.name().to_owned(), part) {
+                // Images of a kernel whose version is another one now.
+                for name in old.files.keys().filter(|name| !names.contains(name)) {
+                    remove_file(&out.join(name))?;
+                }
+            }
             write_json(&out.join("manifest.json"), &manifest)?;
         }
         Ok(manifest)
     }
 
-    fn kernel(&self, out: &Path, apt: &Path, say: &dyn Fn(&str)) -> Result<Kernel> {
-        let dir = out.join("parts/debian-kernel");
-        if Kernel::open(Flavour::Cloud, &dir)?.is_none() {
-            say("kernel: fetching Debian's cloud kernel");
+    /// The kernels for guests, the default one first. A release whose own kernel is recent has one.
+    fn kernels(&self, out: &Path, apt: &Path, say: &dyn Fn(&str)) -> Result<Vec<Kernel>> {
+        let mut kernels: Vec<Kernel> = Vec::new();
+        for (flavour, folder) in KERNELS {
+            let dir = out.join("parts").join(folder);
+            if Kernel::open(flavour, &dir)?.is_none() {
+                let which = match flavour {
+                    Flavour::RecentCloud => ", 6.12 or newer",
+                    _ => "",
+                };
+                say(&format!("kernel: fetching Debian's cloud kernel{which}"));
+            }
+            let kernel = Kernel::prepare(flavour, &dir, apt)?;
+            if kernels.iter().all(|other| other.line() != kernel.line()) {
+                kernels.push(kernel);
+            }
         }
-        Kernel::prepare(Flavour::Cloud, &dir, apt)
+        Ok(kernels)
     }
 }
 
-/// Makes the part of the kernel's two images.
-fn link_kernel(dir: &Path, kernel: &Kernel) -> Result<Part> {
+/// What the images for each kernel lack, as lines for people: modules that the kernel does not have.
+pub fn shortcomings(manifest: &Manifest) -> Vec<String> {
+    let Some(part) = manifest.get(Image::Initramfs.name()) else { return Vec::new() };
+    let kernels = part.facts["kernels"].as_object().into_iter().flatten();
+    let mut lines = Vec::new();
+    for (line, of) in kernels {
+        let left_out = of["left_out"].as_array().into_iter().flatten();
+        let left_out: Vec<&str> = left_out.filter_map(|name| name.as_str()).collect();
+        if left_out.is_empty() {
+            continue;
+        }
+        let names = left_out.join(", ");
+        lines.push(format!("kernel {line} has no module {names}: left out of its initramfs"));
+        if left_out.contains(&"vmgenid") {
+            lines.push(format!(
+                "warning: without vmgenid, guests of kernel {line} that are restored from one snapshot \
+                 draw the same random numbers until the agent reads its first request"
+            ));
+        }
+    }
+    lines
+}
+
+/// Makes the part of the kernels' images: each in both forms, by its version, and the default one
+/// without.
+fn link_kernels(dir: &Path, kernels: &[Kernel]) -> Result<Part> {
     let mut inputs = Inputs::default();
-    inputs.add("kernel", kernel.package.as_bytes());
-    Part::ensure(dir, &inputs.finish(), &KERNEL_FILES, |work| {
-        publish(&kernel.vmlinux(), &work.join(KERNEL_FILES[0]))?;
-        publish(&kernel.vmlinuz(), &work.join(KERNEL_FILES[1]))?;
-        Ok(serde_json::json!({ "package": kernel.package, "release": kernel.release }))
+    let mut files = Vec::new();
+    for (kernel, suffix) in by_name(kernels) {
+        inputs.add(&suffix, kernel.package.as_bytes());
+        files.push((kernel.vmlinux(), format!("vmlinux{suffix}")));
+        files.push((kernel.vmlinuz(), format!("bzImage{suffix}")));
+    }
+    let names: Vec<&str> = files.iter().map(|(_, name)| name.as_str()).collect();
+    Part::ensure(dir, &inputs.finish(), &names, |work| {
+        for (file, name) in &files {
+            publish(file, &work.join(name))?;
+        }
+        let mut facts = serde_json::Map::new();
+        for kernel in kernels {
+            let of = serde_json::json!({ "package": kernel.package, "release": kernel.release });
+            facts.insert(kernel.line(), of);
+        }
+        Ok(serde_json::json!({ "kernels": facts }))
     })
 }
 
-/// Shows a part's file under its public name: the same file, not a copy.
-fn publish(file: &Path, name: &Path) -> Result<()> {
-    let aside = with_suffix(name, ".new");
-    let _ = fs::remove_file(&aside);
-    fs::hard_link(file, &aside).map_err(Error::io("link", file))?;
-    // A rename of one name over another of the same file does nothing, and would leave both.
-    fs::rename(&aside, name).map_err(Error::io("rename", &aside))?;
-    let _ = fs::remove_file(&aside);
-    Ok(())
+/// Kernels, and the ends of their images' names: the version for each, and nothing for the default.
+fn by_name(kernels: &[Kernel]) -> impl Iterator<Item = (&Kernel, String)> {
+    let default = kernels.iter().take(1).map(|kernel| (kernel, String::new()));
+    default.chain(kernels.iter().map(|kernel| (kernel, format!("-{}", kernel.line()))))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn remove(dir: &Path) -> Result<()> {
@@ -170,17 +233,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn publishing_twice_leaves_one_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, name) = (dir.path().join("file"), dir.path().join("name"));
-        for text in ["one", "two"] {
-            let _ = fs::remove_file(&file);
-            fs::write(&file, text).unwrap();
-            publish(&file, &name).unwrap();
-            publish(&file, &name).unwrap();
-            assert_eq!(fs::read_to_string(&name).unwrap(), text);
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    fn what_is_left_out_is_named() {
+        let facts = serde_json::json!({ "kernels": {
+            "6.1": { "left_out": ["vmgenid", "pvpanic_pci"] }, "6.12": { "left_out": [] },
+        }});
+        let part = Part { inputs: String::new(), files: BTreeMap::new(), facts };
+        let lines = shortcomings(&[("initramfs".to_owned(), part)].into());
+        assert_eq!(
+            lines[0],
+            "kernel 6.1 has no module vmgenid, pvpanic_pci: left out of its initramfs"
+        );
+        assert!(lines[1].contains("kernel 6.1 ") && lines[1].contains("random"), "{lines:?}");
+        assert_eq!(lines.len(), 2);
+        assert!(shortcomings(&Manifest::new()).is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::deb::{Apt, extract};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::modules::{Module, Modules};
-use crate::part::{Inputs, Part};
+use crate::part::{Inputs, Part, publish};
 use crate::tool::run_text;
 
 /// Without these a guest is of no use. Some kernels have some of them inside.
@@ -28,44 +28,68 @@ const REQUIRED: [&str; 9] = [
     "af_packet",
 ];
 
-/// Loaded where the kernel has them.
+/// The files of this part, without a kernel's version and `.cpio`: the plain one, that with tools.
+const NAMES: [&str; 2] = ["initramfs", "initramfs-tools"];
+
+/// Loaded where the kernel has them; what it lacks is named when images are made.
 const OPTIONAL: [&str; 7] =
     ["virtio_pci", "vmgenid", "pvpanic_mmio", "pvpanic_pci", "i8042", "atkbd", "crc32c_intel"];
 
-/// The files of this part.
-pub const FILES: [&str; 2] = ["initramfs.cpio", "initramfs-tools.cpio"];
-
-/// Makes both archives in `dir`, from the built agent `agent` and the modules of `kernel`.
-pub fn ensure(dir: &Path, kernel: &Kernel, agent: &Path, apt: &Path) -> Result<Part> {
-    let modules = Modules::open(&kernel.modules())?;
+/// Makes both archives in `dir`, for each of `kernels`, from the built agent `agent`. Those of the
+/// first kernel have a name without a version, too.
+///
+/// The facts name each kernel's modules, and those that it does not have (`left_out`).
+///
+/// # Errors
+///
+/// If a kernel has no file of a required module, a package cannot be fetched, or a file cannot be
+/// read or written.
+pub fn ensure(dir: &Path, kernels: &[Kernel], agent: &Path, apt: &Path) -> Result<Part> {
     let mut inputs = Inputs::default();
     inputs.add("maker", include_bytes!("initramfs.rs"));
-    inputs.add("kernel", kernel.package.as_bytes());
     inputs.add("agent", &read(agent)?);
-    Part::ensure(dir, &inputs.finish(), &FILES, |work| {
-        let order = order(&modules)?;
+    let mut names = NAMES.map(|name| format!("{name}.cpio")).to_vec();
+    for kernel in kernels {
+        inputs.add("kernel", kernel.package.as_bytes());
+        names.extend(NAMES.map(|name| of_kernel(name, kernel)));
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Part::ensure(dir, &inputs.finish(), &names, |work| {
         let agent = read(agent)?;
         let busybox = Busybox::fetch(apt)?;
         let tools = busybox.unpack(&work.join("busybox"))?;
-        for (name, tools) in [(FILES[0], None), (FILES[1], Some(&tools))] {
-            let path = work.join(name);
-            let bytes = archive(&agent, &order, tools)?.map_err(Error::io("fill", &path))?;
-            fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+        let mut facts = serde_json::Map::new();
+        for (index, kernel) in kernels.iter().enumerate() {
+            let (order, left_out) = order(&Modules::open(&kernel.modules())?)?;
+            for (name, tools) in NAMES.into_iter().zip([None, Some(&tools)]) {
+                let path = work.join(of_kernel(name, kernel));
+                let bytes = archive(&agent, &order, tools)?.map_err(Error::io("fill", &path))?;
+                fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+                if index == 0 {
+                    publish(&path, &work.join(format!("{name}.cpio")))?;
+                }
+            }
+            let modules: Vec<&str> = order.iter().map(|module| module.name.as_str()).collect();
+            let release = &kernel.release;
+            let of =
+                serde_json::json!({ "release": release, "modules": modules, "left_out": left_out });
+            facts.insert(kernel.line(), of);
         }
-        let names: Vec<&str> = order.iter().map(|module| module.name.as_str()).collect();
-        Ok(serde_json::json!({
-            "kernel": kernel.release,
-            "modules": names,
-            "packages": { "busybox-static": busybox.version },
-        }))
+        let packages = serde_json::json!({ "busybox-static": busybox.version });
+        Ok(serde_json::json!({ "kernels": facts, "packages": packages }))
     })
 }
 
-/// The modules in loading order.
-fn order(modules: &Modules) -> Result<Vec<Module>> {
-    let mut names = REQUIRED.to_vec();
-    names.extend(OPTIONAL.iter().filter(|name| modules.load_order(&[name]).is_ok()));
-    modules.load_order(&names)
+/// The name of an archive with a kernel's modules.
+fn of_kernel(name: &str, kernel: &Kernel) -> String {
+    format!("{name}-{}.cpio", kernel.line())
+}
+
+/// The modules in loading order, and those of [`OPTIONAL`] that the kernel does not have.
+fn order(modules: &Modules) -> Result<(Vec<Module>, Vec<&'static str>)> {
+    let (there, left_out): (Vec<_>, Vec<_>) =
+        OPTIONAL.into_iter().partition(|name| modules.load_order(&[name]).is_ok());
+    Ok((modules.load_order(&[REQUIRED.as_slice(), &there].concat())?, left_out))
 }
 
 /// One archive; the outer error is a module's, the inner one the archive's own.

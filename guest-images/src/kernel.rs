@@ -13,8 +13,9 @@ use crate::deb::{Apt, extract};
 use crate::error::{Error, Result};
 use crate::tool::run;
 
-/// The first release that has all that the lab needs (`KVM_PRE_FAULT_MEMORY`, `PAGEMAP_SCAN`).
-const LAB_MINIMUM: (u32, u32) = (6, 12);
+/// The oldest kernel that is recent: it has all that the lab needs (`KVM_PRE_FAULT_MEMORY`,
+/// `PAGEMAP_SCAN`), and Debian builds it with the VM generation id's driver.
+const RECENT: (u32, u32) = (6, 12);
 
 /// Written last, so that its presence says that a folder is complete.
 const MARKER: &str = "kernel.json";
@@ -25,8 +26,20 @@ const MARKER: &str = "kernel.json";
 pub enum Flavour {
     /// The release's own `linux-image-cloud-amd64`, with virtual devices only: for guests.
     Cloud,
+    /// `linux-image-cloud-amd64`, 6.12 or newer: for guests.
+    RecentCloud,
     /// `linux-image-amd64`, 6.12 or newer, with all drivers: for the lab's emulated host.
     Lab,
+}
+
+impl Flavour {
+    /// The package that always depends on the newest image.
+    fn meta(self) -> &'static str {
+        match self {
+            Self::Cloud | Self::RecentCloud => "linux-image-cloud-amd64",
+            Self::Lab => "linux-image-amd64",
+        }
+    }
 }
 
 /// A kernel that is ready in a folder of its own.
@@ -86,6 +99,14 @@ impl Kernel {
         Ok((marker.flavour == flavour).then(|| Self { release, package, dir: dir.to_owned() }))
     }
 
+    /// The kernel's version without its last parts: `6.12` of `6.12.95+deb12-cloud-amd64`.
+    pub fn line(&self) -> String {
+        match version(&self.release) {
+            Some((major, minor)) => format!("{major}.{minor}"),
+            None => self.release.clone(),
+        }
+    }
+
     /// The compressed image, which boots by the Linux boot protocol.
     pub fn vmlinuz(&self) -> PathBuf {
         self.dir.join("vmlinuz")
@@ -104,10 +125,14 @@ impl Kernel {
 
 /// Fills `dir` with a kernel.
 fn build(flavour: Flavour, dir: &Path, apt: &Path) -> Result<Marker> {
-    let (apt, image) = find(flavour, apt)?;
-    let version = apt.version(&image)?;
+    let (apt, meta) = find(flavour, apt)?;
+    // An update of the lists may bring another image, so that its name is looked up again.
+    let (image, version, debs) = apt.insist(|| {
+        let image = image_of(&apt, &meta)?;
+        Ok((image.clone(), apt.version(&image)?, apt.download(&[&image])?))
+    })?;
     let unpacked = dir.join("package");
-    for deb in apt.download(&[&image])? {
+    for deb in debs {
         extract(&deb, &unpacked)?;
     }
     let release = image.trim_start_matches("linux-image-").to_owned();
@@ -130,25 +155,21 @@ fn build(flavour: Flavour, dir: &Path, apt: &Path) -> Result<Marker> {
     Ok(Marker { flavour, release, package: format!("{image} {version}") })
 }
 
-/// The image package of a flavour, and an apt that can fetch it.
+/// The meta package of a flavour as apt is asked for it, and an apt that can fetch its image.
 fn find(flavour: Flavour, dir: &Path) -> Result<(Apt, String)> {
     let apt = Apt::open(dir, &[])?;
-    let meta = match flavour {
-        Flavour::Cloud => "linux-image-cloud-amd64",
-        Flavour::Lab => "linux-image-amd64",
-    };
-    let image = image_of(&apt, meta)?;
-    if flavour == Flavour::Cloud || at_least(&image, LAB_MINIMUM) {
-        return Ok((apt, image));
+    let meta = flavour.meta();
+    if flavour == Flavour::Cloud || is_recent(&image_of(&apt, meta)?) {
+        return Ok((apt, meta.to_owned()));
     }
     let backports = format!("{}-backports", apt.codename());
     // Lists of backports are kept apart: another user of the same folder must not get its versions.
     let apt = Apt::open(&dir.join(&backports), &[&backports])?;
-    let image = image_of(&apt, &format!("{meta}/{backports}"))?;
-    if at_least(&image, LAB_MINIMUM) {
-        return Ok((apt, image));
+    let from_backports = format!("{meta}/{backports}");
+    if is_recent(&image_of(&apt, &from_backports)?) {
+        return Ok((apt, from_backports));
     }
-    let (major, minor) = LAB_MINIMUM;
+    let (major, minor) = RECENT;
     let package = format!("{meta} of Linux {major}.{minor} or newer");
     Err(Error::NoPackage { package, suites: format!("{} and {backports}", apt.codename()) })
 }
@@ -162,14 +183,15 @@ fn image_of(apt: &Apt, meta: &str) -> Result<String> {
         .ok_or_else(|| Error::NoPackage { package: meta.to_owned(), suites })
 }
 
-/// Whether `linux-image-6.12.95+deb12-amd64` is of `minimum` or newer.
-fn at_least(image: &str, minimum: (u32, u32)) -> bool {
-    let version = image.trim_start_matches("linux-image-");
-    let mut parts = version.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    match (parts.next(), parts.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= minimum,
-        _ => false,
-    }
+/// Whether an image package, such as `linux-image-6.12.95+deb12-amd64`, is [`RECENT`] or newer.
+fn is_recent(image: &str) -> bool {
+    version(image.trim_start_matches("linux-image-")).is_some_and(|version| version >= RECENT)
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
 /// Makes `modules.dep` and its kin below `dir`, which packages leave to their scripts.
@@ -207,10 +229,10 @@ mod tests {
 
     #[test]
     fn versions_compare_by_number() {
-        assert!(at_least("linux-image-6.12.95+deb12-amd64", (6, 12)));
-        assert!(at_least("linux-image-7.0.1-amd64", (6, 12)));
-        assert!(!at_least("linux-image-6.1.0-56-amd64", (6, 12)));
-        assert!(!at_least("linux-image-amd64", (6, 12)));
+        assert!(is_recent("linux-image-6.12.95+deb12-amd64"));
+        assert!(is_recent("linux-image-7.0.1-amd64"));
+        assert!(!is_recent("linux-image-6.1.0-56-amd64"));
+        assert!(!is_recent("linux-image-amd64"));
     }
 
     #[test]
@@ -225,5 +247,6 @@ mod tests {
         assert_eq!(Kernel::open(Flavour::Cloud, dir.path()).unwrap(), None);
         let kernel = Kernel::open(Flavour::Lab, dir.path()).unwrap().unwrap();
         assert!(kernel.modules().ends_with("lib/modules/6.12.1"));
+        assert_eq!(kernel.line(), "6.12");
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use varve_guest_images::images::{Image, Images};
+use varve_guest_images::images::{Image, Images, shortcomings};
 
 /// Makes guest kernels and root file systems from Debian's packages, by the machine's own mirror
 ///
@@ -94,6 +94,9 @@ fn run(options: Options) -> anyhow::Result<()> {
         .collect();
     let manifest =
         images.ensure(&wanted, options.force, &|text| eprintln!("varve-images: {text}"))?;
+    for line in shortcomings(&manifest) {
+        eprintln!("varve-images: {line}");
+    }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&manifest)?);
         return Ok(());

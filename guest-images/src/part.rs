@@ -147,6 +147,17 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// Shows a part's file under its public name: the same file, not a copy.
+pub fn publish(file: &Path, name: &Path) -> Result<()> {
+    let aside = with_suffix(name, ".new");
+    let _ = fs::remove_file(&aside);
+    fs::hard_link(file, &aside).map_err(Error::io("link", file))?;
+    // A rename of one name over another of the same file does nothing, and would leave both.
+    fs::rename(&aside, name).map_err(Error::io("rename", &aside))?;
+    let _ = fs::remove_file(&aside);
+    Ok(())
+}
+
 fn remove_others(dir: &Path, names: &[&str]) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("read", dir))? {
         let path = entry.map_err(Error::io("read", dir))?.path();
@@ -212,6 +223,20 @@ mod tests {
         assert!(error.to_string().contains("file"), "{error}");
         assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "old");
         assert!(Part::open(&dir, "one").unwrap().is_some());
+    }
+
+    #[test]
+    fn publishing_twice_leaves_one_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, name) = (dir.path().join("file"), dir.path().join("name"));
+        for text in ["one", "two"] {
+            let _ = fs::remove_file(&file);
+            fs::write(&file, text).unwrap();
+            publish(&file, &name).unwrap();
+            publish(&file, &name).unwrap();
+            assert_eq!(fs::read_to_string(&name).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -19,6 +19,24 @@ pub fn image(name: &str) -> PathBuf {
     path
 }
 
+/// The versions of the guest kernels that there are images of, such as `6.1` and `6.12`: each is
+/// `vmlinux-6.1`, `bzImage-6.1`, `initramfs-6.1.cpio` and `initramfs-tools-6.1.cpio`. In order.
+///
+/// # Panics
+///
+/// If images have not been made.
+pub fn kernel_versions() -> Vec<String> {
+    let text = std::fs::read_to_string(image("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let kernels = manifest["kernel"]["facts"]["kernels"].as_object();
+    let kernels = kernels.expect("images of an older checkout: run 'make images'");
+    let mut versions: Vec<String> = kernels.keys().cloned().collect();
+    versions.sort_by_key(|version| {
+        version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>()
+    });
+    versions
+}
+
 /// The `varve` binary: `VARVE_BIN`, or the one that was built with this test.
 ///
 /// # Panics

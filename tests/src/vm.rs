@@ -22,6 +22,9 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// of an emulated boot, are left out. What the kernel does with KVM is its own default.
 pub const CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 quiet 8250.nr_uarts=1 cryptomgr.notests";
 
+/// The parameters that README tells users to start a guest with: all else is the kernel's default.
+pub const USERS_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+
 /// A machine to be started.
 pub struct VmBuilder {
     args: Vec<OsString>,
@@ -91,6 +94,25 @@ impl VmBuilder {
     /// Another kernel image.
     pub fn kernel(mut self, path: PathBuf) -> Self {
         self.kernel = path;
+        self
+    }
+
+    /// The guest kernel of a version (see [`crate::images::kernel_versions`]), with its own
+    /// initramfs with tools.
+    pub fn kernel_version(mut self, version: &str) -> Self {
+        self.kernel = image(&format!("vmlinux-{version}"));
+        self.initrd = Some(image(&format!("initramfs-tools-{version}.cpio")));
+        self
+    }
+
+    /// Debian's kernel 6.12, with its own initramfs with tools.
+    pub fn kernel_6_12(self) -> Self {
+        self.kernel_version("6.12")
+    }
+
+    /// [`USERS_CMDLINE`] in place of [`CMDLINE`].
+    pub fn users_cmdline(mut self) -> Self {
+        self.cmdline = USERS_CMDLINE.into();
         self
     }
 
