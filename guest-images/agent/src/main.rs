@@ -1,6 +1,8 @@
 //! The guest's init (as process 1) and its agent (otherwise): picks the one and reads the options.
 
 mod init;
+mod physical;
+mod random;
 mod serve;
 mod uptime;
 

@@ -29,7 +29,9 @@ struct Failure {
 pub fn serve(agent: &Agent, connection: &File) -> io::Result<()> {
     let mut reader = BufReader::new(connection);
     loop {
-        let line = match read_line(&mut reader, MAX_LINE) {
+        let line = read_line(&mut reader, MAX_LINE);
+        agent.check_generation();
+        let line = match line {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(()),
             Err(error) => {

@@ -3,6 +3,7 @@
 mod block;
 mod connection;
 mod exec;
+mod generation;
 mod info;
 mod invoke;
 mod io;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 
 use crate::init::{self, boot_timer};
 use crate::{say, uptime};
+use generation::Generation;
 use listen::{Listener, Transport};
 
 /// How the agent was started.
@@ -43,6 +45,8 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Agent {
     transport: Transport,
+    /// None where the agent is a process of a machine that is no guest of varve's, in tests.
+    generation: Option<Generation>,
     workers: invoke::Workers,
     regions: memory::Regions,
 }
@@ -52,6 +56,7 @@ pub fn run(options: Options) -> Result<()> {
     let control = options.transport.listen(varve_agent::CONTROL_PORT)?;
     let streams = options.transport.listen(varve_agent::STREAM_PORT)?;
     let agent = Arc::new(Agent {
+        generation: generation(&options.transport),
         transport: options.transport,
         workers: invoke::Workers::new(options.functions),
         regions: memory::Regions::default(),
@@ -66,6 +71,32 @@ pub fn run(options: Options) -> Result<()> {
         .context("cannot start a thread")?;
     accept_all(&control, move |connection| connection::serve(&agent, &connection));
     Ok(())
+}
+
+impl Agent {
+    /// Comes first after every wait for the host: if the machine was restored meanwhile, its random
+    /// numbers become its own before anything is done or answered.
+    pub fn check_generation(&self) {
+        if let Some(generation) = &self.generation {
+            generation.check();
+        }
+    }
+}
+
+/// The VM generation id of a guest. Without one, the console tells what that means.
+fn generation(transport: &Transport) -> Option<Generation> {
+    if *transport != Transport::Vsock {
+        return None;
+    }
+    let found = Generation::find();
+    found
+        .inspect_err(|error| {
+            say(&format!(
+                "varve-agent: no VM generation id: {error:#}; \
+                 random numbers of a restored machine may repeat those of another\n"
+            ));
+        })
+        .ok()
 }
 
 /// Accepts connections and serves each in a thread of its own.
