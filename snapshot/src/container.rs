@@ -12,7 +12,7 @@ use crate::error::{FormatError, SnapshotError};
 /// Major version: changes when old readers would misread the file.
 pub(crate) const MAJOR: u16 = 1;
 /// Minor version: changes when something is added that old readers may skip.
-pub(crate) const MINOR: u16 = 1;
+pub(crate) const MINOR: u16 = 2;
 pub(crate) const HEADER_LEN: usize = 32;
 pub(crate) const ENTRY_LEN: usize = 32;
 /// Where the header's checksum stands; it counts as zero in its own computation.
@@ -265,6 +265,11 @@ impl<'a> Container<'a> {
 
     pub fn optional(&self, id: SectionId) -> Result<Option<Vec<u8>>, ReadError> {
         self.entries.iter().find(|e| e.id == id).map(|e| self.read(e)).transpose()
+    }
+
+    /// Whether there is such a section.
+    pub fn has(&self, id: SectionId) -> bool {
+        self.entries.iter().any(|e| e.id == id)
     }
 
     pub fn required(&self, id: SectionId, section: &'static str) -> Result<Vec<u8>, ReadError> {

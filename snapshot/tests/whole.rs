@@ -9,9 +9,9 @@ use std::path::Path;
 
 use common::{Guest, range, trace_of};
 use varve_snapshot::{
-    ClassifyOptions, Compression, FlatFile, LocalFiles, Manifest, ManifestReader, SnapshotError,
-    StateFile, TierInput, TierOptions, Trace, draw_svg, draw_text, inspect, layout, merge_diff,
-    tier,
+    ClassifyOptions, Compression, FlatFile, ImageId, LocalFiles, Manifest, ManifestReader,
+    SnapshotError, StateFile, TierInput, TierOptions, Trace, draw_svg, draw_text, inspect, layout,
+    merge_diff, tier,
 };
 
 fn guest() -> Guest {
@@ -36,7 +36,7 @@ fn tiered(dir: &Path) {
     tier(&LocalFiles, &input, &options).unwrap();
 }
 
-/// Files of version 1.1. They must be read for ever; and as long as the version is 1.1, they
+/// Files of version 1.2. They must be read for ever; and as long as the version is 1.2, they
 /// are written like that, byte by byte. `VARVE_BLESS=1` writes them anew: with a new version, when pages are
 /// packed in another order, or when the LZ4 crate has come to compress otherwise.
 #[test]
@@ -72,7 +72,21 @@ fn golden_files_are_read_and_written() {
         let listed = matches!(name.as_str(), layout::TIERED | layout::TEMPLATE);
         assert_eq!(reader.hot_regions(name).unwrap(), listed.then(|| map.hot()));
     }
+    assert!(reader.images().iter().all(|image| reader.proves(image)));
     // The images alone, without the raw memory, hold all of it.
+    assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
+}
+
+/// Files that version 1.1 wrote, whose images have no digests: they are read, and prove nothing of what
+/// others send.
+#[test]
+fn files_of_version_1_1_are_read() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-1.1");
+    assert_eq!(StateFile::read(&golden.join("state")).unwrap(), guest().state());
+    assert_eq!(Trace::read(&golden.join("trace")).unwrap(), trace());
+    let reader = ManifestReader::open(&golden).unwrap();
+    assert!(reader.images().iter().all(|image| !reader.proves(image)));
+    assert!(reader.image_table(ImageId(0)).unwrap().digests.is_none());
     assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
 }
 
