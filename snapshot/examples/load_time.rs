@@ -34,7 +34,7 @@ fn manifest(extents: u64) -> Result<Manifest, Box<dyn std::error::Error>> {
         parent: None,
         layouts: vec![(layout::TIERED.into(), RegionMap::new(regions, &memory)?)],
         memory,
-        images: vec![Image { entry, chunks }],
+        images: vec![Image { entry, chunks, digests: None }],
         recorded: None,
     })
 }

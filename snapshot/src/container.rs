@@ -267,6 +267,11 @@ impl<'a> Container<'a> {
         self.entries.iter().find(|e| e.id == id).map(|e| self.read(e)).transpose()
     }
 
+    /// Whether there is such a section.
+    pub fn has(&self, id: SectionId) -> bool {
+        self.entries.iter().any(|e| e.id == id)
+    }
+
     pub fn required(&self, id: SectionId, section: &'static str) -> Result<Vec<u8>, ReadError> {
         self.optional(id)?.ok_or(FormatError::MissingSection { section }.into())
     }

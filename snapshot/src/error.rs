@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::chunk_digest::ChunkDigest;
 use crate::page::PageRangeError;
 use crate::region::RegionError;
 
@@ -311,6 +312,12 @@ pub enum ChunkFault {
         stated: u32,
         /// As computed.
         found: u32,
+    },
+    /// The bytes are others than those that were written, with the same checksum.
+    #[error("its content is not what was stored: its BLAKE3 digest {found} is not the manifest's")]
+    Digest {
+        /// As computed.
+        found: ChunkDigest,
     },
     /// It does not decompress to a chunk.
     #[error("it does not decompress ({0})")]

@@ -9,6 +9,7 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use crate::chunk::{ChunkTable, chunk_len};
+use crate::chunk_digest::{ChunkDigest, ChunkDigests};
 use crate::class::PageClass;
 use crate::error::{FormatError, SnapshotError};
 use crate::image_writer::is_zero;
@@ -219,6 +220,8 @@ pub struct Scan {
     pub zero: Vec<bool>,
     /// Checksums of the raw file as an image.
     pub chunks: ChunkTable,
+    /// And what proves its chunks.
+    pub digests: ChunkDigests,
 }
 
 /// Reads all of guest memory but holes.
@@ -229,9 +232,10 @@ pub fn scan(
 ) -> Result<Scan, SnapshotError> {
     let mut zero = vec![true; pages as usize];
     let mut crcs = Vec::new();
+    let mut digests = ChunkDigests::default();
     let mut data = source.data_from(0)?;
     let mut buf = vec![0; chunk_pages as usize * PAGE_SIZE as usize];
-    let empty = crc32c::crc32c(&buf);
+    let (empty, empty_digest) = (crc32c::crc32c(&buf), ChunkDigest::of(&buf));
     for chunk in 0..pages.div_ceil(chunk_pages.into()) {
         let first = chunk * u64::from(chunk_pages);
         let len = chunk_len(chunk, pages, chunk_pages) as usize;
@@ -241,14 +245,16 @@ pub fn scan(
         let hole = data.is_none_or(|(start, _)| start >= first + u64::from(chunk_pages));
         if hole && len == buf.len() {
             crcs.push(empty);
+            digests.push(empty_digest);
             continue;
         }
         let read = &mut buf[..len];
         source.read_pages(first, read)?;
         crcs.push(crc32c::crc32c(read));
+        digests.push(ChunkDigest::of(read));
         for (page, at) in read.chunks_exact(PAGE_SIZE as usize).zip(first as usize..) {
             zero[at] = is_zero(page);
         }
     }
-    Ok(Scan { zero, chunks: ChunkTable::Plain(crcs) })
+    Ok(Scan { zero, chunks: ChunkTable::Plain(crcs), digests })
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::chunk::{Chunk, ChunkTable, Compression, MAX_CHUNK_PAGES, chunk_len};
+use crate::chunk_digest::{ChunkDigest, ChunkDigests};
 use crate::codec::{Decoder, Encoder};
 use crate::digest::Digest;
 use crate::error::{ChunkFault, FormatError, SnapshotError};
@@ -44,6 +45,9 @@ pub struct Image {
     pub entry: ImageEntry,
     /// Its chunks.
     pub chunks: ChunkTable,
+    /// What proves its chunks wherever they come from; none before version 1.2 of the format, or where
+    /// only the local file is read.
+    pub digests: Option<ChunkDigests>,
 }
 
 impl ImageEntry {
@@ -134,22 +138,17 @@ impl Backing for File {
 /// An open image.
 #[derive(Debug)]
 pub struct ImageReader<B = File> {
-    entry: ImageEntry,
-    chunks: ChunkTable,
+    image: Image,
     path: PathBuf,
     backing: B,
 }
 
 impl ImageReader {
     /// Opens the image of a manifest in `folder`, and checks its length.
-    pub fn open(
-        folder: &Path,
-        entry: ImageEntry,
-        chunks: ChunkTable,
-    ) -> Result<ImageReader, SnapshotError> {
-        let backing = entry.open(folder)?;
-        let path = entry.path(folder);
-        Ok(ImageReader { entry, chunks, path, backing })
+    pub fn open(folder: &Path, image: Image) -> Result<ImageReader, SnapshotError> {
+        let backing = image.entry.open(folder)?;
+        let path = image.entry.path(folder);
+        Ok(ImageReader { image, path, backing })
     }
 
     /// Its file: of an image that is mappable, page `n` stands at byte `4096 * n`.
@@ -161,13 +160,12 @@ impl ImageReader {
 impl<B: Backing> ImageReader<B> {
     /// The image with its bytes elsewhere; `place` names that in errors.
     pub fn over(image: Image, place: impl Into<PathBuf>, backing: B) -> ImageReader<B> {
-        let Image { entry, chunks } = image;
-        ImageReader { entry, chunks, path: place.into(), backing }
+        ImageReader { image, path: place.into(), backing }
     }
 
     /// What the manifest says of it.
     pub fn entry(&self) -> &ImageEntry {
-        &self.entry
+        &self.image.entry
     }
 
     /// Where its file is.
@@ -177,12 +175,12 @@ impl<B: Backing> ImageReader<B> {
 
     /// Whether its file can be mapped in place of its pages.
     pub fn is_mappable(&self) -> bool {
-        self.entry.compression == Compression::None
+        self.image.entry.compression == Compression::None
     }
 
     /// Number of chunks.
     pub fn chunks(&self) -> u64 {
-        self.chunks.len() as u64
+        self.image.chunks.len() as u64
     }
 
     /// Where its bytes are.
@@ -193,8 +191,8 @@ impl<B: Backing> ImageReader<B> {
     /// The byte of the image's file at which the chunk that holds a page is stored.
     pub fn stored_at(&self, page: u64) -> u64 {
         let chunk = self.chunk_of(page);
-        match &self.chunks {
-            ChunkTable::Plain(_) => chunk * u64::from(self.entry.chunk_pages) * PAGE_SIZE,
+        match &self.image.chunks {
+            ChunkTable::Plain(_) => chunk * u64::from(self.image.entry.chunk_pages) * PAGE_SIZE,
             ChunkTable::Packed(chunks) => {
                 let chunk = usize::try_from(chunk).ok().and_then(|at| chunks.get(at));
                 chunk.map_or(0, |chunk| chunk.offset)
@@ -204,25 +202,26 @@ impl<B: Backing> ImageReader<B> {
 
     /// The chunk that holds a page: what is read, at least, to get it.
     pub fn chunk_of(&self, page: u64) -> u64 {
-        page / u64::from(self.entry.chunk_pages)
+        page / u64::from(self.image.entry.chunk_pages)
     }
 
     /// Fills `buf` (whole pages) with pages from `first` on. Every chunk that it touches is read
     /// and verified whole.
     pub fn read_pages(&self, first: u64, buf: &mut [u8]) -> Result<(), SnapshotError> {
         let count = (buf.len() as u64).div_ceil(PAGE_SIZE);
-        if first.checked_add(count).is_none_or(|end| end > self.entry.pages) {
-            let (image, pages) = (self.entry.name.clone(), self.entry.pages);
+        if first.checked_add(count).is_none_or(|end| end > self.image.entry.pages) {
+            let (image, pages) = (self.image.entry.name.clone(), self.image.entry.pages);
             return Err(SnapshotError::OutsideImage { image, pages, first, count });
         }
-        let chunk_bytes = u64::from(self.entry.chunk_pages) * PAGE_SIZE;
+        let chunk_bytes = u64::from(self.image.entry.chunk_pages) * PAGE_SIZE;
         let mut at = first * PAGE_SIZE;
         let mut rest = buf;
         let mut chunk = Vec::new();
         while !rest.is_empty() {
             let index = at / chunk_bytes;
             let inside = (at % chunk_bytes) as usize;
-            let whole = chunk_len(index, self.entry.pages, self.entry.chunk_pages) as usize;
+            let whole =
+                chunk_len(index, self.image.entry.pages, self.image.entry.chunk_pages) as usize;
             let here = rest.len().min(whole - inside);
             let (now, later) = rest.split_at_mut(here);
             if here == whole {
@@ -240,17 +239,21 @@ impl<B: Backing> ImageReader<B> {
 
     /// Reads chunk `index` whole, verified.
     pub fn read_chunk(&self, index: u64) -> Result<Vec<u8>, SnapshotError> {
-        let mut buf = vec![0; chunk_len(index, self.entry.pages, self.entry.chunk_pages) as usize];
+        let mut buf = vec![
+            0;
+            chunk_len(index, self.image.entry.pages, self.image.entry.chunk_pages)
+                as usize
+        ];
         self.read_into(index, &mut buf)?;
         Ok(buf)
     }
 
     fn read_into(&self, index: u64, buf: &mut [u8]) -> Result<(), SnapshotError> {
         self.try_read(index, buf).map_err(|cause| SnapshotError::Chunk {
-            image: self.entry.name.clone(),
+            image: self.image.entry.name.clone(),
             path: self.path.clone(),
             chunk: index,
-            page: index.saturating_mul(self.entry.chunk_pages.into()),
+            page: index.saturating_mul(self.image.entry.chunk_pages.into()),
             cause,
         })
     }
@@ -259,11 +262,11 @@ impl<B: Backing> ImageReader<B> {
     fn try_read(&self, index: u64, buf: &mut [u8]) -> Result<(), ChunkFault> {
         let missing = || ChunkFault::Read("the image has no such chunk".into());
         let at = usize::try_from(index).map_err(|_| missing())?;
-        match &self.chunks {
+        match &self.image.chunks {
             ChunkTable::Plain(crcs) => {
                 let crc = *crcs.get(at).ok_or_else(missing)?;
-                let offset = index * u64::from(self.entry.chunk_pages) * PAGE_SIZE;
-                self.read_stored(Chunk { offset, len: buf.len() as u32, crc }, buf)
+                let offset = index * u64::from(self.image.entry.chunk_pages) * PAGE_SIZE;
+                self.read_stored(at, Chunk { offset, len: buf.len() as u32, crc }, buf)
             }
             ChunkTable::Packed(chunks) => {
                 let chunk = *chunks.get(at).ok_or_else(missing)?;
@@ -272,10 +275,10 @@ impl<B: Backing> ImageReader<B> {
                     return Ok(());
                 }
                 if chunk.len as usize == buf.len() {
-                    return self.read_stored(chunk, buf);
+                    return self.read_stored(at, chunk, buf);
                 }
                 let mut stored = vec![0; chunk.len as usize];
-                self.read_stored(chunk, &mut stored)?;
+                self.read_stored(at, chunk, &mut stored)?;
                 match lz4_flex::block::decompress_into(&stored, buf) {
                     Ok(n) if n == buf.len() => Ok(()),
                     Ok(n) => Err(ChunkFault::Compression(format!("to {n} bytes only"))),
@@ -285,13 +288,19 @@ impl<B: Backing> ImageReader<B> {
         }
     }
 
-    fn read_stored(&self, chunk: Chunk, buf: &mut [u8]) -> Result<(), ChunkFault> {
+    fn read_stored(&self, at: usize, chunk: Chunk, buf: &mut [u8]) -> Result<(), ChunkFault> {
         self.backing
             .read_exact_at(buf, chunk.offset)
             .map_err(|e| ChunkFault::Read(format!("at byte {}: {e}", chunk.offset)))?;
         let found = crc32c::crc32c(buf);
         if found != chunk.crc {
             return Err(ChunkFault::Checksum { stated: chunk.crc, found });
+        }
+        let Some(digests) = &self.image.digests else { return Ok(()) };
+        // A sender of other bytes can make their checksum fit, but not their digest.
+        let (stated, found) = (digests.get(at), ChunkDigest::of(buf));
+        if stated != Some(found) {
+            return Err(ChunkFault::Digest { found });
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! and in which order, is for `tier`.
 
 use crate::chunk::{Chunk, ChunkTable, Compression};
+use crate::chunk_digest::{ChunkDigest, ChunkDigests};
 use crate::digest::{Digest, Hasher};
 use crate::error::SnapshotError;
 use crate::image::{Image, ImageEntry};
@@ -25,6 +26,7 @@ pub struct ImageWriter {
     chunk: Vec<u8>,
     plain: Vec<u32>,
     packed: Vec<Chunk>,
+    digests: ChunkDigests,
     hasher: Hasher,
 }
 
@@ -41,6 +43,7 @@ impl ImageWriter {
             chunk: Vec::new(),
             plain: Vec::new(),
             packed: Vec::new(),
+            digests: ChunkDigests::default(),
             hasher: Hasher::default(),
         }
     }
@@ -79,6 +82,7 @@ impl ImageWriter {
         match self.compression {
             Compression::None => {
                 self.plain.push(crc32c::crc32c(&self.chunk));
+                self.digests.push(ChunkDigest::of(&self.chunk));
                 let start = self.pages * PAGE_SIZE - self.chunk.len() as u64;
                 self.put_plain(staging, start)?;
             }
@@ -107,6 +111,7 @@ impl ImageWriter {
     fn put_packed(&mut self, staging: &mut Staging) -> Result<(), SnapshotError> {
         if is_zero(&self.chunk) {
             self.packed.push(Chunk { offset: 0, len: 0, crc: 0 });
+            self.digests.push(ChunkDigest::of(&[]));
             return Ok(());
         }
         let packed = lz4_flex::block::compress(&self.chunk);
@@ -115,6 +120,7 @@ impl ImageWriter {
         staging.put(self.file, bytes, self.end)?;
         self.end += bytes.len() as u64;
         self.stored += bytes.len() as u64;
+        self.digests.push(ChunkDigest::of(bytes));
         self.packed.push(chunk);
         Ok(())
     }
@@ -146,7 +152,7 @@ impl ImageWriter {
             shared: false,
             digest: Some(digest),
         };
-        Ok((Image { entry, chunks }, self.stored))
+        Ok((Image { entry, chunks, digests: Some(self.digests) }, self.stored))
     }
 }
 

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod chunk;
+mod chunk_digest;
 mod class;
 mod classify;
 mod codec;
@@ -56,6 +57,7 @@ mod tripwires;
 mod verify;
 
 pub use chunk::{Chunk, ChunkTable, Compression, DEFAULT_CHUNK_PAGES, MAX_CHUNK_PAGES};
+pub use chunk_digest::{ChunkDigest, ChunkDigests};
 pub use class::PageClass;
 pub use classify::{Classified, ClassifyOptions, Extent, HotIf, classify};
 pub use content::LayoutContent;

@@ -139,6 +139,9 @@ impl Manifest {
         }
         for (image, at) in self.images.iter().zip(0..) {
             file.required(codec::chunks(at), image.chunks.encode());
+            if let Some(digests) = &image.digests {
+                file.optional(codec::digests(at), digests.encode());
+            }
         }
         for ((name, map), at) in self.layouts.iter().zip(0..) {
             file.required(codec::regions(at), codec::encode_regions(name, map)?);
@@ -161,7 +164,8 @@ impl Manifest {
         let head = Head::decode(file)?;
         let images = head.images.iter().zip(0..).map(|(entry, at)| {
             let chunks = codec::decode_chunks(file, entry, at)?;
-            Ok(Image { entry: entry.clone(), chunks })
+            let digests = codec::decode_digests(file, entry, at)?;
+            Ok(Image { entry: entry.clone(), chunks, digests })
         });
         let images = images.collect::<Result<_, ReadError>>()?;
         let layouts = head.layouts.iter().zip(0..).map(|(name, at)| {
@@ -330,11 +334,27 @@ impl ManifestReader {
         })
     }
 
-    /// The image of that number: what it is, and its chunks.
+    /// The image of that number: what it is, its chunks and what proves them, for bytes that come from
+    /// elsewhere.
     pub fn image_table(&self, id: ImageId) -> Result<Image, SnapshotError> {
+        let mut image = self.local_table(id)?;
+        let digests = codec::decode_digests(&self.file, &image.entry, id.0);
+        image.digests = digests.map_err(|e| e.at(&self.path))?;
+        Ok(image)
+    }
+
+    /// The same without digests: the local file is as trusted as the manifest beside it.
+    fn local_table(&self, id: ImageId) -> Result<Image, SnapshotError> {
         let entry = self.entry(id)?;
         let chunks = codec::decode_chunks(&self.file, entry, id.0).map_err(|e| e.at(&self.path))?;
-        Ok(Image { entry: entry.clone(), chunks })
+        Ok(Image { entry: entry.clone(), chunks, digests: None })
+    }
+
+    /// Whether the manifest has digests that prove the chunks of an image: those of format 1.2 have.
+    pub fn proves(&self, image: &ImageEntry) -> bool {
+        let at = self.head.images.iter().position(|i| i.name == image.name);
+        let at = at.and_then(|at| u16::try_from(at).ok());
+        at.is_some_and(|at| self.file.has(codec::digests(at)))
     }
 
     /// What the manifest says of the image of that number.
@@ -373,7 +393,15 @@ impl ManifestReader {
 
     /// The image of that number, its file open.
     pub fn image(&self, id: ImageId) -> Result<ImageReader, SnapshotError> {
-        let Image { entry, chunks } = self.image_table(id)?;
-        ImageReader::open(self.folder(), entry, chunks)
+        ImageReader::open(self.folder(), self.local_table(id)?)
+    }
+
+    /// The same, each chunk that is read proven by its digest too, where the manifest has one.
+    ///
+    /// # Errors
+    ///
+    /// If the manifest's tables or the file cannot be read.
+    pub fn proven_image(&self, id: ImageId) -> Result<ImageReader, SnapshotError> {
+        ImageReader::open(self.folder(), self.image_table(id)?)
     }
 }

@@ -1,6 +1,7 @@
 //! The sections of a manifest, to and from bytes. What they mean is `manifest`'s.
 
 use crate::chunk::ChunkTable;
+use crate::chunk_digest::ChunkDigests;
 use crate::class::PageClass;
 use crate::codec::{Decoder, Encoder};
 use crate::container::{Container, ReadError, SectionId};
@@ -17,7 +18,7 @@ pub(crate) const MEMORY: SectionId = SectionId::new(2, 0);
 pub(crate) const IMAGES: SectionId = SectionId::new(3, 0);
 pub(crate) const LAYOUTS: SectionId = SectionId::new(4, 0);
 pub(crate) const RECORDED: SectionId = SectionId::new(5, 0);
-pub(crate) const KNOWN: [u16; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+pub(crate) const KNOWN: [u16; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
 pub(crate) const REGION_LEN: usize = 28;
 /// In place of an image: nothing is stored, all zero.
 pub(crate) const NO_IMAGE: u16 = u16::MAX;
@@ -35,6 +36,11 @@ pub(crate) const fn regions(layout: u16) -> SectionId {
 /// The hot ones of them, for restores that need no others.
 pub(crate) const fn hot_regions(layout: u16) -> SectionId {
     SectionId::new(8, layout)
+}
+
+/// Digests of the chunks of an image.
+pub(crate) const fn digests(image: u16) -> SectionId {
+    SectionId::new(9, image)
 }
 
 pub(crate) fn encode_info(manifest: &Manifest) -> Encoder {
@@ -98,6 +104,16 @@ pub(crate) fn decode_chunks(
 ) -> Result<ChunkTable, ReadError> {
     let body = file.required(chunks(at), "chunks")?;
     Ok(ChunkTable::decode(&body, image.compression, image.pages, image.chunk_pages, image.bytes)?)
+}
+
+pub(crate) fn decode_digests(
+    file: &Container,
+    image: &ImageEntry,
+    at: u16,
+) -> Result<Option<ChunkDigests>, ReadError> {
+    let Some(body) = file.optional(digests(at))? else { return Ok(None) };
+    let chunks = image.pages.div_ceil(image.chunk_pages.into());
+    Ok(Some(ChunkDigests::decode(&body, usize::try_from(chunks).unwrap_or(usize::MAX))?))
 }
 
 pub(crate) fn encode_layouts(layouts: &[(String, RegionMap)]) -> Encoder {

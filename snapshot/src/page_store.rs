@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::chunk::{ChunkTable, Compression, DEFAULT_CHUNK_PAGES};
+use crate::chunk_digest::{ChunkDigest, ChunkDigests};
 use crate::codec::{Decoder, Encoder};
 use crate::container::{Builder, Container, Kind, ReadError, SectionId};
 use crate::digest::Digest;
@@ -18,7 +19,8 @@ use crate::store::{Files, NewFile, Staging, clean, there};
 
 const PAGES: SectionId = SectionId::new(1, 0);
 const CHUNKS: SectionId = SectionId::new(2, 0);
-const KNOWN: [u16; 2] = [1, 2];
+const DIGESTS: SectionId = SectionId::new(3, 0);
+const KNOWN: [u16; 3] = [1, 2, 3];
 const IMAGE_FILE: &str = "pages.img";
 const INDEX_FILE: &str = "index";
 const LOCK_FILE: &str = "lock";
@@ -37,6 +39,7 @@ pub struct PageStore {
     pages: Vec<Digest>,
     places: HashMap<Digest, u64>,
     crcs: Vec<u32>,
+    digests: ChunkDigests,
     /// Pages of the chunk that is not full yet.
     tail: Vec<u8>,
     /// Pages added.
@@ -60,7 +63,7 @@ impl PageStore {
         lock.lock().map_err(SnapshotError::io("lock", &path))?;
         clean(dir)?;
         let path = dir.join(INDEX_FILE);
-        let (pages, crcs) = match fs::read(&path) {
+        let Index { pages, crcs, digests } = match fs::read(&path) {
             Ok(bytes) => decode(&bytes).map_err(SnapshotError::format(&path))?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Default::default(),
             Err(e) => return Err(SnapshotError::io("read", &path)(e)),
@@ -79,8 +82,24 @@ impl PageStore {
         for (digest, at) in pages.iter().zip(0..) {
             places.entry(*digest).or_insert(at);
         }
+        // An index of before version 1.2 has none.
+        let digests = match digests {
+            Some(digests) => digests,
+            None => digests_of(&reader, &crcs).map_err(SnapshotError::io("read", &path))?,
+        };
         let (dir, tail) = (dir.to_owned(), Vec::new());
-        Ok(PageStore { dir, _lock: lock, image, reader, pages, places, crcs, tail, added: 0 })
+        Ok(PageStore {
+            dir,
+            _lock: lock,
+            image,
+            reader,
+            pages,
+            places,
+            crcs,
+            digests,
+            tail,
+            added: 0,
+        })
     }
 
     /// Where its image is.
@@ -153,6 +172,7 @@ impl PageStore {
     fn flush(&mut self) -> Result<(), SnapshotError> {
         let offset = self.crcs.len() as u64 * CHUNK as u64;
         self.crcs.push(crc32c::crc32c(&self.tail));
+        self.digests.push(ChunkDigest::of(&self.tail));
         // What a killed process left there is written over, with zeros too.
         let path = self.image_path();
         self.image.write_at(&self.tail, offset).map_err(SnapshotError::io("write", &path))?;
@@ -179,7 +199,7 @@ impl PageStore {
         let durable = self.image.set_len(bytes).and_then(|()| self.image.sync());
         durable.map_err(SnapshotError::io("sync", &path))?;
         let index = staging.create(&self.dir.join(INDEX_FILE))?;
-        staging.put(index, &encode(&self.pages, &self.crcs), 0)?;
+        staging.put(index, &encode(&self.pages, &self.crcs, &self.digests), 0)?;
         let entry = ImageEntry {
             name: name.into(),
             file,
@@ -190,21 +210,46 @@ impl PageStore {
             shared: true,
             digest: None,
         };
-        Ok(Image { entry, chunks: ChunkTable::Plain(self.crcs.clone()) })
+        let chunks = ChunkTable::Plain(self.crcs.clone());
+        Ok(Image { entry, chunks, digests: Some(self.digests.clone()) })
     }
 }
 
-fn encode(pages: &[Digest], crcs: &[u32]) -> Vec<u8> {
+/// What the index says.
+#[derive(Default)]
+struct Index {
+    pages: Vec<Digest>,
+    crcs: Vec<u32>,
+    digests: Option<ChunkDigests>,
+}
+
+/// Digests of chunks that are in the store already; each must have its checksum.
+fn digests_of(image: &File, crcs: &[u32]) -> std::io::Result<ChunkDigests> {
+    let mut digests = ChunkDigests::default();
+    let mut chunk = vec![0; CHUNK];
+    for (&crc, at) in crcs.iter().zip(0u64..) {
+        image.read_exact_at(&mut chunk, at * CHUNK as u64)?;
+        if crc32c::crc32c(&chunk) != crc {
+            let problem = format!("chunk {at} is damaged: remove the store and tier again");
+            return Err(std::io::Error::other(problem));
+        }
+        digests.push(ChunkDigest::of(&chunk));
+    }
+    Ok(digests)
+}
+
+fn encode(pages: &[Digest], crcs: &[u32], chunks: &ChunkDigests) -> Vec<u8> {
     let mut digests = Encoder::default();
     digests.count(pages.len());
     pages.iter().for_each(|d| digests.0.extend(d.0));
     let mut file = Builder::new(Kind::Index);
     file.required(PAGES, digests);
     file.required(CHUNKS, ChunkTable::Plain(crcs.to_vec()).encode());
+    file.optional(DIGESTS, chunks.encode());
     file.finish()
 }
 
-fn decode(bytes: &[u8]) -> Result<(Vec<Digest>, Vec<u32>), FormatError> {
+fn decode(bytes: &[u8]) -> Result<Index, FormatError> {
     let read = || -> Result<_, ReadError> {
         let file = Container::from_bytes(Kind::Index, &KNOWN, bytes)?;
         file.check_all()?;
@@ -217,7 +262,9 @@ fn decode(bytes: &[u8]) -> Result<(Vec<Digest>, Vec<u32>), FormatError> {
         let table = ChunkTable::decode(&body, Compression::None, n, DEFAULT_CHUNK_PAGES, 0)?;
         match table {
             ChunkTable::Plain(crcs) if pages.len() == crcs.len() * DEFAULT_CHUNK_PAGES as usize => {
-                Ok((pages, crcs))
+                let digests = file.optional(DIGESTS)?;
+                let digests = digests.map(|body| ChunkDigests::decode(&body, crcs.len()));
+                Ok(Index { pages, crcs, digests: digests.transpose()? })
             }
             _ => {
                 let d = Decoder::new("pages", &[]);

@@ -122,6 +122,7 @@ pub fn tier(
             digest: None,
         },
         chunks: scan.chunks,
+        digests: Some(scan.digests),
     };
     // Locked until the manifest is in place.
     let mut store = match &options.store {

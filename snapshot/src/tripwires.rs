@@ -2,6 +2,7 @@
 //! come with a new major version.
 
 use crate::chunk::{Compression, MAX_CHUNK_PAGES, PACKED_LEN, PLAIN_LEN};
+use crate::chunk_digest::DIGEST_LEN;
 use crate::class::PageClass;
 use crate::container::{ENTRY_LEN, HEADER_CRC_AT, HEADER_LEN, MAJOR, REQUIRED};
 use crate::manifest_codec::{NO_IMAGE, REGION_LEN};
@@ -18,6 +19,7 @@ const _: () = {
     assert!(REGION_LEN == 8 + 8 + 4 + 4 + 2 + 1 + 1 && NO_IMAGE == 0xffff);
     assert!(NEVER == 0xffff_ffff);
     assert!(PLAIN_LEN == 4 && PACKED_LEN == 8 + 4 + 4 && MAX_CHUNK_PAGES == 512);
+    assert!(DIGEST_LEN == 32);
     assert!(Compression::None as u8 == 0 && Compression::Lz4 as u8 == 1);
     assert!(ACCESS_LEN == 8 + 4 * 5);
     assert!(Mechanism::UffdWp as u8 == 0 && Mechanism::Mincore as u8 == 1);

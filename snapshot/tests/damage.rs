@@ -324,6 +324,43 @@ fn damaged_images_are_named() {
     }
 }
 
+/// Adds the polynomial of CRC-32C to the first bytes: their checksum stays the same.
+fn add_polynomial(bytes: &mut [u8]) {
+    let terms = std::iter::once(1).chain((0..32).rev().map(|n| 0x1edc_6f41u32 >> n & 1));
+    for (term, at) in terms.zip(0..) {
+        bytes[at / 8] ^= (term as u8) << (at % 8);
+    }
+}
+
+#[test]
+fn bytes_that_keep_the_checksum_are_found_by_their_digest() {
+    for compression in [Compression::None, Compression::Lz4] {
+        let dir = tempfile::tempdir().unwrap();
+        tiered(dir.path(), compression);
+        let manifest = ManifestReader::open(dir.path()).unwrap();
+        let at = manifest.images().iter().position(|i| i.name == "cold").unwrap();
+        let (id, entry) = (ImageId(at as u16), &manifest.images()[at]);
+        assert!(manifest.proves(entry));
+        let path = entry.path(manifest.folder());
+        let mut bytes = fs::read(&path).unwrap();
+        let before = crc32c::crc32c(&bytes);
+        add_polynomial(&mut bytes);
+        assert_eq!(crc32c::crc32c(&bytes), before);
+        fs::write(&path, bytes).unwrap();
+
+        let error = manifest.proven_image(id).unwrap().read_chunk(0).unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                SnapshotError::Chunk { image, chunk: 0, cause: ChunkFault::Digest { .. }, .. }
+                    if image == "cold"
+            ),
+            "{error}"
+        );
+        assert_eq!(verify(dir.path()).unwrap().problems, [varve_snapshot::chain(&error)]);
+    }
+}
+
 #[test]
 fn other_files_are_checked_against_the_manifest() {
     let dir = tempfile::tempdir().unwrap();

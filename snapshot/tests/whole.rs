@@ -9,9 +9,9 @@ use std::path::Path;
 
 use common::{Guest, range, trace_of};
 use varve_snapshot::{
-    ClassifyOptions, Compression, FlatFile, LocalFiles, Manifest, ManifestReader, SnapshotError,
-    SnapshotId, StateFile, Summing, TierInput, TierOptions, Trace, draw_svg, draw_text, inspect,
-    layout, merge_diff, tier,
+    ClassifyOptions, Compression, FlatFile, ImageId, LocalFiles, Manifest, ManifestReader,
+    SnapshotError, SnapshotId, StateFile, Summing, TierInput, TierOptions, Trace, draw_svg,
+    draw_text, inspect, layout, merge_diff, tier,
 };
 
 fn guest() -> Guest {
@@ -87,11 +87,13 @@ fn golden_files_are_read_and_written() {
         let listed = matches!(name.as_str(), layout::TIERED | layout::TEMPLATE);
         assert_eq!(reader.hot_regions(name).unwrap(), listed.then(|| map.hot()));
     }
+    assert!(reader.images().iter().all(|image| reader.proves(image)));
     // The images alone, without the raw memory, hold all of it.
     assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
 }
 
-/// Files that version 1.0 wrote, which listed no hot regions apart, and version 1.1.
+/// Files that version 1.0 wrote, which listed no hot regions apart, and version 1.1, whose images have no
+/// digests: they are read, and prove nothing of what others send.
 #[test]
 fn files_of_earlier_versions_are_read() {
     for (version, listed) in [("1.0", false), ("1.1", true)] {
@@ -102,6 +104,8 @@ fn files_of_earlier_versions_are_read() {
         assert_eq!(Trace::read(&golden.join("trace")).unwrap(), trace());
         let reader = ManifestReader::open(&golden).unwrap();
         assert_eq!(reader.hot_regions(layout::TIERED).unwrap().is_some(), listed);
+        assert!(reader.images().iter().all(|image| !reader.proves(image)));
+        assert!(reader.image_table(ImageId(0)).unwrap().digests.is_none());
         assert_eq!(guest().read_back(&reader, layout::TIERED), guest().bytes);
     }
 }

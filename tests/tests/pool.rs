@@ -12,7 +12,7 @@ use varve_agent::protocol::Action;
 use varve_memory_tiers::{ImageInfo, PageSource, Tier};
 use varve_pool::client::Transport;
 use varve_pool::{Key, Keys, Place, PoolSource, Wanted, publish};
-use varve_snapshot::{ChunkTable, Compression, Image, ImageEntry};
+use varve_snapshot::{ChunkDigests, ChunkTable, Compression, Image, ImageEntry};
 use varve_tests::services::{KEY, RDMA_ADDRESS, Service, key_file, published};
 use varve_tests::{Restoring, Vm};
 
@@ -33,7 +33,8 @@ fn image(dir: &Path) -> Image {
         shared: false,
         digest: None,
     };
-    Image { entry, chunks: ChunkTable::Plain(crcs) }
+    let digests = Some(ChunkDigests::of_chunks(&bytes, 65536));
+    Image { entry, chunks: ChunkTable::Plain(crcs), digests }
 }
 
 fn source(image: &Image, place: &Place, transport: Transport) -> PoolSource {

@@ -155,7 +155,7 @@ fn empty_image(folder: &Path, name: &str, pages: u64) -> Result<Image> {
         digest: None,
     };
     let chunks = pages.div_ceil(DEFAULT_CHUNK_PAGES.into()) as usize;
-    Ok(Image { entry, chunks: ChunkTable::Plain(vec![0; chunks]) })
+    Ok(Image { entry, chunks: ChunkTable::Plain(vec![0; chunks]), digests: None })
 }
 
 #[cfg(test)]

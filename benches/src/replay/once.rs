@@ -268,8 +268,7 @@ impl Elsewhere for Conditions {
         if info.tier != Tier::Remote {
             return Ok(None);
         }
-        let Image { entry, chunks } = image.clone();
-        let reader = ImageReader::open(&self.snapshot, entry, chunks)?;
+        let reader = ImageReader::open(&self.snapshot, image.clone())?;
         let source = ImageSource::new(reader, info.clone());
         let delay = Duration::from_micros(self.fetch_delay);
         Ok(Some(Arc::new(Delayed { source, delay })))

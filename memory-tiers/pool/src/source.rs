@@ -79,6 +79,11 @@ struct Copy {
 
 impl PoolSource {
     /// An image at a place. No node is asked yet.
+    ///
+    /// # Errors
+    ///
+    /// If the image was published in part or in another state, if its manifest cannot prove what nodes
+    /// send, or if `keys` has none of its tenant.
     pub fn open(
         image: &Image,
         info: ImageInfo,
@@ -91,6 +96,13 @@ impl PoolSource {
             return Err(format!(
                 "publishing image {name} was interrupted: publish it again, or restore with its \
                  local file"
+            )
+            .into());
+        }
+        if image.digests.is_none() {
+            return Err(format!(
+                "the manifest has no digests to prove image {name} by, as a varve before format 1.2 \
+                 wrote it: tier the snapshot again and publish it, or restore with its local file"
             )
             .into());
         }

@@ -17,7 +17,7 @@ use varve_pool::client::{NodeClient, Patience, Transport};
 use varve_pool::wire::{self, Answer, Request};
 use varve_pool::{DepotConfig, Key, Place, Places, PoolDepot, PoolSource, Wanted};
 use varve_pool::{forget, publish};
-use varve_snapshot::{Compression, Image, ImageEntry};
+use varve_snapshot::{ChunkDigests, Compression, Image, ImageEntry};
 
 const PAGES: u64 = 5000;
 /// What they take in a node: two shards of 8 MiB, and one in whole pages of 2 MiB.
@@ -40,7 +40,8 @@ fn image(dir: &Path) -> Image {
         shared: false,
         digest: None,
     };
-    Image { entry, chunks: varve_snapshot::ChunkTable::Plain(crcs) }
+    let digests = Some(ChunkDigests::of_chunks(&bytes, 8192));
+    Image { entry, chunks: varve_snapshot::ChunkTable::Plain(crcs), digests }
 }
 
 fn info() -> ImageInfo {
@@ -113,6 +114,19 @@ fn what_is_published_comes_back_from_several_nodes() {
     let late = late.trying_for(Duration::from_millis(50));
     let error = late.read(7, &mut [0; 4096]).unwrap_err().to_string();
     assert!(error.contains("is not here") && error.contains(&nodes[0].address), "{error}");
+}
+
+/// Nothing would prove what nodes send.
+#[test]
+fn an_image_without_digests_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut image = image(dir.path());
+    let node = Running::new(None);
+    let place = publish_to(dir.path(), &[&node], 1).unwrap();
+    image.digests = None;
+    let error = PoolSource::open(&image, info(), &place, &keys(), Transport::Auto).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("image cold") && error.contains("tier the snapshot again"), "{error}");
 }
 
 #[test]

@@ -16,6 +16,11 @@ use crate::uri::Uri;
 /// snapshot's folder that it is. Doing it again after it was interrupted, at any point, finishes it.
 ///
 /// `progress` is told of the bytes that are there.
+///
+/// # Errors
+///
+/// If the image or the store cannot be read or written, or if the manifest cannot prove an image that
+/// is to be on a device.
 pub fn publish(
     snapshot: &ManifestReader,
     entry: &ImageEntry,
@@ -23,6 +28,14 @@ pub fn publish(
     mut progress: impl FnMut(u64),
 ) -> Result<Place, SharedError> {
     let dir = absolute(snapshot.folder())?;
+    if !to.is_mappable() && !snapshot.proves(entry) {
+        let problem = format!(
+            "its manifest has no digests to prove image {} by, as a varve before format 1.2 wrote it: \
+             tier the snapshot again",
+            entry.name
+        );
+        return Err(SharedError::place(dir.display(), problem));
+    }
     let path = snapshot.image_path(entry)?;
     let file = File::open(&path).map_err(SharedError::io("open image", &path))?;
     // A store's file that others share may have grown since.

@@ -55,6 +55,9 @@ fn one(snapshot: &ManifestReader, name: &str, place: &Place) -> Result<Attached,
     if entry.is_none_or(|entry| fingerprint(snapshot, entry) != place.image) {
         return Err("it was published before the snapshot was tiered anew".into());
     }
+    if !place.at.is_mappable() && entry.is_none_or(|entry| !snapshot.proves(entry)) {
+        return Err("the manifest has no digests to prove it by: tier the snapshot again".into());
+    }
     let attached = open(&place.at).and_then(|store| store.attach(&place.key()));
     attached.map_err(|e| chain(&e))?.ok_or_else(|| "it is gone or revoked".into())
 }

@@ -12,8 +12,8 @@ use varve_shared::{
     status,
 };
 use varve_snapshot::{
-    Backing, ChunkTable, Compression, Digest, Image, ImageEntry, LocalFiles, MANIFEST_FILE,
-    Manifest, ManifestReader, PageRange,
+    Backing, ChunkDigests, ChunkFault, ChunkTable, Compression, Digest, Image, ImageEntry, ImageId,
+    ImageReader, LocalFiles, MANIFEST_FILE, Manifest, ManifestReader, PageRange, SnapshotError,
 };
 
 const PAGES: u64 = 40;
@@ -36,12 +36,13 @@ fn snapshot(dir: &Path, name: &str, fill: u8) -> PathBuf {
         digest: Some(Digest::of(&bytes)),
     };
     let chunks = ChunkTable::Plain(bytes.chunks(65536).map(crc32c::crc32c).collect());
+    let digests = Some(ChunkDigests::of_chunks(&bytes, 65536));
     let manifest = Manifest {
         vmm_version: "0".into(),
         state: None,
         parent: None,
         memory: vec![PageRange::new(0, PAGES * 4096).unwrap()],
-        images: vec![Image { entry, chunks }],
+        images: vec![Image { entry, chunks, digests }],
         layouts: Vec::new(),
         recorded: None,
     };
@@ -261,4 +262,39 @@ fn a_device_is_a_device() {
     fs::write(&file, "").unwrap();
     assert!(open(file.to_str().unwrap()).contains("no device"));
     assert!(open("/dev/null").contains("no DAX device"));
+}
+
+/// Adds the polynomial of CRC-32C to bytes: their checksum stays the same.
+fn add_polynomial(bytes: &mut [u8]) {
+    let terms = std::iter::once(1).chain((0..32).rev().map(|n| 0x1edc_6f41u32 >> n & 1));
+    for (term, at) in terms.zip(0..) {
+        bytes[at / 8] ^= (term as u8) << (at % 8);
+    }
+}
+
+/// The device's own checksum finds damage; what another host wrote on purpose is found by the manifest.
+#[test]
+fn bytes_on_a_device_are_proven_by_the_manifest() {
+    let (shared, dir) = (Shared::new(), tempfile::tempdir().unwrap());
+    let owner = shared.host(0);
+    owner.init(false).unwrap();
+    let snapshot = ManifestReader::open(&snapshot(dir.path(), "a", 7)).unwrap();
+    let image = snapshot.image_table(ImageId(0)).unwrap();
+    let file = File::open(dir.path().join("a/ro")).unwrap();
+    let key = Key { digest: image.entry.digest.unwrap(), bytes: image.entry.bytes };
+    owner.put(&key, &file, &mut |_| {}).unwrap();
+    let (device, at) =
+        (File::options().read(true).write(true).open(shared.path()).unwrap(), 4 * MIB);
+    let mut bytes = vec![0; key.bytes as usize];
+    FileExt::read_exact_at(&device, &mut bytes, at).unwrap();
+    let before = crc32c::crc32c(&bytes);
+    add_polynomial(&mut bytes[70_000..]);
+    assert_eq!(crc32c::crc32c(&bytes), before);
+    device.write_all_at(&bytes, at).unwrap();
+    let Some(Attached::Device(memory)) = attach(&owner, &key) else { panic!("it is there") };
+    let reader = ImageReader::over(image, "devdax:test", memory);
+    reader.read_pages(0, &mut [0; 65536]).unwrap();
+    let error = reader.read_pages(17, &mut [0; 4096]).unwrap_err();
+    let damaged = matches!(&error, SnapshotError::Chunk { cause: ChunkFault::Digest { .. }, .. });
+    assert!(damaged && error.to_string().contains("page 16"), "{error}");
 }

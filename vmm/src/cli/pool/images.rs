@@ -79,6 +79,14 @@ pub fn publish(args: &PublishArgs) -> Result<ExitCode, Box<dyn Error>> {
     let snapshot = ManifestReader::open(&args.dir)?;
     for image in &args.images {
         let entry = snapshot.named(image)?;
+        if !snapshot.proves(entry) {
+            return Err(format!(
+                "{:?}: the manifest has no digests to prove image {image} by, as a varve before format \
+                 1.2 wrote it: tier the snapshot again",
+                args.dir
+            )
+            .into());
+        }
         let path = snapshot.image_path(entry)?;
         let place = varve_pool::publish(&args.dir, image, &path, &wanted, progress(entry.bytes))?;
         outln!(
