@@ -280,11 +280,19 @@ fn meddle(mut from: TcpStream, mut to: TcpStream, silent: &AtomicBool, damaging:
         }
         // Bulk only: what introduces the two is short.
         if n > 1024 && damaging.load(Ordering::Relaxed) {
-            buffer[n - 1] ^= 0x40;
+            add_polynomial(&mut buffer[n - 64..n]);
         }
         if to.write_all(&buffer[..n]).is_err() {
             return;
         }
+    }
+}
+
+/// Adds the polynomial of CRC-32C to bytes: their checksum stays the same.
+fn add_polynomial(bytes: &mut [u8]) {
+    let terms = std::iter::once(1).chain((0..32).rev().map(|n| 0x1edc_6f41u32 >> n & 1));
+    for (term, at) in terms.zip(0..) {
+        bytes[at / 8] ^= (term as u8) << (at % 8);
     }
 }
 
