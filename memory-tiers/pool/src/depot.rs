@@ -6,13 +6,15 @@
 //! ends.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use varve_memory_tiers::{Depot, SourceError};
 use varve_snapshot::{Digest, PAGE_SIZE, chain};
 
-use crate::auth::{Key, Tenant};
+use crate::auth::{Key, Tenant, nonce};
 use crate::client::{Holding, NodeClient, Transport};
 use crate::error::PoolError;
 use crate::place::choose;
@@ -41,8 +43,22 @@ pub struct PoolDepot {
     nodes: Vec<Node>,
     copies: usize,
     held: Mutex<Held>,
+    /// Random, and known to this process only: no node can make a tag for other bytes.
+    secret: Secret,
     try_for: Duration,
 }
+
+/// A key that no log shows.
+struct Secret([u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// What proves a page, kept in this process.
+type PageTag = [u8; 16];
 
 #[derive(Debug)]
 struct Node {
@@ -65,7 +81,7 @@ struct Parcel {
     object: ObjectId,
     nodes: Vec<usize>,
     /// Of each page.
-    checksums: Vec<u32>,
+    tags: Vec<PageTag>,
 }
 
 impl PoolDepot {
@@ -80,13 +96,23 @@ impl PoolDepot {
             holding: Mutex::default(),
         };
         let nodes = addresses.iter().map(node).collect();
-        Ok(PoolDepot { addresses, nodes, copies, held: Mutex::default(), try_for: TRY_FOR })
+        let secret =
+            nonce().map_err(PoolError::io("get random numbers from", Path::new("the system")))?;
+        let (secret, held) = (Secret(secret), Mutex::default());
+        Ok(PoolDepot { addresses, nodes, copies, held, secret, try_for: TRY_FOR })
     }
 
     /// The same, trying for another time to get a page.
     #[must_use]
     pub fn trying_for(self, try_for: Duration) -> PoolDepot {
         PoolDepot { try_for, ..self }
+    }
+
+    /// Keyed BLAKE3 of each page, cut to 16 bytes: without the secret a forger can only guess.
+    fn tags(&self, pages: &[u8]) -> Vec<PageTag> {
+        let tag = |page| *blake3::keyed_hash(&self.secret.0, page).as_bytes();
+        let short = |tag: [u8; 32]| *tag.first_chunk::<16>().unwrap_or(&[0; 16]);
+        pages.chunks(PAGE_SIZE as usize).map(tag).map(short).collect()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -111,12 +137,12 @@ impl Depot for PoolDepot {
                 return Err(error.into());
             }
         }
-        let checksums = pages.chunks(PAGE_SIZE as usize).map(crc32c::crc32c).collect();
+        let tags = self.tags(pages);
         let mut held = self.held();
         let key = held.next;
         held.next += 1;
         *held.objects.entry(object).or_default() += 1;
-        held.parcels.insert(key, Arc::new(Parcel { object, nodes, checksums }));
+        held.parcels.insert(key, Arc::new(Parcel { object, nodes, tags }));
         Ok(key)
     }
 
@@ -135,7 +161,7 @@ impl Depot for PoolDepot {
         try_copies("pages given away", self.try_for, in_order, |node| {
             let read = node.client.read(parcel.object, first * PAGE_SIZE, buffer);
             read.map_err(|e| chain(&e))?;
-            match parcel.is_right(first, buffer) {
+            match parcel.is_right(first, &self.tags(buffer)) {
                 true => Ok(()),
                 false => Err(format!("node {}: it sent other bytes", node.client.address())),
             }
@@ -166,13 +192,10 @@ impl Depot for PoolDepot {
 }
 
 impl Parcel {
-    fn is_right(&self, first: u64, pages: &[u8]) -> bool {
-        let stated = usize::try_from(first).ok().and_then(|first| self.checksums.get(first..));
-        let found = pages.chunks(PAGE_SIZE as usize).map(crc32c::crc32c);
-        stated.is_some_and(|stated| {
-            stated.len() * PAGE_SIZE as usize >= pages.len()
-                && found.zip(stated).all(|(a, &b)| a == b)
-        })
+    /// Whether pages with these tags are those of the parcel from `first` on.
+    fn is_right(&self, first: u64, found: &[PageTag]) -> bool {
+        let stated = usize::try_from(first).ok().and_then(|first| self.tags.get(first..));
+        stated.and_then(|stated| stated.get(..found.len())).is_some_and(|stated| stated == found)
     }
 }
 

@@ -3,14 +3,14 @@
 //! A thread serves each connection. Every number that a client sends is checked before it is used,
 //! and what one client does costs others nothing but the node's bandwidth.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use varve_rdma::Endpoint;
 use varve_snapshot::{Digest, SnapshotError, chain};
@@ -25,8 +25,14 @@ use crate::wire::{
     Request, receive, receive_magic, receive_short, send, send_magic,
 };
 
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 1024;
+/// Connections of one tenant at a time, if descriptors suffice.
+const MAX_OF_TENANT: u64 = 1024;
+/// Connections at a time of which nothing is proved yet; one more ends the oldest of them.
+const MAX_UNPROVED: usize = 128;
+/// Both sides prove themselves within this time, however many pieces it comes in.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+/// Descriptors of one connection.
+const DESCRIPTORS: u64 = 2;
 /// A client that says nothing where it must speak is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -39,6 +45,8 @@ pub struct NodeConfig {
     pub keys: Keys,
     /// Most bytes of objects that are kept in memory, of all tenants.
     pub limit: u64,
+    /// Most bytes of objects of one tenant; none: an equal share for each.
+    pub tenant_limit: Option<u64>,
     /// Folder in which objects are stored too, so that they outlive the process.
     pub store: Option<PathBuf>,
 }
@@ -49,10 +57,18 @@ struct Shared {
     objects: Objects,
     reaches: Reaches,
     store: Option<PathBuf>,
-    /// Held while the publications of a tenant change on disk.
-    changing: Mutex<()>,
-    connections: Mutex<HashMap<u64, TcpStream>>,
+    /// By age.
+    connections: Mutex<BTreeMap<u64, Connected>>,
+    /// Most connections of one tenant.
+    of_tenant: u64,
     next: AtomicU64,
+}
+
+/// A connection, as who admits others sees it.
+#[derive(Debug)]
+struct Connected {
+    stream: TcpStream,
+    proved: bool,
 }
 
 /// A node that listens.
@@ -72,12 +88,13 @@ pub struct Stop {
 impl Node {
     /// Brings back what is stored, and listens.
     pub fn start(config: NodeConfig) -> Result<Node, PoolError> {
-        let NodeConfig { listen, keys, limit, store } = config;
+        let NodeConfig { listen, keys, limit, tenant_limit, store } = config;
+        let tenants = (keys.tenants().count() as u64).max(1);
         let shared = Arc::new(Shared {
-            objects: Objects::new(limit),
+            objects: Objects::new(limit, tenant_limit.unwrap_or(limit / tenants)),
+            of_tenant: connections_of_each(tenants),
             reaches: Reaches::default(),
             store,
-            changing: Mutex::default(),
             connections: Mutex::default(),
             next: AtomicU64::default(),
             keys,
@@ -123,16 +140,22 @@ impl Node {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         {
             let mut connections = self.shared.connections();
-            let copy = stream.try_clone();
-            let (Ok(copy), true) = (copy, connections.len() < MAX_CONNECTIONS) else {
-                log::warn!("pool: too many connections, {from} is turned away");
-                return;
+            let copy = match stream.try_clone() {
+                Ok(copy) => copy,
+                Err(e) => return log::warn!("pool: {from} is turned away: {e}"),
             };
-            connections.insert(id, copy);
+            let unproved = || connections.iter().filter(|(_, c)| !c.proved);
+            if unproved().count() >= MAX_UNPROVED
+                && let Some(oldest) = unproved().next().map(|(&id, _)| id)
+                && let Some(Connected { stream, .. }) = connections.remove(&oldest)
+            {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            connections.insert(id, Connected { stream: copy, proved: false });
         }
         let shared = self.shared.clone();
         let run = move || {
-            if let Err(e) = serve(&shared, stream) {
+            if let Err(e) = serve(&shared, id, stream) {
                 log::debug!("pool: {from}: {e}");
             }
             shared.connections().remove(&id);
@@ -148,15 +171,20 @@ impl Stop {
     /// Ends the node: it listens no more, and its connections are closed.
     pub fn stop(&self) {
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
-        for stream in self.shared.connections().values() {
-            let _ = stream.shutdown(Shutdown::Both);
+        for connected in self.shared.connections().values() {
+            let _ = connected.stream.shutdown(Shutdown::Both);
         }
     }
 }
 
 impl Shared {
-    fn connections(&self) -> MutexGuard<'_, HashMap<u64, TcpStream>> {
+    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Connected>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that is proved makes no room for others any more. False: it had to already.
+    fn prove(&self, id: u64) -> bool {
+        self.connections().get_mut(&id).map(|connected| connected.proved = true).is_some()
     }
 
     fn shelf(&self, tenant: &Tenant) -> Result<Option<Shelf>, PoolError> {
@@ -194,7 +222,7 @@ impl Shared {
             return Ok(object);
         }
         let (mut file, len) = shelf.get(id).map_err(|e| e.to_string())?;
-        let mut incoming = self.objects.make_room(len)?;
+        let mut incoming = self.objects.make_room(holdings, len)?;
         file.read_exact(incoming.bytes()).map_err(|e| e.to_string())?;
         if Digest::of(incoming.bytes()).0 != *id {
             return Err("its content is not what its name says".into());
@@ -203,13 +231,24 @@ impl Shared {
     }
 }
 
-fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+fn serve(shared: &Shared, id: u64, mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     keep_alive(&stream)?;
     let Some(tenant) = welcome(shared, &mut stream)? else { return Ok(()) };
+    if !shared.prove(id) {
+        return Ok(());
+    }
     let holdings = shared.objects.of(&tenant);
+    let _counted = match Counted::new(&holdings, shared.of_tenant) {
+        Some(counted) => counted,
+        None => {
+            let most = shared.of_tenant;
+            receive::<Request>(&mut stream)?;
+            return refuse(&mut stream, format!("tenant {tenant} has {most} connections already"));
+        }
+    };
     let shelf = match shared.shelf(&tenant) {
         Ok(shelf) => shelf,
         Err(e) => return refuse(&mut stream, chain(&e)),
@@ -231,6 +270,54 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
+/// A stream that is read until a time, whatever comes before it.
+struct Until<'s> {
+    stream: &'s TcpStream,
+    end: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
+}
+
+/// One of a tenant's connections.
+struct Counted(Arc<Holdings>);
+
+impl Counted {
+    /// None: the tenant has as many as it may have.
+    fn new(holdings: &Arc<Holdings>, most: u64) -> Option<Counted> {
+        let (order, one_more) = (Ordering::Relaxed, |now| (now < most).then_some(now + 1));
+        let counted = holdings.connections.fetch_update(order, order, one_more);
+        counted.is_ok().then(|| Counted(holdings.clone()))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many connections each tenant may have, so that descriptors suffice for all of them.
+fn connections_of_each(tenants: u64) -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limits = getrlimit(Resource::Nofile);
+    limits.current = limits.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limits) {
+        log::debug!("pool: the limit of descriptors stays: {e}");
+    }
+    let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let kept = 64 + DESCRIPTORS * MAX_UNPROVED as u64;
+    (all.saturating_sub(kept) / DESCRIPTORS / tenants).clamp(8, MAX_OF_TENANT)
+}
+
 /// A host that is gone without a word is noticed within a minute: what it held is freed then.
 fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt::*;
@@ -250,8 +337,10 @@ fn welcome(shared: &Shared, stream: &mut TcpStream) -> io::Result<Option<Tenant>
     let node = nonce()?;
     send_magic(stream)?;
     send(stream, &Hello { nonce: node })?;
-    receive_magic(stream)?;
-    let Credentials { tenant, nonce: client, proof } = receive_short(stream, MAX_INTRODUCTION)?;
+    let mut from = Until { stream, end: Instant::now() + INTRODUCTION };
+    receive_magic(&mut from)?;
+    let Credentials { tenant, nonce: client, proof } = receive_short(&mut from, MAX_INTRODUCTION)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let key = shared.keys.get(&tenant);
     let known = key.filter(|key| key.verify(Role::Client, &client, &node, &proof));
     let Some(key) = known else {
@@ -281,7 +370,7 @@ fn clear(holdings: &Holdings, shelf: Option<&Shelf>) -> Result<(), SnapshotError
 /// What a client has put and not published, or held, goes with it.
 impl Drop for Client<'_> {
     fn drop(&mut self) {
-        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.holdings.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.linked = None;
         self.held.clear();
         if let Err(e) = clear(&self.holdings, self.shelf.as_ref()) {
@@ -381,7 +470,7 @@ impl Client<'_> {
         let object = match self.holdings.get(&id) {
             Some(object) => object,
             None => {
-                let mut incoming = match self.shared.objects.make_room(len) {
+                let mut incoming = match self.shared.objects.make_room(&self.holdings, len) {
                     Ok(incoming) => incoming,
                     Err(reason) => return Ok(Err(reason)),
                 };
@@ -402,7 +491,7 @@ impl Client<'_> {
     }
 
     fn release(&mut self, ids: &[ObjectId]) -> Outcome {
-        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.holdings.changing.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids {
             self.held.remove(id);
             if let Some(linked) = &mut self.linked {
@@ -414,7 +503,7 @@ impl Client<'_> {
     }
 
     fn publish(&mut self, publication: PublicationId, ids: &[ObjectId]) -> Outcome {
-        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.holdings.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let find = |id: &ObjectId| {
             let object = self.held.get(id).cloned().or_else(|| self.holdings.get(id));
             object.ok_or_else(|| not_here(id))
@@ -432,7 +521,7 @@ impl Client<'_> {
     }
 
     fn forget(&mut self, publication: &PublicationId) -> Outcome {
-        let _changing = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.holdings.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let stored = |e| format!("it cannot be removed from the store: {}", chain(&e));
         if let Some(shelf) = &self.shelf {
             shelf.forget(publication).map_err(stored)?;

@@ -24,12 +24,14 @@ pub(crate) struct Object {
 #[derive(Debug)]
 struct Room {
     used: Arc<AtomicU64>,
+    used_by_tenant: Arc<AtomicU64>,
     len: u64,
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
         self.used.fetch_sub(self.len, Ordering::Relaxed);
+        self.used_by_tenant.fetch_sub(self.len, Ordering::Relaxed);
     }
 }
 
@@ -61,6 +63,12 @@ struct Shelves {
 /// What one tenant has here. Another's is out of reach: there is no name for it.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
+    /// Held while the tenant's publications and objects change on disk.
+    pub changing: Mutex<()>,
+    /// Connections of the tenant now.
+    pub connections: AtomicU64,
+    /// Bytes that its objects take.
+    used: Arc<AtomicU64>,
     shelves: Mutex<Shelves>,
     reads: AtomicU64,
     read_bytes: AtomicU64,
@@ -129,14 +137,15 @@ impl Holdings {
 #[derive(Debug)]
 pub(crate) struct Objects {
     limit: u64,
+    tenant_limit: u64,
     used: Arc<AtomicU64>,
     tenants: Mutex<HashMap<Tenant, Arc<Holdings>>>,
 }
 
 impl Objects {
-    /// Nothing, and at most `limit` bytes ever.
-    pub fn new(limit: u64) -> Objects {
-        Objects { limit, used: Arc::default(), tenants: Mutex::default() }
+    /// Nothing, and at most `limit` bytes ever, of which at most `tenant_limit` are one tenant's.
+    pub fn new(limit: u64, tenant_limit: u64) -> Objects {
+        Objects { limit, tenant_limit, used: Arc::default(), tenants: Mutex::default() }
     }
 
     /// What a tenant has.
@@ -145,17 +154,25 @@ impl Objects {
         tenants.entry(tenant.clone()).or_default().clone()
     }
 
-    /// Memory for an object of `len` bytes. What counts is what it takes, so that many small ones
+    /// Memory for an object of a tenant of `len` bytes. What counts is what it takes, so that many small ones
     /// are not had for nothing.
-    pub fn make_room(&self, len: u64) -> Result<Incoming, String> {
+    pub fn make_room(&self, tenant: &Holdings, len: u64) -> Result<Incoming, String> {
         let needed = room_for(len).ok_or_else(|| format!("no memory has {len} bytes"))?;
-        let fits = |used: u64| used.checked_add(needed).filter(|&sum| sum <= self.limit);
-        let (limit, order) = (self.limit, Ordering::Relaxed);
-        let used = self.used.fetch_update(order, order, fits).map_err(|used| {
-            format!("{needed} bytes more than the {used} that are used exceed its limit of {limit}")
-        });
-        used?;
-        let room = Room { used: self.used.clone(), len: needed };
+        let order = Ordering::Relaxed;
+        let take = |used: &AtomicU64, limit: u64| {
+            let fits = |used: u64| used.checked_add(needed).filter(|&sum| sum <= limit);
+            used.fetch_update(order, order, fits)
+        };
+        take(&tenant.used, self.tenant_limit).map_err(|used| {
+            let limit = self.tenant_limit;
+            format!("{needed} bytes more than the tenant's {used} exceed its limit of {limit}")
+        })?;
+        take(&self.used, self.limit).map_err(|_| {
+            tenant.used.fetch_sub(needed, order);
+            format!("{needed} bytes more exceed its limit of {} for all tenants", self.limit)
+        })?;
+        let (used, used_by_tenant) = (self.used.clone(), tenant.used.clone());
+        let room = Room { used, used_by_tenant, len: needed };
         let filling = usize::try_from(len)
             .map_err(std::io::Error::other)
             .and_then(Filling::new)
@@ -171,8 +188,8 @@ impl Objects {
             publications: shelves.publications.len() as u64,
             objects: objects.len() as u64,
             bytes: objects.iter().map(|o| o.bytes.len() as u64).sum(),
-            limit: self.limit,
-            used: self.used.load(Ordering::Relaxed),
+            limit: self.limit.min(self.tenant_limit),
+            used: holdings.used.load(Ordering::Relaxed),
             reads: holdings.reads.load(Ordering::Relaxed),
             read_bytes: holdings.read_bytes.load(Ordering::Relaxed),
         }
@@ -191,10 +208,10 @@ mod tests {
 
     #[test]
     fn objects_live_as_long_as_somebody_holds_them() {
-        let objects = Objects::new(3 * PAGE);
+        let objects = Objects::new(3 * PAGE, 3 * PAGE);
         let acme = objects.of(&tenant("acme"));
-        let one = acme.add([1; 32], objects.make_room(2 * PAGE).unwrap().done());
-        assert!(objects.make_room(PAGE + 1).unwrap_err().contains("limit of 12288"));
+        let one = acme.add([1; 32], objects.make_room(&acme, 2 * PAGE).unwrap().done());
+        assert!(objects.make_room(&acme, PAGE + 1).unwrap_err().contains("limit of 12288"));
         acme.publish([9; 32], vec![one.clone()]);
         drop(one);
         assert_eq!(objects.status(&acme).used, 2 * PAGE);
@@ -205,16 +222,29 @@ mod tests {
         drop(read);
         assert!(acme.get(&[1; 32]).is_none());
         assert_eq!(objects.status(&acme).used, 0);
-        objects.make_room(3 * PAGE).unwrap();
+        objects.make_room(&acme, 3 * PAGE).unwrap();
         assert!(acme.clear() && !acme.clear());
     }
 
     #[test]
+    fn a_tenant_leaves_others_their_share() {
+        let objects = Objects::new(4 * PAGE, 2 * PAGE);
+        let (acme, other) = (objects.of(&tenant("acme")), objects.of(&tenant("other")));
+        let all = objects.make_room(&acme, 2 * PAGE).unwrap();
+        assert!(objects.make_room(&acme, 1).unwrap_err().contains("the tenant's 8192"));
+        let theirs = objects.make_room(&other, 2 * PAGE).unwrap();
+        let status = objects.status(&other);
+        assert_eq!((status.used, status.limit), (2 * PAGE, 2 * PAGE), "what others use is theirs");
+        drop((all, theirs));
+        objects.make_room(&acme, 2 * PAGE).unwrap();
+    }
+
+    #[test]
     fn the_first_of_two_equal_objects_stays() {
-        let objects = Objects::new(3 * PAGE);
+        let objects = Objects::new(3 * PAGE, 3 * PAGE);
         let acme = objects.of(&tenant("acme"));
-        let first = acme.add([1; 32], objects.make_room(1).unwrap().done());
-        let second = acme.add([1; 32], objects.make_room(1).unwrap().done());
+        let first = acme.add([1; 32], objects.make_room(&acme, 1).unwrap().done());
+        let second = acme.add([1; 32], objects.make_room(&acme, 1).unwrap().done());
         assert!(Arc::ptr_eq(&first, &second));
         assert_eq!(objects.status(&acme).used, PAGE);
     }

@@ -162,9 +162,9 @@ pub struct Status {
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Bytes that the node may keep for all tenants.
+    /// Bytes that the node may keep for the tenant.
     pub limit: u64,
-    /// Bytes that it keeps for all tenants.
+    /// Bytes of memory that the tenant's objects take.
     pub used: u64,
     /// Reads that were answered for the tenant since the node began; of reads over RDMA the node
     /// knows nothing.

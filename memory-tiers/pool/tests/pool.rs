@@ -74,8 +74,8 @@ fn check(source: &PoolSource, first: u64, count: u64) {
     let mut buffer = vec![0; (count * 4096) as usize];
     source.read(first, &mut buffer).unwrap();
     for (page, at) in buffer.chunks(4096).zip(first..) {
-        assert_eq!(u64::from_le_bytes(page[..8].try_into().unwrap()), at * 1000);
-        assert_eq!(u64::from_le_bytes(page[4088..].try_into().unwrap()), at * 1000 + 511);
+        let words = (0..512u64).flat_map(|word| (at * 1000 + word).to_le_bytes());
+        assert!(page.iter().copied().eq(words), "page {at} is another");
     }
 }
 
@@ -280,11 +280,19 @@ fn meddle(mut from: TcpStream, mut to: TcpStream, silent: &AtomicBool, damaging:
         }
         // Bulk only: what introduces the two is short.
         if n > 1024 && damaging.load(Ordering::Relaxed) {
-            buffer[n - 1] ^= 0x40;
+            add_polynomial(&mut buffer[n - 64..n]);
         }
         if to.write_all(&buffer[..n]).is_err() {
             return;
         }
+    }
+}
+
+/// Adds the polynomial of CRC-32C to bytes: their checksum stays the same.
+fn add_polynomial(bytes: &mut [u8]) {
+    let terms = std::iter::once(1).chain((0..32).rev().map(|n| 0x1edc_6f41u32 >> n & 1));
+    for (term, at) in terms.zip(0..) {
+        bytes[at / 8] ^= (term as u8) << (at % 8);
     }
 }
 

@@ -39,7 +39,13 @@ impl Running {
 
     pub fn at(listen: &str, store: Option<&Path>, limit: u64) -> Running {
         let store = store.map(Path::to_owned);
-        let config = NodeConfig { listen: listen.into(), keys: keys(), limit, store };
+        let config = NodeConfig {
+            listen: listen.into(),
+            keys: keys(),
+            limit,
+            tenant_limit: Some(limit),
+            store,
+        };
         let node = Node::start(config).unwrap();
         let (address, stop) = (node.address().unwrap().to_string(), node.stop().unwrap());
         let thread = Some(thread::spawn(move || node.run()));

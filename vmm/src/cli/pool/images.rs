@@ -121,7 +121,7 @@ pub fn status(args: &StatusArgs) -> Result<ExitCode, Box<dyn Error>> {
                 shown.push(json!({ "node": address, "status": status }));
             }
             Ok(s) => outln!(
-                "{address}: {} images, {} objects, {}; {} of {} used by all; {} reads, {}",
+                "{address}: {} images, {} objects, {}; {} of {} used; {} reads, {}",
                 s.publications,
                 s.objects,
                 human(s.bytes),

@@ -28,6 +28,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
     memory: u64,
 
+    /// Most memory for one tenant's images [default: an equal share of --memory for each tenant]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    tenant_memory: Option<u64>,
+
     /// Folder in which images are kept too, so that a node that starts again has them [default:
     /// memory only]
     #[arg(long, value_name = "DIR")]
@@ -41,6 +45,7 @@ pub fn main(args: &ServeArgs) -> Result<ExitCode, Box<dyn Error>> {
         listen: args.listen.clone(),
         keys: Keys::read(&args.keys)?,
         limit: args.memory,
+        tenant_limit: args.tenant_memory,
         store: args.store.clone(),
     })?;
     let stop = node.stop()?;
