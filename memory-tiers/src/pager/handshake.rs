@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use varve_snapshot::{FlatOrder, PAGE_SIZE};
@@ -14,7 +14,7 @@ use crate::handler::HandlerMapping;
 use crate::regions::{RamRegion, Regions};
 use crate::sys::mmap::HUGE_PAGE;
 
-/// How long the message may take, once a machine has connected.
+/// How long the whole message may take, once a machine has connected.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest message: some hundred thousand runs of memory.
 const MAX_BYTES: usize = 32 << 20;
@@ -33,7 +33,7 @@ pub(super) enum HandshakeError {
     Io(#[from] io::Error),
     #[error("it is no JSON array of mappings")]
     Json(#[from] serde_json::Error),
-    #[error("no userfaultfd came with the message")]
+    #[error("no userfaultfd came with the first bytes of the message")]
     NoUffd,
     #[error("what came with the message is no userfaultfd that is ready")]
     NotUffd(#[source] io::Error),
@@ -43,9 +43,13 @@ pub(super) enum HandshakeError {
     Empty,
 }
 
-/// Receives the message, which ends with its JSON text.
+/// Receives the message, which ends with its JSON text. Its descriptor comes with the first bytes:
+/// nobody is given memory without one.
 pub(super) fn receive(stream: &UnixStream) -> Result<Handshake, HandshakeError> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    receive_until(stream, Instant::now() + PATIENCE)
+}
+
+fn receive_until(stream: &UnixStream, end: Instant) -> Result<Handshake, HandshakeError> {
     let mut uffd = None;
     let mut text = Vec::new();
     let mut piece = vec![0; 64 << 10];
@@ -53,6 +57,11 @@ pub(super) fn receive(stream: &UnixStream) -> Result<Handshake, HandshakeError> 
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(&mut piece)];
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::from(ErrorKind::TimedOut).into());
+        }
+        stream.set_read_timeout(Some(left))?;
         let got = recvmsg(stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC);
         let bytes = match got {
             Ok(got) => got.bytes,
@@ -63,6 +72,9 @@ pub(super) fn receive(stream: &UnixStream) -> Result<Handshake, HandshakeError> 
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 fds.for_each(|fd| uffd = uffd.take().or(Some(fd)));
             }
+        }
+        if bytes > 0 && uffd.is_none() {
+            return Err(HandshakeError::NoUffd);
         }
         text.extend_from_slice(piece.get(..bytes).unwrap_or_default());
         // To parse all that has come with each piece would take long for a long message.
@@ -198,31 +210,63 @@ mod tests {
         }
     }
 
+    /// Sends a descriptor (of no userfaultfd, which is looked at later) with the first bytes.
+    fn send(stream: &UnixStream, text: &[u8]) {
+        use std::io::{IoSlice, Write};
+        use std::os::fd::AsFd;
+        let file = tempfile::tempfile().unwrap();
+        let descriptors = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+        let flags = rustix::net::SendFlags::empty();
+        let sent = rustix::net::sendmsg(stream, &[IoSlice::new(text)], &mut control, flags);
+        let mut stream = stream;
+        stream.write_all(&text[sent.unwrap()..]).unwrap();
+    }
+
     #[test]
     fn a_long_message_is_read_to_its_end() {
-        use std::io::Write;
         let mappings: Vec<_> = (1..5000).map(|n| mapping(n << 12, 4096, n << 12)).collect();
         let text = serde_json::to_vec(&mappings).unwrap();
-        let (here, mut there) = UnixStream::pair().unwrap();
-        let writer = std::thread::spawn(move || there.write_all(&text).map(|()| there));
-        // All that is missing after it is the descriptor.
-        assert!(matches!(receive(&here), Err(HandshakeError::NoUffd)));
-        writer.join().unwrap().unwrap();
+        let (here, there) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || send(&there, &text));
+        assert_eq!(receive(&here).unwrap().mappings, mappings);
+        writer.join().unwrap();
     }
 
     #[test]
     fn a_message_without_its_descriptor_or_its_end_is_refused() {
-        use std::io::Write;
-        for (text, problem) in [
-            ("[]", "no userfaultfd came"),
-            ("{}", "no JSON array"),
-            ("[{\"base_host_virt_addr\":1", "no whole message"),
-        ] {
-            let (here, mut there) = UnixStream::pair().unwrap();
-            there.write_all(text.as_bytes()).unwrap();
+        for (text, problem) in
+            [("{}", "no JSON array"), ("[{\"base_host_virt_addr\":1", "no whole message")]
+        {
+            let (here, there) = UnixStream::pair().unwrap();
+            send(&there, text.as_bytes());
             drop(there);
             let error = receive(&here).unwrap_err().to_string();
             assert!(error.contains(problem), "{error:?} is not {problem:?}");
         }
+        // What comes without one is not read any further.
+        use std::io::Write;
+        let (here, mut there) = UnixStream::pair().unwrap();
+        there.write_all(b"[").unwrap();
+        assert!(matches!(receive(&here), Err(HandshakeError::NoUffd)));
+    }
+
+    /// A byte now and then starts no patience anew.
+    #[test]
+    fn a_slow_message_has_one_deadline() {
+        use std::io::Write;
+        let (here, there) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            send(&there, b"[");
+            while (&there).write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let error = receive_until(&here, Instant::now() + Duration::from_millis(300)).unwrap_err();
+        assert!(matches!(error, HandshakeError::Io(_)), "{error}");
+        drop(here);
+        writer.join().unwrap();
     }
 }

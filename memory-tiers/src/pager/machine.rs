@@ -37,6 +37,7 @@ pub(super) fn serve(
     served: &Served,
     settings: &Settings,
     stop: &OwnedFd,
+    introduced: impl FnOnce() -> bool,
 ) -> Result<End, HandshakeError> {
     let hello = receive(stream)?;
     let (regions, page_size) = regions(&hello.mappings, &served.order)?;
@@ -44,6 +45,9 @@ pub(super) fn serve(
         peer_process(stream).inspect_err(|e| log::debug!("process of a machine: {e}")).ok();
     let first = hello.mappings.first().map_or(0, |m| m.base_host_virt_addr);
     let uffd = Uffd::of_another(hello.uffd, first).map_err(HandshakeError::NotUffd)?;
+    if !introduced() {
+        return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into());
+    }
     let watched = Watched::by(uffd, true);
     {
         let mut pages = watched.pages.write().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -14,6 +14,7 @@ mod served;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -92,12 +93,18 @@ pub struct Pager {
     listeners: Vec<JoinHandle<()>>,
 }
 
+/// Machines at once that connected and did not hand over their memory yet; one more ends the oldest.
+const MAX_UNPROVED: usize = 32;
+
 struct Shared {
     settings: Settings,
     cache: Arc<ChunkCache>,
     stop: OwnedFd,
     snapshots: Mutex<Vec<Arc<Served>>>,
     machines: Mutex<Vec<JoinHandle<()>>>,
+    /// Connections of machines that are still to hand over their memory, the oldest first.
+    unproved: Mutex<BTreeMap<u64, Arc<UnixStream>>>,
+    next: AtomicU64,
     now: AtomicU64,
     ended: AtomicU64,
     lost: AtomicU64,
@@ -115,6 +122,8 @@ impl Pager {
             stop,
             snapshots: Mutex::default(),
             machines: Mutex::default(),
+            unproved: Mutex::default(),
+            next: AtomicU64::new(0),
             now: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -190,24 +199,42 @@ impl Shared {
             };
             let mut machines = lock(&self.machines);
             machines.retain(|thread| !thread.is_finished());
-            if machines.len() >= self.settings.machines {
-                self.refuse(&stream, served, &format!("{} machines are served", machines.len()));
+            let mut unproved = lock(&self.unproved);
+            // Those that may be no machines take no machine's place.
+            let served_now = machines.len().saturating_sub(unproved.len());
+            if served_now >= self.settings.machines {
+                drop(unproved);
+                self.refuse(&stream, served, &format!("{served_now} machines are served"));
                 continue;
+            }
+            if unproved.len() >= MAX_UNPROVED
+                && let Some((_, oldest)) = unproved.pop_first()
+            {
+                let _ = oldest.shutdown(Shutdown::Both);
             }
             let (shared, of_machine) = (self.clone(), served.clone());
             let of_thread = Arc::new(stream);
             let stream = of_thread.clone();
-            let run = move || shared.serve(&of_thread, &of_machine);
+            let id = self.next.fetch_add(1, Relaxed);
+            unproved.insert(id, stream.clone());
+            drop(unproved);
+            let run = move || shared.serve(id, &of_thread, &of_machine);
             match Builder::new().name("machine".into()).spawn(run) {
                 Ok(thread) => machines.push(thread),
-                Err(e) => self.refuse(&stream, served, &format!("no thread: {e}")),
+                Err(e) => {
+                    lock(&self.unproved).remove(&id);
+                    self.refuse(&stream, served, &format!("no thread: {e}"));
+                }
             }
         }
     }
 
-    fn serve(&self, stream: &UnixStream, served: &Served) {
+    fn serve(&self, id: u64, stream: &UnixStream, served: &Served) {
         self.now.fetch_add(1, Relaxed);
-        match machine::serve(stream, served, &self.settings, &self.stop) {
+        let introduced = || lock(&self.unproved).remove(&id).is_some();
+        let outcome = machine::serve(stream, served, &self.settings, &self.stop, introduced);
+        lock(&self.unproved).remove(&id);
+        match outcome {
             Ok(end) => {
                 self.ended.fetch_add(1, Relaxed);
                 self.lost.fetch_add(u64::from(matches!(end, End::Lost)), Relaxed);

@@ -347,7 +347,7 @@ fn strangers_and_liars_are_refused() {
     for text in ["hello", "[]", "[{}]", ""] {
         let mut stream = UnixStream::connect(serving.socket()).unwrap();
         stream.write_all(text.as_bytes()).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
         let mut said = String::new();
         stream.read_to_string(&mut said).unwrap();
         assert!(said.contains("refused"), "{text}: {said}");

@@ -175,6 +175,8 @@ pub const PAGER: &[Call] = &[
     any(SYS_recvmsg),
     any(SYS_getsockopt),
     any(SYS_eventfd2),
+    // The oldest of too many connections that have not handed over a machine's memory.
+    Call::only(SYS_shutdown, 1, &[SHUT_RDWR as u32]),
     // The descriptor that it is handed is made one that does not block.
     any(SYS_fcntl),
     // A machine that waits for ever is ended.
