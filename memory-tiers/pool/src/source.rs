@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use varve_memory_tiers::{Elsewhere, ImageInfo, PageSource, SourceError, Tier};
-use varve_snapshot::{Backing, Image, ImageEntry, ImageReader, chain};
+use varve_snapshot::{Backing, Image, ImageEntry, ImageReader, SnapshotError, chain};
 
 use crate::auth::Keys;
 use crate::client::{NodeClient, Transport};
@@ -150,12 +150,22 @@ impl PageSource for PoolSource {
             &what,
             self.try_for,
             || self.in_order(first),
-            |copy| copy.read_pages(first, buffer).map_err(|e| chain(&e)),
+            |copy| copy.read_pages(first, buffer).map_err(|e| by_node(copy, first, &e)),
         )
     }
 
     fn file(&self) -> Option<(&std::fs::File, u64)> {
         None
+    }
+}
+
+/// What is wrong with a copy of a page, with the node that sent it.
+fn by_node(copy: &ImageReader<Copy>, first: u64, error: &SnapshotError) -> String {
+    let page = if let SnapshotError::Chunk { page, .. } = error { *page } else { first };
+    let text = chain(error);
+    match copy.backing().node_of(copy.stored_at(page)) {
+        Some(node) if !text.contains(node.address()) => format!("node {}: {text}", node.address()),
+        _ => text,
     }
 }
 
@@ -197,10 +207,15 @@ impl Copy {
         nodes.get(self.which).and_then(|&node| self.nodes.get(node))
     }
 
+    /// The node that has this copy of a byte.
+    fn node_of(&self, offset: u64) -> Option<&NodeClient> {
+        let shard = usize::try_from(offset / self.place.shard_bytes).ok();
+        shard.and_then(|shard| self.node(shard))
+    }
+
     /// Whether the node that has this copy of a byte failed of late.
     fn rests(&self, offset: u64) -> bool {
-        let shard = usize::try_from(offset / self.place.shard_bytes).ok();
-        shard.and_then(|shard| self.node(shard)).is_some_and(NodeClient::is_resting)
+        self.node_of(offset).is_some_and(NodeClient::is_resting)
     }
 }
 
