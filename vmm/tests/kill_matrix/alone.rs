@@ -1,6 +1,7 @@
 //! What the matrix has no cell for: all copies lost, and no room left.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use varve_pool::client::NodeClient;
@@ -81,4 +82,22 @@ fn a_node_whose_disk_is_full_refuses_and_keeps_nothing() {
     let other = Service::node("127.0.0.1", &keys);
     published(&publish("1", &other.place));
     assert!(Places::read(&snapshot).unwrap().images["cold"].complete);
+}
+
+/// With the filters of a pager that has no pool: it ends the oldest of too many that say nothing, and
+/// goes on.
+#[test]
+fn strangers_keep_no_machine_from_a_pager() {
+    if !has_uffd() {
+        return;
+    }
+    let mut world = World::new();
+    world.pager().kill();
+    world.pager = Some(Service::pager(&world.socket, &world.snapshot, &[]));
+    let connect = || UnixStream::connect(&world.socket).unwrap();
+    let strangers: Vec<_> = (0..100).map(|_| connect()).collect();
+    world.a_machine_lives();
+    assert!(world.machines_of_pager() < 100, "the oldest are gone");
+    drop(strangers);
+    until("no stranger is left", || world.machines_of_pager() == 0);
 }

@@ -75,14 +75,14 @@ pub fn attach(world: &mut World, process: Process, action: Action) -> &'static s
         machine.end();
         return if process == Node { "goes on from the copy" } else { "goes on" };
     }
-    // Half of a message, and then nothing.
-    let mut stream = UnixStream::connect(&world.socket).unwrap();
-    stream.write_all(b"[{\"base_host_virt_addr\":").unwrap();
+    // Half of a message without a descriptor, which is refused as soon as it comes.
     let refused =
         |world: &mut World| world.pager().counters()["machines"]["refused"].as_u64().unwrap();
     let before = refused(world);
-    drop(stream);
+    let mut stream = UnixStream::connect(&world.socket).unwrap();
+    stream.write_all(b"[{\"base_host_virt_addr\":").unwrap();
     until("it is refused", || refused(world) == before + 1);
+    drop(stream);
     let mut machine = Machine::start(world);
     world.act(Monitor, action, Some(&mut machine));
     match action {
