@@ -8,9 +8,10 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, statx};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// Bytes that a pipe with any room takes at once (PIPE_BUF).
@@ -44,15 +45,33 @@ pub struct Stream {
     way: Way,
 }
 
+/// Standard output and standard error, as they were found when they were first needed.
+static STDOUT: OnceLock<Stream> = OnceLock::new();
+static STDERR: OnceLock<Stream> = OnceLock::new();
+
+/// Finds out what the standard streams are, which filtered threads may not.
+pub fn prepare() {
+    Stream::stdout();
+    Stream::stderr();
+}
+
 impl Stream {
     /// Standard output.
     pub fn stdout() -> Stream {
-        Stream::standard(rustix::stdio::stdout(), c"/proc/self/fd/1")
+        Stream::of(
+            STDOUT.get_or_init(|| Stream::standard(rustix::stdio::stdout(), c"/proc/self/fd/1")),
+        )
     }
 
     /// Standard error.
     pub fn stderr() -> Stream {
-        Stream::standard(rustix::stdio::stderr(), c"/proc/self/fd/2")
+        Stream::of(
+            STDERR.get_or_init(|| Stream::standard(rustix::stdio::stderr(), c"/proc/self/fd/2")),
+        )
+    }
+
+    fn of(standard: &'static Stream) -> Stream {
+        Stream { descriptor: Descriptor::Standard(standard.as_fd()), way: standard.way }
     }
 
     /// A file that was opened with O_NONBLOCK.
@@ -62,8 +81,7 @@ impl Stream {
 
     fn standard(stream: BorrowedFd<'static>, path: &std::ffi::CStr) -> Stream {
         let shared = |way| Stream { descriptor: Descriptor::Standard(stream), way };
-        let kind = rustix::fs::fstat(stream).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        let pipe = match kind {
+        let pipe = match kind(stream) {
             Ok(FileType::Fifo) => true,
             Ok(FileType::CharacterDevice) if rustix::termios::isatty(stream) => false,
             Ok(FileType::Socket) => return shared(Way::Socket),
@@ -122,6 +140,11 @@ impl AsFd for Stream {
     }
 }
 
+fn kind(fd: BorrowedFd) -> rustix::io::Result<FileType> {
+    let found = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+    Ok(FileType::from_raw_mode(found.stx_mode.into()))
+}
+
 fn reopen(path: &std::ffi::CStr, access: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
@@ -131,8 +154,7 @@ fn reopen(path: &std::ffi::CStr, access: OFlags) -> rustix::io::Result<OwnedFd> 
 /// terminal, or cannot be opened.
 pub fn own_stdin() -> Option<OwnedFd> {
     let stdin = rustix::stdio::stdin();
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(stdin).ok()?.st_mode);
-    let waits = kind == FileType::Fifo || rustix::termios::isatty(stdin);
+    let waits = kind(stdin).ok()? == FileType::Fifo || rustix::termios::isatty(stdin);
     if waits { reopen(c"/proc/self/fd/0", OFlags::RDONLY).ok() } else { None }
 }
 

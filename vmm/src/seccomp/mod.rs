@@ -198,6 +198,7 @@ pub fn enter(choice: &Choice) -> Result<(), SeccompError> {
 ///
 /// As of [`enter`].
 pub fn enter_as(main: Thread, choice: &Choice) -> Result<(), SeccompError> {
+    crate::stdio::prepare();
     let (main, filters) = match choice {
         Choice::Off => return Ok(()),
         Choice::Own(tasks) => {
