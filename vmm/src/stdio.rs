@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// Bytes that a pipe with any room takes at once (PIPE_BUF).
@@ -147,7 +147,7 @@ fn kind(fd: BorrowedFd) -> rustix::io::Result<FileType> {
 
 fn reopen(path: &std::ffi::CStr, access: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
+    openat(CWD, path, flags, Mode::empty())
 }
 
 /// Standard input, opened a second time so that its reads do not wait; none if it is no pipe or

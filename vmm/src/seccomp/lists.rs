@@ -332,6 +332,12 @@ pub const MAKES: &[Call] = &[
     any(SYS_userfaultfd),
     // Files: configuration, drives, snapshots, logs.
     any(SYS_openat),
+    // Users of shared images.
+    Call::only(
+        SYS_flock,
+        1,
+        &[LOCK_SH as u32, (LOCK_SH | LOCK_NB) as u32, (LOCK_EX | LOCK_NB) as u32, LOCK_UN as u32],
+    ),
     any(SYS_fstatfs),
     any(SYS_statfs),
     any(SYS_readlink),
