@@ -211,7 +211,7 @@ fn a_machine_by_requests_alone() {
     assert_eq!(vm.control("GET", "/", &Value::Null)["state"], "Paused");
     put(&vm, "/snapshot/create", create);
     let describe = varve_tests::command::run(["--describe-snapshot", state.to_str().unwrap()]);
-    assert_eq!((describe.code, describe.console.as_str()), (Some(0), "v1.1.0\n"));
+    assert_eq!((describe.code, describe.console.as_str()), (Some(0), "v1.2.0\n"));
     assert_eq!(memory.metadata().unwrap().len(), 256 << 20);
     let as_it_is = vm.control("GET", "/vm/config", &Value::Null);
     vm.control("PATCH", "/vm", &json!({"state": "Resumed"}));

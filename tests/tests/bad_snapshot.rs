@@ -320,17 +320,19 @@ fn killed_while_writing_leaves_a_whole_snapshot() {
     let elsewhere = dir.path().join("elsewhere");
     tier(&at, &[], &format!("--out {}", elsewhere.display()));
     let took = start.elapsed();
-    for part in 1..=2 {
+    let mut in_time = false;
+    for part in [1, 2, 4] {
         let mut tiering = Command::new(varve());
         let mut child = tiering.args(["snapshot", "tier"]).arg(&at).spawn().unwrap();
-        thread::sleep(took * part / 3);
+        thread::sleep(took * part / 8);
         child.kill().unwrap();
         child.wait().unwrap();
-        println!("killed after {part}/3 of {took:?}; left {:?}", names(&at));
-        assert!(!at.join(MANIFEST_FILE).exists(), "the kill did not come in time");
+        println!("killed after {part}/8 of {took:?}; left {:?}", names(&at));
+        in_time |= !at.join(MANIFEST_FILE).exists();
         let end = command::run(["snapshot".as_ref(), "verify".as_ref(), at.as_os_str()]);
         assert_eq!(end.code, Some(0), "{end:?}");
     }
+    assert!(in_time, "no kill came in time");
     let mut vm = Restoring::from(&at).start();
     vm.memory_by(1, "m", Action::Verify, 0);
     // What the killed ones left is cleared away by the next.
