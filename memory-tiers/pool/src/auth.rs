@@ -1,9 +1,5 @@
-//! Who may talk to a node: tenants with a shared key each, proved by both sides without sending it.
-//!
-//! Both send a random nonce, and each answers with an HMAC-SHA256 (RFC 2104) of both nonces and its
-//! role under the tenant's key. That keeps strangers and other tenants out and shows the client that
-//! it speaks to a node; it does not hide or seal what follows, which needs a network that is trusted
-//! or a tunnel.
+//! Who may talk to a node: tenants with a shared key each. How both sides prove that they have it is
+//! `sealed`'s.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,27 +7,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 use varve_snapshot::Digest;
 
 use crate::error::PoolError;
 
 /// A random number that is used once.
 pub type Nonce = [u8; 32];
-/// What proves that a side knows the key.
-pub type Proof = [u8; 32];
-
-/// Which side proves itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Whoever connected.
-    Client,
-    /// The node.
-    Node,
-}
-
 /// Name of a tenant: 1 to 64 of `a-z`, `0-9`, `-` and `_`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -77,33 +59,10 @@ impl Key {
         Digest::from_hex(text).map(|d| Key(d.0))
     }
 
-    fn mac(&self, role: Role, client: &Nonce, node: &Nonce) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new(&block(&self.0));
-        mac.update(match role {
-            Role::Client => b"varve pool 1 client",
-            Role::Node => b"varve pool 1 node..",
-        });
-        mac.update(client);
-        mac.update(node);
-        mac
+    /// Its bytes.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
     }
-
-    /// Proof that this side knows the key.
-    pub fn prove(&self, role: Role, client: &Nonce, node: &Nonce) -> Proof {
-        self.mac(role, client, node).finalize().into_bytes().into()
-    }
-
-    /// Whether the other side knows it; takes the same time whatever the answer.
-    pub fn verify(&self, role: Role, client: &Nonce, node: &Nonce, proof: &Proof) -> bool {
-        self.mac(role, client, node).verify_slice(proof).is_ok()
-    }
-}
-
-/// A key as the block of the hash that HMAC starts from: shorter keys are padded with zeros.
-fn block(key: &[u8]) -> hmac::digest::Key<Hmac<Sha256>> {
-    let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
-    block.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
-    block
 }
 
 /// Keys by tenant, from a file of lines `tenant 64-hex-digits`; `#` begins a comment.
@@ -202,27 +161,6 @@ pub fn nonce() -> std::io::Result<Nonce> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn proofs_hold_for_one_key_one_role_and_one_pair_of_nonces() {
-        let key = Key::from_hex(&"0a".repeat(32)).unwrap();
-        let other = Key::from_hex(&"0b".repeat(32)).unwrap();
-        let (client, node) = (nonce().unwrap(), nonce().unwrap());
-        let proof = key.prove(Role::Client, &client, &node);
-        assert!(key.verify(Role::Client, &client, &node, &proof));
-        assert!(!key.verify(Role::Node, &client, &node, &proof));
-        assert!(!key.verify(Role::Client, &node, &client, &proof));
-        assert!(!other.verify(Role::Client, &client, &node, &proof));
-    }
-
-    #[test]
-    fn the_mac_is_rfc_2104s() {
-        // RFC 4231, test case 1: a key of 20 bytes 0x0b.
-        let mut mac = Hmac::<Sha256>::new(&block(&[0x0b; 20]));
-        mac.update(b"Hi There");
-        let out = mac.finalize().into_bytes();
-        assert_eq!(out[..4], [0xb0, 0x34, 0x4c, 0x61]);
-    }
 
     #[test]
     fn key_files() {

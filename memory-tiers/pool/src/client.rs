@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use varve_snapshot::chain;
 use crate::auth::{Key, Tenant};
 use crate::connection::{Connection, Said, done, said};
 use crate::error::PoolError;
+use crate::sealed::Sealed;
 use crate::wire::{Answer, ObjectId, PublicationId, Request, Status, receive, send};
 
 /// Connections that are kept for later.
@@ -220,11 +220,11 @@ impl NodeClient {
         connection: &mut Connection,
         request: &Request,
         what: &'static str,
-        answer: impl FnOnce(&mut TcpStream) -> io::Result<Said<()>>,
+        answer: impl FnOnce(&mut Sealed) -> io::Result<Said<()>>,
     ) -> Result<(), PoolError> {
         let stream = &mut connection.stream;
         // A store may take its time to make an object durable.
-        let slow = stream.set_read_timeout(Some(self.patience.answer * 10));
+        let slow = stream.tcp().set_read_timeout(Some(self.patience.answer * 10));
         let said = slow.and_then(|()| send(stream, request)).and_then(|()| answer(stream));
         self.judge(said.map_err(|e| self.link(what, e))?)
     }
@@ -413,7 +413,7 @@ impl Publishing<'_> {
 pub struct Holding(Connection);
 
 /// The bytes of an object, if the node wants them.
-fn give(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<Said<()>> {
+fn give(stream: &mut Sealed, bytes: &[u8]) -> io::Result<Said<()>> {
     match receive(stream)? {
         Answer::Send => {
             stream.write_all(bytes)?;

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use varve_rdma::{Domain, Half, Port, RdmaError, Reader, Remote};
 
-use crate::auth::{Key, Role, Tenant, nonce};
+use crate::auth::{Key, Tenant};
 use crate::client::Patience;
 use crate::remote::sequence;
+use crate::sealed::{Handshake, Sealed};
 use crate::wire::{
-    Answer, Credentials, Hello, MAX_READ, ObjectId, Request, receive, receive_magic, send,
+    Answer, Introduction, MAX_READ, ObjectId, Reception, Request, receive, receive_magic, send,
     send_magic,
 };
 
@@ -22,7 +23,7 @@ const MAX_NAMES: usize = 16 << 10;
 /// A connection whose two sides know each other.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub stream: TcpStream,
+    pub stream: Sealed,
     link: Option<Linked>,
     patience: Duration,
 }
@@ -54,10 +55,10 @@ impl Connection {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for address in address.to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, patience.connect) {
-                Ok(mut stream) => {
-                    let known = introduce(&mut stream, tenant, key, patience)?;
+                Ok(stream) => {
+                    let known = introduce(stream, tenant, key, patience)?;
                     let patience = patience.answer;
-                    return Ok(known.map(|()| Connection { stream, link: None, patience }));
+                    return Ok(known.map(|stream| Connection { stream, link: None, patience }));
                 }
                 Err(e) => last = e,
             }
@@ -67,7 +68,7 @@ impl Connection {
 
     /// The RDMA port that this connection's own address is at.
     pub fn port(&self) -> io::Result<Option<Port>> {
-        Ok(Port::at(self.stream.local_addr()?.ip()))
+        Ok(Port::at(self.stream.tcp().local_addr()?.ip()))
     }
 
     /// Joins an RDMA link; later reads go over it.
@@ -126,7 +127,7 @@ impl Connection {
 impl Linked {
     fn read(
         &mut self,
-        stream: &mut TcpStream,
+        stream: &mut Sealed,
         patience: Duration,
         object: ObjectId,
         offset: u64,
@@ -156,7 +157,7 @@ impl Linked {
 }
 
 fn read_by_stream(
-    stream: &mut TcpStream,
+    stream: &mut Sealed,
     object: ObjectId,
     offset: u64,
     buffer: &mut [u8],
@@ -176,27 +177,30 @@ fn read_by_stream(
 
 /// Both sides prove themselves.
 fn introduce(
-    stream: &mut TcpStream,
+    mut stream: TcpStream,
     tenant: &Tenant,
     key: &Key,
     patience: Patience,
-) -> io::Result<Said<()>> {
+) -> io::Result<Said<Sealed>> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(patience.connect))?;
     stream.set_write_timeout(Some(patience.connect))?;
-    let mine = nonce()?;
-    receive_magic(stream)?;
-    let Hello { nonce: node } = receive(stream)?;
-    send_magic(stream)?;
-    let proof = key.prove(Role::Client, &mine, &node);
-    send(stream, &Credentials { tenant: tenant.clone(), nonce: mine, proof })?;
-    let answer = receive(stream)?;
+    let (handshake, opening) = Handshake::open(tenant, key)?;
+    receive_magic(&mut stream)?;
+    send_magic(&mut stream)?;
+    send(&mut stream, &Introduction { tenant: tenant.clone(), opening })?;
+    let reception = receive(&mut stream)?;
     stream.set_read_timeout(Some(patience.answer))?;
     stream.set_write_timeout(Some(patience.answer))?;
-    Ok(match answer {
-        Answer::Welcome { proof } if key.verify(Role::Node, &mine, &node, &proof) => Said::Yes(()),
-        Answer::Welcome { .. } => Said::Nonsense("it has not the tenant's key".into()),
-        other => said(other),
+    Ok(match reception {
+        Reception::Refused { reason } => Said::No(reason),
+        Reception::Welcome { reply } => match handshake.close(&reply, stream) {
+            Ok(sealed) => Said::Yes(sealed),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                Said::Nonsense("it has not the tenant's key".into())
+            }
+            Err(e) => return Err(e),
+        },
     })
 }
 
@@ -212,7 +216,7 @@ impl<T> Said<T> {
 }
 
 /// Receives the answer to a request that is to be done and says nothing.
-pub(crate) fn done(stream: &mut TcpStream) -> io::Result<Said<()>> {
+pub(crate) fn done(stream: &mut Sealed) -> io::Result<Said<()>> {
     Ok(match receive(stream)? {
         Answer::Done => Said::Yes(()),
         other => said(other),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  place ──> publish ──┐                        ┌── node (listens) ──> objects (memory) ──> shelf (disk)
-//!    │                 ├── client ── wire, auth ┤
+//!    │                 ├── client ─ wire, sealed ┤
 //!    └────> source ────┘
 //! ```
 //!
@@ -25,6 +25,7 @@ mod objects;
 pub mod place;
 pub mod publish;
 mod remote;
+pub mod sealed;
 mod shelf;
 pub mod source;
 pub mod wire;

@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 use varve_rdma::Endpoint;
 use varve_snapshot::{Digest, SnapshotError, chain};
 
-use crate::auth::{Keys, Role, Tenant, nonce};
+use crate::auth::{Keys, Tenant};
 use crate::error::PoolError;
 use crate::objects::{Holdings, Object, Objects};
 use crate::remote::{Linked, Reaches};
+use crate::sealed::{Handshake, Sealed};
 use crate::shelf::Shelf;
 use crate::wire::{
-    Answer, Credentials, Hello, MAX_INTRODUCTION, MAX_OBJECT, MAX_READ, ObjectId, PublicationId,
-    Request, receive, receive_magic, receive_short, send, send_magic,
+    Answer, Introduction, MAX_INTRODUCTION, MAX_OBJECT, MAX_READ, ObjectId, PublicationId,
+    Reception, Request, receive, receive_magic, receive_short, send, send_magic,
 };
 
 /// Connections of one tenant at a time, if descriptors suffice.
@@ -231,12 +232,12 @@ impl Shared {
     }
 }
 
-fn serve(shared: &Shared, id: u64, mut stream: TcpStream) -> io::Result<()> {
+fn serve(shared: &Shared, id: u64, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     keep_alive(&stream)?;
-    let Some(tenant) = welcome(shared, &mut stream)? else { return Ok(()) };
+    let Some((tenant, mut stream)) = welcome(shared, stream)? else { return Ok(()) };
     if !shared.prove(id) {
         return Ok(());
     }
@@ -257,12 +258,11 @@ fn serve(shared: &Shared, id: u64, mut stream: TcpStream) -> io::Result<()> {
         Client { shared, tenant, holdings, shelf, stream, held: HashMap::new(), linked: None };
     loop {
         // A client may be silent between two requests, but not within one.
-        client.stream.set_read_timeout(None)?;
-        let mut first = [0; 1];
-        if client.stream.peek(&mut first)? == 0 {
+        client.stream.tcp().set_read_timeout(None)?;
+        if !client.stream.wait()? {
             return Ok(());
         }
-        client.stream.set_read_timeout(Some(PATIENCE))?;
+        client.stream.tcp().set_read_timeout(Some(PATIENCE))?;
         let request = receive(&mut client.stream)?;
         if let Err(reason) = client.answer(request)? {
             refuse(&mut client.stream, reason)?;
@@ -327,29 +327,30 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     Ok(set_tcp_keepcnt(stream, 3)?)
 }
 
-fn refuse(stream: &mut TcpStream, reason: String) -> io::Result<()> {
+fn refuse(stream: &mut Sealed, reason: String) -> io::Result<()> {
     send(stream, &Answer::Refused { reason })
 }
 
 /// Both sides prove themselves. A tenant that is not known learns no more than one whose proof is
 /// wrong.
-fn welcome(shared: &Shared, stream: &mut TcpStream) -> io::Result<Option<Tenant>> {
-    let node = nonce()?;
-    send_magic(stream)?;
-    send(stream, &Hello { nonce: node })?;
-    let mut from = Until { stream, end: Instant::now() + INTRODUCTION };
+fn welcome(shared: &Shared, mut stream: TcpStream) -> io::Result<Option<(Tenant, Sealed)>> {
+    send_magic(&mut stream)?;
+    let end = Instant::now() + INTRODUCTION;
+    let mut from = Until { stream: &stream, end };
     receive_magic(&mut from)?;
-    let Credentials { tenant, nonce: client, proof } = receive_short(&mut from, MAX_INTRODUCTION)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let Introduction { tenant, opening } = receive_short(&mut from, MAX_INTRODUCTION)?;
     let key = shared.keys.get(&tenant);
-    let known = key.filter(|key| key.verify(Role::Client, &client, &node, &proof));
-    let Some(key) = known else {
+    let known = key.and_then(|key| Handshake::answer(&tenant, key, &opening).ok());
+    let Some((handshake, reply)) = known else {
         log::warn!("pool: a client that says it is {tenant} has not its key");
-        refuse(stream, "the tenant or its key is not known here".into())?;
+        let reason = "the tenant or its key is not known here".into();
+        send(&mut stream, &Reception::Refused { reason })?;
         return Ok(None);
     };
-    send(stream, &Answer::Welcome { proof: key.prove(Role::Node, &client, &node) })?;
-    Ok(Some(tenant))
+    send(&mut stream, &Reception::Welcome { reply })?;
+    let sealed = handshake.prove(stream, end)?;
+    sealed.tcp().set_read_timeout(Some(PATIENCE))?;
+    Ok(Some((tenant, sealed)))
 }
 
 /// Removes what nobody holds any more, from the disk too. With `changing` held.
@@ -393,7 +394,7 @@ struct Client<'s> {
     tenant: Tenant,
     holdings: Arc<Holdings>,
     shelf: Option<Shelf>,
-    stream: TcpStream,
+    stream: Sealed,
     /// What it has put or holds, until it leaves: what it then has not published goes with it.
     held: HashMap<ObjectId, Arc<Object>>,
     /// Its way to read by itself.
@@ -449,7 +450,7 @@ impl Client<'_> {
     }
 
     fn join(&mut self, theirs: &Endpoint) -> Result<Answer, String> {
-        let address = self.stream.local_addr().map_err(|e| e.to_string())?.ip();
+        let address = self.stream.tcp().local_addr().map_err(|e| e.to_string())?.ip();
         // An earlier link of this connection ends before.
         self.linked = None;
         let (linked, endpoint) = Linked::new(&self.shared.reaches, &self.tenant, address, theirs)?;

@@ -1,7 +1,7 @@
 //! What client and node say to each other, over any stream. Who may say what is `node`'s.
 //!
 //! ```text
-//!  connection   magic (8 bytes) each way, then frames
+//!  connection   magic (8 bytes) each way, a frame each way, and then what follows sealed (`sealed`)
 //!  frame        length u32 LE (at most 1 MiB), then that many bytes: one message in postcard's format
 //!  bulk         after `Request::Put` or `Request::Hold` that was answered by `Answer::Send`, and
 //!               after `Answer::Data`: the bytes themselves, as many as were announced
@@ -16,10 +16,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use varve_rdma::Endpoint;
 
-use crate::auth::{Nonce, Proof, Tenant};
+use crate::auth::Tenant;
 
 /// First bytes of each direction: protocol and version.
-pub const MAGIC: [u8; 8] = *b"vrvpool\x02";
+pub const MAGIC: [u8; 8] = *b"vrvpool\x03";
 /// Longest frame.
 pub const MAX_FRAME: usize = 1 << 20;
 /// Longest frame before the two sides know each other: strangers are not given memory.
@@ -34,22 +34,28 @@ pub type ObjectId = [u8; 32];
 /// Name of a publication, which the client chooses.
 pub type PublicationId = [u8; 32];
 
-/// The client's first frame, after the node's [`Hello`].
+/// The client's first frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credentials {
+pub struct Introduction {
     /// Whose objects are meant.
     pub tenant: Tenant,
-    /// The client's nonce.
-    pub nonce: Nonce,
-    /// Proof that the client has the tenant's key.
-    pub proof: Proof,
+    /// The client's part of the handshake ([`crate::sealed`]).
+    pub opening: Vec<u8>,
 }
 
-/// The node's first frame.
+/// The node's first frame. All that follows is sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
-    /// The node's nonce.
-    pub nonce: Nonce,
+pub enum Reception {
+    /// The tenant is known and the client seems to have its key.
+    Welcome {
+        /// The node's part of the handshake.
+        reply: Vec<u8>,
+    },
+    /// The connection ends here.
+    Refused {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What a client asks for.
@@ -116,11 +122,6 @@ pub enum Request {
 /// What a node answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// To [`Credentials`]: the client is known, and this proves the node.
-    Welcome {
-        /// Proof that the node has the tenant's key.
-        proof: Proof,
-    },
     /// It was done, or was so already.
     Done,
     /// The bytes are wanted now.
@@ -219,7 +220,13 @@ pub fn send_magic(stream: &mut impl Write) -> io::Result<()> {
 pub fn receive_magic(stream: &mut impl Read) -> io::Result<()> {
     let mut magic = [0; 8];
     stream.read_exact(&mut magic)?;
-    if magic == MAGIC { Ok(()) } else { Err(invalid("this is not a pool of this version")) }
+    if magic == MAGIC {
+        Ok(())
+    } else {
+        Err(invalid(
+            "it is no pool, or one of another version of varve: use the same on both sides",
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -271,7 +278,7 @@ mod tests {
             // Never a panic, never more memory than the frame is long.
             let _ = receive::<Request>(&mut frame.as_slice());
             let _ = receive::<Answer>(&mut frame.as_slice());
-            let _ = receive::<Credentials>(&mut frame.as_slice());
+            let _ = receive::<Introduction>(&mut frame.as_slice());
         }
     }
 }

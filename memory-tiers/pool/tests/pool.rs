@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use common::{KEY, OTHER, Running, acme, keys, tenant};
 use varve_memory_tiers::{Depot, ImageInfo, PageSource, Tier};
 use varve_pool::client::{NodeClient, Patience, Transport};
+use varve_pool::sealed::{Handshake, Sealed};
 use varve_pool::wire::{self, Answer, Request};
 use varve_pool::{DepotConfig, Key, Place, Places, PoolDepot, PoolSource, Wanted};
 use varve_pool::{forget, publish};
@@ -153,10 +154,9 @@ fn strangers_and_other_tenants_get_nothing() {
     let thread = thread::spawn(move || {
         let (mut stream, _) = fake.accept().unwrap();
         wire::send_magic(&mut stream).unwrap();
-        wire::send(&mut stream, &wire::Hello { nonce: [1; 32] }).unwrap();
         wire::receive_magic(&mut stream).unwrap();
-        let _: wire::Credentials = wire::receive(&mut stream).unwrap();
-        wire::send(&mut stream, &Answer::Welcome { proof: [0; 32] }).unwrap();
+        let _: wire::Introduction = wire::receive(&mut stream).unwrap();
+        wire::send(&mut stream, &wire::Reception::Welcome { reply: vec![9; 48] }).unwrap();
     });
     let (tenant, key) = acme();
     let error = NodeClient::new(address, tenant, key).status().unwrap_err();
@@ -312,6 +312,8 @@ fn a_second_copy_serves_when_the_first_is_dead_silent_or_wrong() {
     check(&source, 0, 64);
     meddler.damaging.store(false, Ordering::Relaxed);
     meddler.silent.store(true, Ordering::Relaxed);
+    // One that does not know yet that the first node failed.
+    let source = self::source(&image, &place);
     let began = Instant::now();
     check(&source, 100, 2);
     let first = began.elapsed();
@@ -360,16 +362,8 @@ fn hostile_frames_from_a_node_are_errors() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let thread = thread::spawn(move || {
-        let key = Key::from_hex(KEY).unwrap();
         for answer in [Answer::Done, Answer::Data { len: u32::MAX }, Answer::Send] {
-            let (mut stream, _) = listener.accept().unwrap();
-            let node = [1; 32];
-            wire::send_magic(&mut stream).unwrap();
-            wire::send(&mut stream, &wire::Hello { nonce: node }).unwrap();
-            wire::receive_magic(&mut stream).unwrap();
-            let them: wire::Credentials = wire::receive(&mut stream).unwrap();
-            let proof = key.prove(varve_pool::auth::Role::Node, &them.nonce, &node);
-            wire::send(&mut stream, &Answer::Welcome { proof }).unwrap();
+            let mut stream = welcome(listener.accept().unwrap().0);
             let _: Request = wire::receive(&mut stream).unwrap();
             wire::send(&mut stream, &answer).unwrap();
         }
@@ -381,6 +375,43 @@ fn hostile_frames_from_a_node_are_errors() {
         assert!(error.to_string().contains("it answered"), "{error}");
     }
     thread.join().unwrap();
+}
+
+/// A node that has the key, and lies.
+#[test]
+fn a_node_that_sends_other_pages_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    let node = Running::new(None);
+    let mut place = publish_to(dir.path(), &[&node], 1).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    place.nodes = vec![listener.local_addr().unwrap().to_string()];
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = welcome(stream.unwrap());
+            while let Ok(request) = wire::receive(&mut stream) {
+                let Request::Read { len, .. } = request else { break };
+                let mut bytes = vec![7; len as usize];
+                wire::send(&mut stream, &Answer::Data { len }).unwrap();
+                add_polynomial(&mut bytes);
+                stream.write_all(&bytes).unwrap();
+            }
+        }
+    });
+    let source = source(&image, &place).trying_for(Duration::from_millis(100));
+    let error = source.read(3, &mut [0; 4096]).unwrap_err().to_string();
+    assert!(error.contains(&place.nodes[0]), "{error}");
+}
+
+/// The node's side of an introduction.
+fn welcome(mut stream: TcpStream) -> Sealed {
+    let key = Key::from_hex(KEY).unwrap();
+    wire::send_magic(&mut stream).unwrap();
+    wire::receive_magic(&mut stream).unwrap();
+    let them: wire::Introduction = wire::receive(&mut stream).unwrap();
+    let (handshake, reply) = Handshake::answer(&them.tenant, &key, &them.opening).unwrap();
+    wire::send(&mut stream, &wire::Reception::Welcome { reply }).unwrap();
+    handshake.prove(stream, Instant::now() + Duration::from_secs(60)).unwrap()
 }
 
 /// Gives pages to nodes for a machine.
@@ -454,7 +485,7 @@ fn pages_given_away_come_from_the_second_copy_or_not_at_all() {
     }
     drop(two);
     let error = depot.read(parcel, 0, &mut buffer).unwrap_err().to_string();
-    assert!(error.contains("sent other bytes") && error.contains(&meddler.address), "{error}");
+    assert!(error.contains("on their way") && error.contains(&meddler.address), "{error}");
     meddler.damaging.store(false, Ordering::Relaxed);
     depot.read(parcel, 0, &mut buffer).unwrap();
     drop(one);
