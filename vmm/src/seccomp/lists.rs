@@ -234,6 +234,7 @@ pub const PAGER: &[Call] = &[
     any(SYS_accept4),
     any(SYS_recvmsg),
     Call::only(SYS_getsockopt, 1, &[SOL_SOCKET as u32]),
+    Call::only(SYS_ioctl, 1, ioctls::SOCKET),
     any(SYS_eventfd2),
     // The oldest of too many connections that have not handed over a machine's memory.
     Call::only(SYS_shutdown, 1, &[SHUT_RDWR as u32]),
