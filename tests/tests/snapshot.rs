@@ -241,7 +241,8 @@ fn a_diff_holds_what_was_written_and_merges() {
     vm.snapshot("", &at("base"));
     for round in 1..=2 {
         vm.memory_by(2, "changed", Action::Rewrite, 100 + round);
-        assert_eq!(vm.diff(&at("diff")).code, Some(0));
+        let end = vm.diff(&at("diff"));
+        assert_eq!(end.code, Some(0), "{end:?}");
         let stored = stored_bytes(&memory_file(&at("diff")));
         // What was rewritten, and what the guest needs to do so; not what stayed.
         assert!((4 * MIB..10 * MIB).contains(&stored), "a diff of {stored} bytes");
@@ -259,7 +260,8 @@ fn a_diff_holds_what_was_written_and_merges() {
     // A diff of a machine that was restored, into its base, in place.
     let mut vm = Restoring::from(&at("merged2")).options("--strategy eager").start();
     vm.memory_by(1, "kept", Action::Rewrite, 7);
-    assert_eq!(vm.diff(&at("diff")).code, Some(0));
+    let end = vm.diff(&at("diff"));
+    assert_eq!(end.code, Some(0), "{end:?}");
     drop(vm);
     snapshot(["merge".into(), at("merged2"), at("diff")]);
     let mut vm = Restoring::from(&at("merged2")).start();

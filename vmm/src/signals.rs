@@ -16,6 +16,7 @@ use varve_devices::socket_file::SocketFile;
 use crate::end::{End, EndSignal};
 use crate::logger;
 use crate::metrics::Metrics;
+use crate::seccomp;
 use crate::signal_handlers::{self, Came, deal, exit_now, wait, wake};
 use crate::stdio;
 
@@ -42,6 +43,7 @@ impl Signals {
         let own = due.clone();
         let name = Builder::new().name("signals".into());
         name.spawn(move || {
+            seccomp::confine_or_die(seccomp::Thread::Main);
             deal();
             loop {
                 step(&end, &metrics, &own);

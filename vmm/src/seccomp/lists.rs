@@ -309,6 +309,9 @@ pub const SAVES: &[Call] = &[
     any(SYS_getdents64),
     any(SYS_pwrite64),
     any(SYS_ftruncate),
+    // The memory file that a diff is laid over, by what the file systems can do.
+    Call::only(SYS_copy_file_range, 5, &[0]),
+    any(SYS_sendfile),
     any(SYS_fsync),
     Call::only(SYS_flock, 1, &[(LOCK_EX | LOCK_NB) as u32, LOCK_UN as u32]),
     any(SYS_rename),
