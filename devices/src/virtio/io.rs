@@ -11,7 +11,7 @@ use super::turn::{MAX_CHAIN, Turn};
 use crate::interrupt::{STATUS_CONFIG, STATUS_USED, VirtioInterrupt};
 use crate::memory::DeviceMemory;
 
-/// A descriptor chain over the guest's memory. One of more than [`MAX_CHAIN`] descriptors is cut.
+/// A descriptor chain over the guest's memory. One of more than `MAX_CHAIN` descriptors is cut.
 #[derive(Debug)]
 pub struct Chain<'a> {
     inner: DescriptorChain<&'a DeviceMemory>,
