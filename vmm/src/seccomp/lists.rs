@@ -337,11 +337,7 @@ pub const MAKES: &[Call] = &[
     // Files: configuration, drives, snapshots, logs.
     any(SYS_openat),
     // Users of shared images.
-    Call::only(
-        SYS_flock,
-        1,
-        &[LOCK_SH as u32, (LOCK_SH | LOCK_NB) as u32, (LOCK_EX | LOCK_NB) as u32, LOCK_UN as u32],
-    ),
+    any(SYS_flock),
     any(SYS_fstatfs),
     any(SYS_statfs),
     any(SYS_readlink),

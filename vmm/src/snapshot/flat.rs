@@ -182,11 +182,12 @@ fn under(writer: &FlatWriter, last: &Lineage, memory: &Path) -> Result<Under, Sn
         None => Under::Nothing,
         Some((file, _)) if last.is_in(file) => Under::Last,
         Some((_, None)) => Under::Unknown,
-        Some((_, Some(old))) if old.identity() == last.id => Under::Unknown,
         Some((_, Some(old))) => match check_whole(old, memory) {
             // Another diff, which is replaced.
             Err(SnapshotError::OnlyDiff { .. }) => Under::Nothing,
             Err(error) => return Err(error),
+            // A diff that was merged has the same identity as its result, so it was ruled out before.
+            Ok(()) if old.identity() == last.id => Under::Unknown,
             Ok(()) => {
                 let path = memory.to_owned();
                 let problem = "the memory of another snapshot than the one since which this diff is: \
