@@ -10,7 +10,7 @@ export VARVE_LAB_OPTS_PAGER ?= --rdma
 export VARVE_LAB_OPTS_POOL ?= --rdma
 export VARVE_LAB_OPTS_TIERS ?= --rdma --cxl 256 --dax 64 --devdax 64
 
-.PHONY: demo test test-fast test-vm bench fuzz lint images clients lab qemu tools clean
+.PHONY: demo test test-fast test-vm bench fuzz lint images clients strace lab qemu tools clean
 
 # The life of a function: boot, snapshot, record, tier, restore with each strategy. Prints tables, and
 # writes target/demo/report.html. DEMO="--function pagerank" shows another function, --quick less.
@@ -26,7 +26,7 @@ test: qemu test-fast test-vm
 test-fast: images lab
 	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
 
-test-vm: images clients lab
+test-vm: images clients strace lab
 	cargo build -p varve-vmm -p varve-jailer -p varve-benches
 	tests/all
 	cargo test -p varve-lab --features two-hosts --test two_hosts
@@ -78,6 +78,12 @@ $(CLIENTS)/.made: tests/clients/requirements.txt
 	PIP_ROOT_USER_ACTION=ignore /usr/bin/python3 -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes \
 		--only-binary :all: --target $(CLIENTS) --requirement $<
 	touch $@
+
+# Kills the monitor at each rename and sync of a snapshot that is being replaced.
+strace:
+	@command -v strace >/dev/null || if [ "$$(id -u)" = 0 ]; then apt-get -qq update && \
+		apt-get -qq install -y --no-install-recommends strace; else \
+		echo "strace is missing: apt-get install strace" >&2; exit 1; fi
 
 # The emulated host, where this machine's KVM cannot run guests, or has not the devices.
 lab: tools
