@@ -45,7 +45,7 @@ fn firecrackers_options() {
         let message = firecracker_refused(args, code);
         assert!(message.contains(word), "{args:?}: {message}");
     }
-    assert_eq!(output(&["--snapshot-version"]), "v1.1.0\n");
+    assert_eq!(output(&["--snapshot-version"]), "v1.2.0\n");
     let help = output(&["--help"]);
     for option in ["--api-sock", "--config-file", "--no-api", "--metadata", "--parent-cpu-time-us"]
     {
