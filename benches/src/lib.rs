@@ -7,9 +7,11 @@
 //! with labels (`kernel=bzImage`), so a comparison adds labels, not structure. [`report`] is what is
 //! saved, [`table`] what is shown.
 
+pub mod calibrate;
 pub mod compare;
 pub mod demo;
 pub mod environment;
+pub mod mechanisms;
 pub mod outside;
 pub mod parts;
 pub mod plot;

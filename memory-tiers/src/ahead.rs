@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use varve_snapshot::{
-    ImageId, ManifestReader, PAGE_SIZE, PageClass, Region, RegionMap, Stored, chain,
-};
+use varve_snapshot::{ImageId, ManifestReader, PAGE_SIZE, RegionMap, chain};
 
 use crate::disk;
-use crate::open::{Elsewhere, file_of};
-use crate::source::{ImageInfo, Tier};
+use crate::image::{ImageInfo, Tier};
+use crate::images::file_of;
+use crate::layouts::used;
+use crate::resolver::Elsewhere;
 use crate::threads;
 
 /// Has the disk begin with the images that hold nothing but what will be used, while the plan is made
@@ -57,12 +57,6 @@ fn absent(
     used_pages.into_iter().filter_map(absent).collect()
 }
 
-/// What will be used, and where it is stored.
-pub(crate) fn used(layout: &RegionMap) -> impl Iterator<Item = (&Region, Stored)> {
-    let hot = |r: &&Region| matches!(r.class, PageClass::ReadOnly | PageClass::ReadWrite);
-    layout.regions().iter().filter(hot).filter_map(|region| Some((region, region.stored?)))
-}
-
 /// The pieces of images that hold such pages, in the order of their first use.
 fn pieces(layout: &RegionMap) -> Vec<(ImageId, u64)> {
     let mut first_use: BTreeMap<(ImageId, u64), u32> = BTreeMap::new();
@@ -83,12 +77,12 @@ fn pieces(layout: &RegionMap) -> Vec<(ImageId, u64)> {
 mod tests {
     use rustix::fs::{Advice, fadvise, fstatfs};
     use varve_snapshot::{
-        Access, HostIdentity, LocalFiles, Mechanism, PageAccess, PageRange, StateFile, TierInput,
-        TierOptions, Trace, layout, tier,
+        Access, HostIdentity, LocalFiles, Mechanism, PageAccess, PageClass, PageRange, Region,
+        StateFile, Stored, TierInput, TierOptions, Trace, layout, tier,
     };
 
     use super::*;
-    use crate::open::infos;
+    use crate::images::infos;
 
     #[test]
     fn only_what_is_not_in_memory_is_fetched() {

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, RegionMap, Stored};
 
-use crate::copying::Chunk;
-use crate::counters::Tally;
+use crate::chunk::Chunk;
 use crate::deadline::{Pending, lock};
-use crate::error::{RamError, TierError};
+use crate::error::TierError;
 use crate::faults::Work;
 use crate::guest_ram::GuestRam;
-use crate::plan::stored_at;
-use crate::policy::Policy;
+use crate::policy::DEFAULT_DEADLINE;
+use crate::ram_error::RamError;
 use crate::ranges::RangeSet;
 use crate::regions::Regions;
 use crate::source::{Sources, lost, source_of};
-use crate::strategy::Strategy;
+use crate::stored::stored_at;
 use crate::sys::uffd::{Fault, Install, Installed};
+use crate::tally::Tally;
 use crate::watch::Watched;
 
 /// Memory whose missing pages are asked for, and all that an answer needs.
@@ -58,7 +58,7 @@ impl Asked {
             order: Arc::default(),
             sources: Sources::new(),
             tally: Arc::new(Tally::new(0)),
-            deadline: Policy::new(Strategy::Lazy).deadline,
+            deadline: DEFAULT_DEADLINE,
             on_fatal,
         })
     }
@@ -69,14 +69,6 @@ impl Asked {
             |set: &RwLock<RangeSet>| set.read().unwrap_or_else(PoisonError::into_inner).has(page);
         has(&self.watched.pages) && !has(&self.watched.emptied)
     }
-}
-
-/// Where the pages of each image belong, by image and page in it.
-pub(crate) fn by_image(layout: &RegionMap) -> Vec<(Stored, PageRange)> {
-    let regions = layout.regions().iter();
-    let mut order: Vec<_> = regions.filter_map(|r| Some((r.stored?, r.pages))).collect();
-    order.sort_unstable_by_key(|(stored, _)| (stored.image, stored.page));
-    order
 }
 
 /// One thread's means to answer.

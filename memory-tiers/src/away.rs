@@ -11,19 +11,18 @@
 //! longer counts, so each page that enters is noted there, too.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use varve_snapshot::{PAGE_SIZE, PageRange, is_zero};
 
-use crate::counters::Count;
 use crate::depot::Depot;
-use crate::error::{RamError, TierError};
+use crate::error::TierError;
 use crate::guest_ram::GuestRam;
+use crate::ram_error::RamError;
 use crate::regions::Regions;
-use crate::sending::Message;
 use crate::sys::mmap::Reservation;
 use crate::sys::uffd::{Install, Installed};
+use crate::tally::Count;
 use crate::watch::Watched;
 
 /// Pages of a parcel that are read together when one of them is asked for.
@@ -34,8 +33,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 #[derive(Default)]
 pub(crate) struct Away {
     state: Mutex<State>,
-    /// Told of parcels that have no page any more.
-    pub tell: OnceLock<Sender<Message>>,
+    /// Called when a parcel has no page any more.
+    pub on_freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
     pub tally: AwayTally,
 }
 
@@ -212,9 +211,8 @@ impl Away {
     fn tell_freed(&self, state: MutexGuard<'_, State>) {
         let freed = !state.freed.is_empty();
         drop(state);
-        if let (true, Some(tell)) = (freed, self.tell.get()) {
-            // Nobody listens any more: the machine is ending, and with it what it gave away.
-            let _ = tell.send(Message::Freed);
+        if let (true, Some(on_freed)) = (freed, self.on_freed.get()) {
+            on_freed();
         }
     }
 }

@@ -1,12 +1,11 @@
 //! What is in memory now, by class and mechanism: the faults that the kernel answers by itself are
 //! counted by what they leave in the page tables.
 
-use varve_snapshot::{PAGE_SIZE, PageClass, PageRange};
+use varve_snapshot::{PAGE_SIZE, PageClass};
 
 use crate::error::TierError;
 use crate::guest_ram::GuestRam;
 use crate::plan::Plan;
-use crate::sys::pagemap;
 
 /// Pages of one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -46,7 +45,7 @@ impl Census {
         let unnamed = if plan.beneath.is_some() { PageClass::Cold } else { PageClass::Zero };
         for region in ram.regions() {
             let mut regions = plan.layout.regions().iter().peekable();
-            let states = pages(ram, region.pages)?;
+            let states = ram.page_states(region.pages)?;
             for (page, state) in (region.pages.start()..).step_by(PAGE_SIZE as usize).zip(states) {
                 while regions.next_if(|r| r.pages.end() <= page).is_some() {}
                 let class = regions.peek().filter(|r| r.pages.start() <= page).map(|r| r.class);
@@ -70,13 +69,4 @@ impl Census {
             PageClass::Cold => &mut self.cold,
         }
     }
-}
-
-/// The state of each page of `range`.
-pub(crate) fn pages(
-    ram: &GuestRam,
-    range: PageRange,
-) -> Result<Vec<pagemap::PageState>, TierError> {
-    let offset = ram.offset(range)?;
-    pagemap::read(ram.reservation(), offset, range.len() as usize).map_err(TierError::Census)
 }

@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use rustix::fs::{Advice, fadvise};
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Stored, data_start};
 
+use crate::chunk::Chunk;
 use crate::disk::in_memory;
-use crate::error::{RamError, TierError};
+use crate::error::TierError;
 use crate::exec::Shared;
-use crate::guest_ram::HugePages;
+use crate::image::Tier;
+use crate::kind::{Ahead, HugePages};
 use crate::plan::{Action, Op};
-use crate::source::{PageSource, Tier, lost};
-use crate::sys::mmap::Ahead;
+use crate::ram_error::RamError;
+use crate::source::lost;
 use crate::sys::uffd::{Install, Installed};
 use crate::team::Team;
 use crate::watch::Watched;
@@ -263,38 +265,4 @@ fn install(
         }
     }
     Ok(())
-}
-
-/// The chunks that were read last.
-#[derive(Default)]
-pub(crate) struct Chunk {
-    image: Option<varve_snapshot::ImageId>,
-    first: u64,
-    data: Vec<u8>,
-}
-
-impl Chunk {
-    /// `pages` pages from `from` on, and how many pages were read for it.
-    pub fn get(
-        &mut self,
-        source: &dyn PageSource,
-        from: Stored,
-        pages: u64,
-    ) -> Result<(&[u8], u64), crate::SourceError> {
-        let info = source.info();
-        let unit = info.chunk_pages.max(1);
-        let end = self.first + self.data.len() as u64 / PAGE_SIZE;
-        let mut fresh = 0;
-        if self.image != Some(from.image) || from.page < self.first || from.page + pages > end {
-            self.image = None;
-            self.first = from.page / unit * unit;
-            fresh = (from.page + pages).next_multiple_of(unit).min(info.pages) - self.first;
-            self.data.resize((fresh * PAGE_SIZE) as usize, 0);
-            source.read(self.first, &mut self.data)?;
-            self.image = Some(from.image);
-        }
-        let at = ((from.page - self.first) * PAGE_SIZE) as usize;
-        let data = self.data.get(at..at + (pages * PAGE_SIZE) as usize);
-        Ok((data.ok_or("page out of range")?, fresh))
-    }
 }

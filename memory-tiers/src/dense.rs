@@ -4,16 +4,14 @@
 //! It is done where the guest waits for all of it anyway: beside a guest, what is stored could not be
 //! copied in safely.
 
-use std::fs;
-
 use varve_snapshot::{NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::guest_index;
-use crate::guest_ram::HugePages;
+use crate::host::transparent_huge_pages;
+use crate::kind::{HUGE_PAGE, HugePages};
 use crate::plan::PlanInput;
 use crate::policy::Wait;
 use crate::strategy::{How, Placement, Strategy};
-use crate::sys::mmap::HUGE_PAGE;
 
 /// Whether there are dense blocks, and how they become huge pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -36,8 +34,7 @@ impl DenseBlocks {
         if wait < Wait::First {
             return DenseBlocks::Off;
         }
-        let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
-        DenseBlocks::of(&enabled.unwrap_or_default())
+        DenseBlocks::of(&transparent_huge_pages())
     }
 
     fn of(enabled: &str) -> DenseBlocks {

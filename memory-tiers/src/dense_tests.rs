@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 use varve_snapshot::{ImageId, PAGE_SIZE, PageClass, PageRange, Region, RegionMap};
 
+use crate::kind::{Ahead, HUGE_PAGE};
 use crate::plan_tests::{layout_of, range};
-use crate::sys::mmap::HUGE_PAGE;
+use crate::sys::mmap::Reservation;
 use crate::testing::*;
 use crate::*;
 
@@ -177,7 +178,13 @@ fn a_block_is_one_page() {
     }
 }
 
+/// Whether the kernel makes a huge page of memory that asks for one: one touch brings in its last page,
+/// too.
 fn huge_pages_are_to_be_had() -> bool {
-    let found = Mechanisms::measure(Shape { extents: 64, pages: 16 }).unwrap();
-    found.huge_populate_write > 0.0
+    let memory = Reservation::new(HUGE_PAGE, HUGE_PAGE).unwrap();
+    if memory.want_huge(0, HUGE_PAGE).is_err() {
+        return false;
+    }
+    memory.populate(0, PAGE_SIZE as usize, Ahead::Write).unwrap();
+    memory.in_core(HUGE_PAGE - PAGE_SIZE as usize, PAGE_SIZE as usize).unwrap() == [true]
 }

@@ -6,8 +6,8 @@ use varve_snapshot::{PAGE_SIZE, PageRange};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, MmapRegion};
 
-use crate::error::RamError;
 use crate::guest_ram::GuestRam;
+use crate::ram_error::RamError;
 
 /// The pages that are set in `logs` (one bitmap for each region of guest memory, in order, bit `n` of
 /// word `n / 64` for page `n`, as KVM_GET_DIRTY_LOG fills it) or were written by the monitor, which

@@ -3,10 +3,10 @@
 use varve_snapshot::{PAGE_SIZE, PageRange};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
-use crate::error::RamError;
-use crate::guest_ram::{GuestRam, HugePages};
+use crate::guest_ram::GuestRam;
+use crate::kind::{HUGE_PAGE, HugePages};
+use crate::ram_error::RamError;
 use crate::ranges::RangeSet;
-use crate::sys::mmap::HUGE_PAGE;
 
 impl GuestRam {
     /// Gives pages back to the host, whatever is laid there; the guest reads them as zero
@@ -17,7 +17,7 @@ impl GuestRam {
     pub fn discard(&self, range: PageRange) -> Result<(), RamError> {
         self.offset(range)?;
         self.note_changed(range);
-        let _nothing_comes_back = self.watched.get().map(|watched| watched.give_back(range));
+        let _nothing_comes_back = self.watched().map(|watched| watched.give_back(range));
         let mut layers = self.layers();
         let (on_file, plain) = (layers.files.within(range), layers.files.outside(range));
         for part in on_file {
@@ -59,7 +59,7 @@ impl GuestRam {
         let mut layers = self.layers();
         self.lay_zero(range)?;
         layers.files.remove(range);
-        if let Some(watched) = self.watched.get() {
+        if let Some(watched) = self.watched() {
             watched.forget(range);
         }
         Ok(())

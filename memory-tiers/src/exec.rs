@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use varve_snapshot::{PageClass, PageRange};
 
-use crate::answer::{Asked, by_image};
+use crate::answer::Asked;
 use crate::bridge::height;
 use crate::census::Census;
 use crate::copying;
-use crate::counters::{Counters, Tally};
+use crate::counters::Counters;
 use crate::dense::DenseBlocks;
 use crate::disk::reads_far;
 use crate::error::TierError;
@@ -24,8 +24,10 @@ use crate::lost::Ends;
 use crate::plan::{Action, Op, Plan};
 use crate::populate;
 use crate::source::{PageSource, Sources, source_of};
+use crate::stored::by_image;
 use crate::strategy::Strategy;
 use crate::sys::uffd::Watch;
+use crate::tally::Tally;
 use crate::team::Team;
 use crate::watch::Watched;
 

@@ -10,28 +10,15 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::error::RamError;
+use crate::kind::{Ahead, HUGE_PAGE, HugePages};
+use crate::missing::Missing;
+use crate::ram_error::RamError;
 use crate::ranges::RangeSet;
 use crate::regions::{RamRegion, Regions};
-use crate::sys::mmap::{Ahead, HUGE_PAGE, Reservation};
-use crate::watch::Watched;
+use crate::sys::mmap::Reservation;
 
 /// Guest memory as vm-memory sees it, with a bitmap of the monitor's own writes when wanted.
 pub type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
-
-/// What guest memory is made of where nothing is laid over it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HugePages {
-    /// 4 KiB pages.
-    #[default]
-    Off,
-    /// 2 MiB pages wherever the kernel can find them.
-    Transparent,
-    /// 2 MiB pages of the system's pool, taken out of it at once.
-    #[serde(rename = "2M")]
-    Pool,
-}
 
 /// What lies over the base layer.
 #[derive(Debug)]
@@ -71,7 +58,7 @@ pub struct GuestRam {
     huge: HugePages,
     layers: Mutex<Layers>,
     // Dropped before the memory, and no earlier: see `watch`.
-    pub(crate) watched: OnceLock<Arc<Watched>>,
+    watched: OnceLock<Arc<dyn Missing>>,
     reservation: Reservation,
 }
 
@@ -235,8 +222,13 @@ impl GuestRam {
     }
 
     /// Keeps `watched` for as long as the memory lives.
-    pub(crate) fn watch(&self, watched: Arc<Watched>) -> Result<(), RamError> {
+    pub(crate) fn watch(&self, watched: Arc<dyn Missing>) -> Result<(), RamError> {
         self.watched.set(watched).map_err(|_| RamError::Watched)
+    }
+
+    /// The pages that are missing on purpose, if there are such.
+    pub(crate) fn watched(&self) -> Option<&Arc<dyn Missing>> {
+        self.watched.get()
     }
 
     /// How many mappings giving pages back may add from now on.

@@ -18,8 +18,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use varve_snapshot::{FlatOrder, PAGE_SIZE, PageRange};
 
 use crate::error::TierError;
-use crate::guest_ram::{GuestRam, HugePages};
-use crate::sys::mmap::HUGE_PAGE;
+use crate::guest_ram::GuestRam;
+use crate::kind::{HUGE_PAGE, HugePages};
 use crate::sys::peer::peer_process;
 use crate::sys::uffd::{Uffd, Watch};
 use crate::watch::Watched;
@@ -293,7 +293,8 @@ mod tests {
             let reader = scope.spawn(|| read_page(&ram, asked));
             // Through the descriptor that was sent, a fault is seen; any copy of it can answer.
             poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).unwrap();
-            let uffd = &ram.watched.get().unwrap().uffd;
+            let watched = Watched::of(&ram).unwrap();
+            let uffd = &watched.uffd;
             let fault = uffd.read().unwrap()[0];
             assert_eq!(ram.guest_address(fault.address), Some(asked));
             uffd.copy(fault.address, &answered, Install::Plain).unwrap();

@@ -5,10 +5,9 @@ use varve_snapshot::{
     Stored, layout,
 };
 
-use crate::ahead::used;
-use crate::guest_ram::HugePages;
+use crate::image::ImageInfo;
+use crate::kind::HugePages;
 use crate::policy::Policy;
-use crate::source::ImageInfo;
 use crate::strategy::Strategy;
 
 /// The layout that a method restores this snapshot from. One in which all is in the raw memory file,
@@ -89,4 +88,10 @@ fn cold_in_guest_layout(tiered: RegionMap, whole: &RegionMap, images: &[ImageInf
         let skip = (region.pages.start() - other.pages.start()) / PAGE_SIZE;
         other.stored.map(|s| Stored { page: s.page + skip, ..s })
     })
+}
+
+/// What will be used, and where it is stored.
+pub(crate) fn used(layout: &RegionMap) -> impl Iterator<Item = (&Region, Stored)> {
+    let hot = |r: &&Region| matches!(r.class, PageClass::ReadOnly | PageClass::ReadWrite);
+    layout.regions().iter().filter(hot).filter_map(|region| Some((region, region.stored?)))
 }

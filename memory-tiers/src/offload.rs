@@ -20,7 +20,8 @@ use crate::depot::Depot;
 use crate::error::TierError;
 use crate::exec::{Hooks, Restore};
 use crate::faults::FaultThreads;
-use crate::guest_ram::{GuestRam, HugePages};
+use crate::guest_ram::GuestRam;
+use crate::kind::HugePages;
 use crate::sending::{Message, Status, Work};
 use crate::sys::uffd::Watch;
 use crate::taking::{self, Taken, WINDOW};
@@ -140,15 +141,15 @@ impl Offload {
         if ram.huge_pages() == HugePages::Pool {
             return Err(OffloadError::HugePages);
         }
-        if ram.watched.get().is_some_and(|watched| watched.is_handled()) {
+        if Watched::of(&ram).is_some_and(|watched| watched.is_handled()) {
             return Err(OffloadError::Handled);
         }
         if let Some(restore) = restore {
             restore.cancel();
             restore.wait_populated();
         }
-        let (watched, faults) = match ram.watched.get() {
-            Some(watched) if restore.is_some_and(Restore::answers) => (watched.clone(), None),
+        let (watched, faults) = match Watched::of(&ram) {
+            Some(watched) if restore.is_some_and(Restore::answers) => (watched, None),
             _ => {
                 let watched = Arc::new(Watched::open(Watch::Missing).map_err(TierError::from)?);
                 ram.watch(watched.clone()).map_err(TierError::from)?;
@@ -159,10 +160,12 @@ impl Offload {
         };
         let (tell, told) = channel();
         // It is the memory's first: there is one offload for it, as one restore.
-        let _ = watched.away.tell.set(tell.clone());
+        let freed = tell.clone();
+        // A closed channel means that the machine ends, and its parcels with it.
+        let _ = watched.away.on_freed.set(Box::new(move || drop(freed.send(Message::Freed))));
         let work = Arc::new(Work::new(ram, watched));
         let of_thread = work.clone();
-        let thread = spawn("offload", move || of_thread.run(&told))?;
+        let thread = spawn("offload", move || of_thread.run(&told)).map_err(TierError::from)?;
         let taking = Mutex::default();
         Ok(Offload { work, taking, tell, thread: Some(thread), _faults: faults })
     }

@@ -195,7 +195,7 @@ fn what_is_touched_meanwhile_stays_and_recalling_ends_it() {
     assert_eq!((report.out, report.recalled, report.faults), (0, 158, 0));
     assert_eq!((resident(&ram), depot.len()), (100, 0));
     assert_eq!(read_page(&ram, 3 << 12), content(9, 9));
-    assert!(ram.watched.get().unwrap().lent.read().unwrap().ranges().is_empty());
+    assert!(crate::watch::Watched::of(&ram).unwrap().lent.read().unwrap().ranges().is_empty());
     assert_eq!(send(&offload, &TestDepot::new()).out, 100, "and out again, elsewhere");
 }
 

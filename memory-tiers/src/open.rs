@@ -2,76 +2,28 @@
 //! method uses are read.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use varve_snapshot::{
-    FlatFile, Image, ImageEntry, ImageId, ImageReader, MEMORY_FILE, ManifestReader, PageRange,
-    READ_ONLY_IMAGE, RegionMap, SnapshotError, Stored, layout,
+    FlatFile, MEMORY_FILE, ManifestReader, PageRange, READ_ONLY_IMAGE, RegionMap, SnapshotError,
+    Stored, layout,
 };
 
 use crate::ahead::fetch_packed;
 use crate::dense::DenseBlocks;
 use crate::disk;
 use crate::error::TierError;
-use crate::guest_ram::HugePages;
+use crate::image::{ImageInfo, Tier};
+use crate::images::{file_of, infos, open_image};
+use crate::kind::HugePages;
 use crate::layouts::{has, layout_for, regions};
 use crate::plan::{Plan, PlanInput};
 use crate::policy::{Policy, Wait};
-use crate::source::{FileSource, ImageInfo, ImageSource, PageSource, SourceError, Sources, Tier};
+use crate::resolver::Elsewhere;
+use crate::source::{FileSource, Sources};
 use crate::strategy::Strategy;
-
-/// Where images are that are not used from the snapshot's own files.
-pub trait Elsewhere {
-    /// What a plan has to know of an image, given what it would be as a local file; none if it is not
-    /// there.
-    fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo>;
-
-    /// Another file with the image's bytes, if that is what it is in.
-    fn file(&self, _entry: &ImageEntry) -> Option<io::Result<File>> {
-        None
-    }
-
-    /// Opens the image, if it is there and in no file.
-    fn open(
-        &self,
-        _image: &Image,
-        _info: &ImageInfo,
-    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
-        Ok(None)
-    }
-}
-
-/// All images are local files.
-impl Elsewhere for () {
-    fn info(&self, _entry: &ImageEntry, _local: &ImageInfo) -> Option<ImageInfo> {
-        None
-    }
-}
-
-/// Several places side by side: each image comes from the first that has it, or from its local file.
-impl Elsewhere for Vec<Box<dyn Elsewhere>> {
-    fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
-        self.iter().find_map(|place| place.info(entry, local))
-    }
-
-    fn file(&self, entry: &ImageEntry) -> Option<io::Result<File>> {
-        let local = image_info(entry);
-        self.iter().find(|place| place.info(entry, &local).is_some())?.file(entry)
-    }
-
-    fn open(
-        &self,
-        image: &Image,
-        info: &ImageInfo,
-    ) -> Result<Option<Arc<dyn PageSource>>, SourceError> {
-        let local = image_info(&image.entry);
-        let place = self.iter().find(|place| place.info(&image.entry, &local).is_some());
-        place.map_or(Ok(None), |place| place.open(image, info))
-    }
-}
 
 /// The plan for a tiered snapshot, with its images open. `auto` compares the methods that the
 /// snapshot was prepared for.
@@ -111,58 +63,6 @@ pub fn open(
     }
     plan.took = start.elapsed();
     Ok((plan, sources))
-}
-
-/// What is to be known of each image, wherever it is.
-pub(crate) fn infos(snapshot: &ManifestReader, elsewhere: &dyn Elsewhere) -> Vec<ImageInfo> {
-    let info = |entry| {
-        let local = image_info(entry);
-        elsewhere.info(entry, &local).unwrap_or(local)
-    };
-    snapshot.images().iter().map(info).collect()
-}
-
-/// The file that an image can be mapped from: another one, or the snapshot's own.
-pub(crate) fn file_of(
-    snapshot: &ManifestReader,
-    id: ImageId,
-    elsewhere: &dyn Elsewhere,
-) -> Option<File> {
-    let other = elsewhere.file(snapshot.entry(id).ok()?).and_then(Result::ok);
-    other.or_else(|| snapshot.image_file(id).ok())
-}
-
-/// Opens an image; `verified` if it is not only mapped, or read by the kernel straight to its place.
-pub(crate) fn open_image(
-    snapshot: &ManifestReader,
-    id: ImageId,
-    info: &ImageInfo,
-    verified: bool,
-    elsewhere: &dyn Elsewhere,
-) -> Result<Arc<dyn PageSource>, TierError> {
-    let lost = |source| TierError::Image { image: info.name.clone(), tier: info.tier, source };
-    let entry = snapshot.entry(id)?;
-    let file = elsewhere.file(entry).transpose().map_err(|e| lost(e.into()))?;
-    let verified = verified || !info.mappable;
-    Ok(match file {
-        Some(file) if verified => {
-            let reader = ImageReader::over(snapshot.image_table(id)?, &info.name, file);
-            Arc::new(ImageSource::new(reader, info.clone()))
-        }
-        Some(file) => Arc::new(FileSource::with_info(info.clone(), file)),
-        None => {
-            if info.tier != Tier::Local
-                && let Some(source) =
-                    elsewhere.open(&snapshot.image_table(id)?, info).map_err(lost)?
-            {
-                return Ok(source);
-            }
-            match verified {
-                true => Arc::new(ImageSource::new(snapshot.image(id)?, info.clone())),
-                false => Arc::new(FileSource::with_info(info.clone(), snapshot.image_file(id)?)),
-            }
-        }
-    })
 }
 
 /// The best of the methods that `auto` knows. What `lazy` costs follows from the classes, which the
@@ -255,17 +155,4 @@ pub fn flat(file: &Path, memory: &[PageRange]) -> Result<(RegionMap, Sources), T
     let source = FileSource::new(MEMORY_FILE, Tier::Local, opened, 0, true)
         .map_err(SnapshotError::io("look at", file))?;
     Ok((layout, vec![Some(Arc::new(source))]))
-}
-
-/// What a plan has to know of an image of a snapshot.
-fn image_info(entry: &ImageEntry) -> ImageInfo {
-    ImageInfo {
-        name: entry.name.clone(),
-        tier: Tier::Local,
-        pages: entry.pages,
-        mappable: entry.compression == varve_snapshot::Compression::None,
-        // The raw memory file is the one that is in guest layout.
-        guest_layout: entry.name == MEMORY_FILE,
-        chunk_pages: entry.chunk_pages.into(),
-    }
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 use varve_snapshot::{ImageId, PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::guest_index;
-use crate::guest_ram::HugePages;
+use crate::image::ImageInfo;
+use crate::kind::{Ahead, HugePages};
 use crate::overlay::{Overlay, Shown};
 use crate::planner;
 use crate::policy::Policy;
 use crate::ranges::RangeSet;
-use crate::source::ImageInfo;
+use crate::stored::stored_at;
 use crate::strategy::{How, Placement, Strategy};
-use crate::sys::mmap::Ahead;
 
 /// What a plan is made from.
 #[derive(Clone, Copy, Debug)]
@@ -298,13 +298,6 @@ pub(crate) fn joined(first: PageRange, next: PageRange, memory: &[PageRange]) ->
     let follows = first.end() == next.start();
     let both = PageRange::new(first.start(), next.end().checked_sub(first.start())?).ok()?;
     (follows && memory.iter().any(|range| range.contains(&both))).then_some(both)
-}
-
-/// Where the content of the page at `address` is, if the layout names it and it is not zero.
-pub(crate) fn stored_at(layout: &RegionMap, address: u64) -> Option<Stored> {
-    let region = layout.find(address)?;
-    let stored = region.stored?;
-    Some(Stored { page: stored.page + (address - region.pages.start()) / 4096, ..stored })
 }
 
 /// Refuses a layout that names what is not there.

@@ -5,7 +5,7 @@ use proptest::prelude::{
 };
 use varve_snapshot::{ImageId, NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 
-use crate::sys::mmap::Ahead;
+use crate::kind::Ahead;
 use crate::*;
 
 /// Two ranges with a hole between, as the PCI hole of a large guest.

@@ -9,13 +9,12 @@ use varve_snapshot::{PageClass, PageRange, Region, RegionMap, Stored};
 
 use crate::bridge::{Bridging, Extent, height};
 use crate::dense;
-use crate::guest_ram::HugePages;
+use crate::kind::{Ahead, HugePages};
 use crate::overlay::{Overlay, Shown};
 use crate::plan::{Action, Op, Plan, PlanInput, Step, joined};
 use crate::policy::Wait;
 use crate::ranges::RangeSet;
 use crate::strategy::{How, Placement, Strategy, place};
-use crate::sys::mmap::Ahead;
 
 /// The plan by a method that is not `auto`, of a layout that was checked.
 pub(crate) fn plan(input: &PlanInput<'_>) -> Plan {

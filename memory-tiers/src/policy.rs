@@ -1,14 +1,14 @@
 //! What whoever restores may choose, and what the mechanisms cost. What follows is `strategy`'s.
 
-use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use rustix::thread::sched_getaffinity;
 use varve_snapshot::PAGE_SIZE;
 
 use crate::dense::DenseBlocks;
-use crate::guest_ram::HugePages;
-use crate::source::{ImageInfo, Tier};
+use crate::host::{mapping_budget, processors};
+use crate::image::{ImageInfo, Tier};
+use crate::kind::HugePages;
 use crate::strategy::Strategy;
 
 /// Where read-only pages are used from.
@@ -84,11 +84,6 @@ impl Wait {
     }
 }
 
-/// How many processors this process may use.
-fn processors() -> u32 {
-    sched_getaffinity(None).map_or(1, |processors| processors.count())
-}
-
 /// Time that each mechanism takes on this host, in nanoseconds. The defaults are
 /// those of `varve-bench mechanisms` on one virtual x86-64 host (Linux 6.18), with memory files and
 /// extents of four pages; their ratios matter, not their absolutes.
@@ -155,6 +150,10 @@ impl Costs {
     }
 }
 
+/// How long a page may take to come: longer than a pool tries all copies of a page, so that the pool's
+/// error, which names them, comes first.
+pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
+
 /// All choices of a restore.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Policy {
@@ -183,7 +182,7 @@ pub struct Policy {
     /// Whether stage-2 is filled as well.
     pub stage2: bool,
     /// How long a page may take to come.
-    pub deadline: std::time::Duration,
+    pub deadline: Duration,
     /// The unix socket of a process that brings the pages that are asked for; else threads of this
     /// one do. What is cold is asked for then, and with `lazy` all that is stored.
     pub pager: Option<PathBuf>,
@@ -228,26 +227,16 @@ impl Policy {
             huge_pages: HugePages::Off,
             dense: DenseBlocks::Off,
             stage2: true,
-            // Longer than a pool tries all copies of a page, so that its error, which names them, comes
-            // first.
-            deadline: std::time::Duration::from_secs(20),
+            deadline: DEFAULT_DEADLINE,
             pager: None,
             costs: Costs::default(),
         }
     }
 }
 
-/// Three quarters of what the system allows a process: the rest is for giving pages back, and for
-/// the process itself.
-fn mapping_budget() -> usize {
-    let text = fs::read_to_string("/proc/sys/vm/max_map_count");
-    let limit = text.ok().and_then(|t| t.trim().parse::<usize>().ok()).unwrap_or(65_530);
-    limit / 4 * 3
-}
-
 #[cfg(test)]
 mod tests {
-    use rustix::thread::{CpuSet, sched_setaffinity};
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
     use super::*;
 

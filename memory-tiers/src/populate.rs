@@ -8,11 +8,13 @@ use std::time::Instant;
 use varve_snapshot::{PAGE_SIZE, PageRange};
 
 use crate::disk::{self, PIECE};
-use crate::error::{RamError, TierError};
+use crate::error::TierError;
 use crate::exec::Shared;
-use crate::plan::{self, Step, joined};
+use crate::kind::Ahead;
+use crate::plan::{Step, joined};
+use crate::ram_error::RamError;
 use crate::source::lost;
-use crate::sys::mmap::Ahead;
+use crate::stored::stored_at;
 use crate::team::Team;
 use crate::threads::spawn;
 
@@ -46,7 +48,7 @@ pub(crate) fn beside(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, TierEr
     let work = Work::new(shared, true);
     let start = |nth| {
         let work = work.clone();
-        spawn("populate", move || work.run(nth == 0))
+        Ok(spawn("populate", move || work.run(nth == 0))?)
     };
     (0..shared.plan.policy.threads.max(1)).map(start).collect()
 }
@@ -204,7 +206,7 @@ fn failed(shared: &Shared, step: &Step, error: RamError) {
         log::warn!("no memory to populate {:?} ahead", step.pages);
         return;
     }
-    let stored = plan::stored_at(&shared.plan.layout, step.pages.start());
+    let stored = stored_at(&shared.plan.layout, step.pages.start());
     let source = stored.and_then(|s| shared.source(s.image).ok());
     (shared.on_fatal)(match source {
         Some(source) => lost(step.pages, source, cause.into()),

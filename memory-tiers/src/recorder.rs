@@ -12,11 +12,12 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use varve_snapshot::{FlatOrder, PAGE_SIZE, PageRange, RegionMap, Trace};
 
-use crate::error::{RamError, TierError};
+use crate::error::TierError;
 use crate::guest_ram::GuestRam;
-use crate::plan::stored_at;
+use crate::ram_error::RamError;
 use crate::record::{Page, Record};
 use crate::source::Sources;
+use crate::stored::stored_at;
 use crate::sys::uffd::{Fault, Install, Installed, Watch};
 use crate::threads::spawn;
 use crate::verified::Verified;
@@ -227,7 +228,7 @@ impl Shared {
             // From here on nobody writes: a write waits for this to end, and then finds the page
             // missing.
             self.protect(region.pages, true)?;
-            let present = crate::census::pages(&self.ram, region.pages)?;
+            let present = self.ram.page_states(region.pages)?;
             let pages = (region.pages.start()..).step_by(PAGE_SIZE as usize);
             for (start, present) in pages.zip(present) {
                 let written = state.record.state(index) == Page::Written;

@@ -3,7 +3,7 @@
 
 use varve_snapshot::PageRange;
 
-use crate::error::RamError;
+use crate::ram_error::RamError;
 
 /// One run of guest memory and where it is in the process that owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,8 @@ use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use varve_snapshot::PAGE_SIZE;
 
-use crate::sys::mmap::{HUGE_PAGE, Reservation};
+use crate::kind::HUGE_PAGE;
+use crate::sys::mmap::Reservation;
 
 /// Bytes behind the end of a file where not even a large folio of its last page reaches.
 const FAR: u64 = 1 << 30;

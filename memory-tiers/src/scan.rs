@@ -11,7 +11,6 @@ use std::time::Duration;
 use rustix::process::geteuid;
 use varve_snapshot::{Access, Mechanism, PAGE_SIZE, PageAccess, SnapshotError, Trace};
 
-use crate::census;
 use crate::error::TierError;
 use crate::guest_ram::GuestRam;
 use crate::residency;
@@ -201,7 +200,7 @@ fn look(ram: &GuestRam, by: ScanBy) -> Result<Vec<(bool, bool)>, TierError> {
                 pages.extend(there.into_iter().map(|there| (there, false)));
             }
             ScanBy::Pagemap => {
-                let states = census::pages(ram, region.pages)?;
+                let states = ram.page_states(region.pages)?;
                 pages.extend(states.iter().map(|s| (s.present(), s.private())));
             }
         }

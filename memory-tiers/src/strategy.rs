@@ -6,10 +6,9 @@ use std::str::FromStr;
 
 use varve_snapshot::{PageClass, Region};
 
-use crate::guest_ram::HugePages;
+use crate::image::ImageInfo;
+use crate::kind::{Ahead, HugePages};
 use crate::policy::{Policy, ReadOnlyPages, Wait};
-use crate::source::ImageInfo;
-use crate::sys::mmap::Ahead;
 
 /// A method of restoring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -5,10 +5,10 @@ use std::fmt;
 
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Region};
 
+use crate::image::Tier;
+use crate::kind::Ahead;
 use crate::plan::{Action, Plan};
-use crate::source::Tier;
 use crate::strategy::{How, Strategy};
-use crate::sys::mmap::Ahead;
 
 /// What a restore should take, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use varve_snapshot::{PAGE_SIZE, PageRange};
 
-use crate::error::{RamError, TierError};
+use crate::error::TierError;
 use crate::guest_ram::GuestRam;
+use crate::ram_error::RamError;
 use crate::sys::mmap::Reservation;
 use crate::watch::Watched;
 
@@ -59,7 +60,7 @@ pub(crate) fn take(
         out.extend(runs(part, &present, |&present| present).map(|run| (run, false)));
     }
     for part in on_file {
-        let Ok(states) = crate::census::pages(ram, part) else {
+        let Ok(states) = ram.page_states(part) else {
             // Without /proc, as in a jail. Most may be the file's own.
             taken.left += part.pages();
             continue;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use varve_snapshot::{PAGE_SIZE, PageRange, RegionMap};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::plan::stored_at;
+use crate::stored::stored_at;
 use crate::*;
 
 /// Whether userfaultfd is to be had; says so if not.

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};
 
-use crate::error::TierError;
+use crate::ram_error::RamError;
 
 static CONFINE: OnceLock<fn()> = OnceLock::new();
 
@@ -24,10 +24,10 @@ pub(crate) fn begin() {
 pub(crate) fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, TierError> {
+) -> Result<JoinHandle<T>, RamError> {
     let run = move || {
         begin();
         run()
     };
-    Builder::new().name(name.into()).spawn(run).map_err(TierError::Thread)
+    Builder::new().name(name.into()).spawn(run).map_err(RamError::Thread)
 }

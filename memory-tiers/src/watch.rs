@@ -4,12 +4,14 @@
 //! Guest memory keeps the userfaultfd for as long as it lives. If it were closed earlier, a page that
 //! is missing would silently read as zero.
 
+use std::any::Any;
 use std::io;
-use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use varve_snapshot::PageRange;
 
 use crate::away::Away;
+use crate::missing::Missing;
 use crate::ranges::RangeSet;
 use crate::regions::Regions;
 use crate::sys::uffd::{Event, Fault, Uffd, Watch};
@@ -33,7 +35,29 @@ pub(crate) struct Watched {
     pub away: Away,
 }
 
+impl Missing for Watched {
+    fn forget(&self, pages: PageRange) {
+        self.pages.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
+        self.lent.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
+    }
+
+    fn give_back(&self, pages: PageRange) -> RwLockWriteGuard<'_, RangeSet> {
+        let emptied = self.empty(pages);
+        self.away.forget(pages);
+        emptied
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
 impl Watched {
+    /// The tracker that `ram` keeps, if there is one.
+    pub fn of(ram: &crate::GuestRam) -> Option<Arc<Watched>> {
+        ram.watched().cloned().and_then(|watched| watched.into_any().downcast().ok())
+    }
+
     pub fn open(watch: Watch) -> Result<Watched, crate::UffdError> {
         Ok(Watched::by(Uffd::open(watch)?, false))
     }
@@ -52,14 +76,6 @@ impl Watched {
     pub fn by(uffd: Uffd, tells: bool) -> Watched {
         let (emptied, pages, lent) = Default::default();
         Watched { uffd, emptied, pages, lent, away: Away::default(), tells }
-    }
-
-    /// Notes that `pages` are zero from now on. Nothing is put in place until the guard is dropped,
-    /// which must be when they are gone.
-    pub fn give_back(&self, pages: PageRange) -> RwLockWriteGuard<'_, RangeSet> {
-        let emptied = self.empty(pages);
-        self.away.forget(pages);
-        emptied
     }
 
     /// Notes that the source of `pages` does not count any more. Nothing is put in place until the guard
@@ -87,12 +103,6 @@ impl Watched {
             None => {}
         }
         Ok(None)
-    }
-
-    /// Something else was laid over `pages`, which ended the watch there.
-    pub fn forget(&self, pages: PageRange) {
-        self.pages.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
-        self.lent.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
     }
 
     /// Watches `pages` of `ram`.

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use varve_memory_tiers::{Costs, ReadOnlyPages, Strategy};
+use varve_memory_tiers::{ReadOnlyPages, Strategy};
 
 use crate::parts::Effort;
 use crate::replay::once::Conditions;
@@ -100,7 +100,7 @@ fn shape(size: u64, hot: f64) -> Shape {
 ///
 /// If it cannot be restored.
 pub fn latency(base: &Comparison, session: &mut Session) -> Result<()> {
-    let costs = Some(Costs::measure()?);
+    let costs = Some(crate::calibrate::measure()?);
     let one = |delay: u64, how: &str, read_only: ReadOnlyPages| {
         let mut labels = base.labels.clone();
         labels.push(("latency (ns)", delay.to_string()));

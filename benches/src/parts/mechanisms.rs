@@ -1,9 +1,9 @@
 //! `mechanisms`: what the ways to bring a page cost on this host, side by side. Needs no KVM.
 
 use anyhow::{Context, Result};
-use varve_memory_tiers::{Mechanisms, Shape};
 
 use super::Effort;
+use crate::mechanisms::{Mechanisms, Shape};
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Series};
 use crate::report::Unit;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use varve_memory_tiers::{Costs, Strategy};
+use varve_memory_tiers::Strategy;
 use varve_tests::images::root;
 
 use super::once::Conditions;
@@ -49,7 +49,7 @@ impl ReplayArgs {
         ensure!(!self.strategy.is_empty() && !self.cache.is_empty(), "nothing to compare");
         let mut conditions = self.conditions.clone();
         if conditions.calibrate {
-            let costs = Costs::measure()?;
+            let costs = crate::calibrate::measure()?;
             eprintln!("measured: {costs:?}");
             conditions.costs = Some(costs);
         }

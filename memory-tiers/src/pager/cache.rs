@@ -8,9 +8,10 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use varve_snapshot::PAGE_SIZE;
 
-use crate::counters::Count;
 use crate::deadline::lock;
-use crate::source::{ImageInfo, PageSource, SourceError};
+use crate::image::ImageInfo;
+use crate::source::{PageSource, SourceError};
+use crate::tally::Count;
 
 /// An image's number in the cache, and the first page of a chunk.
 type Key = (u32, u64);

@@ -11,8 +11,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use varve_snapshot::{FlatOrder, PAGE_SIZE};
 
 use crate::handler::HandlerMapping;
+use crate::kind::HUGE_PAGE;
 use crate::regions::{RamRegion, Regions};
-use crate::sys::mmap::HUGE_PAGE;
 
 /// How long the whole message may take, once a machine has connected.
 const PATIENCE: Duration = Duration::from_secs(10);

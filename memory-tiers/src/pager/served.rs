@@ -11,14 +11,16 @@ use varve_snapshot::{
 };
 
 use super::cache::{Cached, ChunkCache};
-use crate::answer::by_image;
-use crate::counters::Tally;
 use crate::error::TierError;
-use crate::open::{Elsewhere, infos, open_image};
+use crate::image::{ImageInfo, Tier};
+use crate::images::{infos, open_image};
 use crate::plan::{PlanInput, check};
 use crate::policy::Policy;
-use crate::source::{FileSource, ImageInfo, Sources, Tier};
+use crate::resolver::Elsewhere;
+use crate::source::{FileSource, Sources};
+use crate::stored::by_image;
 use crate::strategy::Strategy;
+use crate::tally::Tally;
 
 /// Pages of a raw memory file that come together.
 const FILE_CHUNK: u64 = 16;

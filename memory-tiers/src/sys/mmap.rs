@@ -5,6 +5,7 @@
 //! out a Rust reference to the memory.
 #![allow(unsafe_code)]
 
+use crate::kind::{Ahead, HUGE_PAGE};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -17,23 +18,9 @@ use vm_memory::VolatileSlice;
 const PAGE: usize = 4096;
 /// Ranges that one read can fill (IOV_MAX of readv(2)).
 const IOV_MAX: usize = 1024;
-/// Bytes of a huge page.
-pub const HUGE_PAGE: usize = 2 << 20;
 
 const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 const PRIVATE: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
-
-/// How pages are made present before they are touched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ahead {
-    /// Mapped for reading; a file's page stays shared.
-    Read,
-    /// Made private and writable.
-    Write,
-    /// Only the file behind is read into the page cache.
-    Cache,
-}
 
 /// A range of the process's address space, private anonymous memory where nothing else is laid.
 #[derive(Debug)]

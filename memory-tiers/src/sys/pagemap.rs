@@ -50,8 +50,8 @@ pub fn read(memory: &Reservation, offset: usize, len: usize) -> io::Result<Vec<P
 
 #[cfg(test)]
 mod tests {
-    use super::super::mmap::Ahead;
     use super::*;
+    use crate::kind::Ahead;
 
     #[test]
     fn copies_are_told_from_what_is_shared() {

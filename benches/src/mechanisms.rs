@@ -1,5 +1,5 @@
-//! What the mechanisms of restoring cost on this host, measured on a little memory of its own. What a
-//! planner reckons with is made of it by `calibrate`.
+//! The time of each mechanism that brings a page, measured on memory of this process. [`crate::calibrate`]
+//! turns it into the costs that a planner uses.
 
 use std::fs::File;
 use std::io;
@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use varve_memory_tiers::sys::mmap::Reservation;
+use varve_memory_tiers::sys::uffd::{Install, Uffd, Watch};
+use varve_memory_tiers::{Ahead, HUGE_PAGE};
 use vm_memory::Bytes;
-
-use crate::sys::mmap::{Ahead, HUGE_PAGE, Reservation};
-use crate::sys::uffd::{Install, Uffd, Watch};
 
 const PAGE: usize = varve_snapshot::PAGE_SIZE as usize;
 
