@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use varve_snapshot::{PageRange, SnapshotError};
 
-use crate::image::Tier;
-use crate::plan::PlanError;
-use crate::ram_error::RamError;
-use crate::sys::uffd::UffdError;
+use crate::plan::image::Tier;
+use crate::plan::ops::PlanError;
+use crate::ram::error::RamError;
+use crate::ram::sys::uffd::UffdError;
 
 /// Restoring guest memory failed.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use varve_snapshot::{PAGE_SIZE, PageRange, RegionMap};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::stored::stored_at;
+use crate::plan::stored::stored_at;
 use crate::*;
 
 /// Whether userfaultfd is to be had; says so if not.

@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use varve_snapshot::PAGE_SIZE;
 
-use crate::deadline::lock;
-use crate::image::ImageInfo;
-use crate::source::{PageSource, SourceError};
-use crate::tally::Count;
+use crate::fault::tally::Count;
+use crate::fault::watchdog::lock;
+use crate::plan::image::ImageInfo;
+use crate::source::page_source::{PageSource, SourceError};
 
 /// An image's number in the cache, and the first page of a chunk.
 type Key = (u32, u64);

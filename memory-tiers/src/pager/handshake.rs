@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use varve_snapshot::{FlatOrder, PAGE_SIZE};
 
-use crate::handler::HandlerMapping;
-use crate::kind::HUGE_PAGE;
-use crate::regions::{RamRegion, Regions};
+use crate::fault::external::HandlerMapping;
+use crate::ram::kind::HUGE_PAGE;
+use crate::ram::regions::{RamRegion, Regions};
 
 /// How long the whole message may take, once a machine has connected.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -11,14 +11,14 @@ use varve_snapshot::chain;
 
 use super::handshake::{HandshakeError, receive, regions};
 use super::{Served, Settings};
-use crate::answer::Asked;
-use crate::deadline::lock;
 use crate::error::TierError;
-use crate::faults::FaultThreads;
-use crate::handler::Said;
-use crate::sys::peer::peer_process;
-use crate::sys::uffd::Uffd;
-use crate::watch::Watched;
+use crate::fault::answer::Asked;
+use crate::fault::external::Said;
+use crate::fault::threads::FaultThreads;
+use crate::fault::watchdog::lock;
+use crate::fault::watched::Watched;
+use crate::ram::sys::peer::peer_process;
+use crate::ram::sys::uffd::Uffd;
 
 /// How long a machine that was told that a page cannot be had may take to end.
 const GRACE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };

@@ -28,9 +28,9 @@ use varve_snapshot::chain;
 pub use cache::{CacheCounters, ChunkCache};
 pub use served::Served;
 
-use crate::deadline::lock;
 use crate::error::TierError;
-use crate::tally::{ByAccess, SourceCount};
+use crate::fault::tally::{ByAccess, SourceCount};
+use crate::fault::watchdog::lock;
 use machine::End;
 
 /// How machines are served.

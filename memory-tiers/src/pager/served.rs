@@ -12,15 +12,16 @@ use varve_snapshot::{
 
 use super::cache::{Cached, ChunkCache};
 use crate::error::TierError;
-use crate::image::{ImageInfo, Tier};
-use crate::images::{infos, open_image};
-use crate::plan::{PlanInput, check};
-use crate::policy::Policy;
-use crate::resolver::Elsewhere;
-use crate::source::{FileSource, Sources};
-use crate::stored::by_image;
-use crate::strategy::Strategy;
-use crate::tally::Tally;
+use crate::fault::tally::Tally;
+use crate::plan::image::{ImageInfo, Tier};
+use crate::plan::ops::{PlanInput, check};
+use crate::plan::policy::Policy;
+use crate::plan::stored::by_image;
+use crate::plan::strategy::Strategy;
+use crate::source::images::{infos, open_image};
+use crate::source::page_source::PageSource;
+use crate::source::page_source::{FileSource, Sources};
+use crate::source::resolver::Elsewhere;
 
 /// Pages of a raw memory file that come together.
 const FILE_CHUNK: u64 = 16;
@@ -76,7 +77,7 @@ impl Served {
         let source = FileSource::new(MEMORY_FILE, Tier::Local, opened, 0, true)
             .map_err(SnapshotError::io("look at", file))?
             .with_chunks(FILE_CHUNK);
-        let images = vec![crate::PageSource::info(&source).clone()];
+        let images = vec![PageSource::info(&source).clone()];
         Served::new(name.into(), memory, layout, images, vec![Some(Arc::new(source))])
     }
 
