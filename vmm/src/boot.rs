@@ -6,18 +6,18 @@ use varve_memory_tiers::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::arch::acpi::{MmioSlot, Platform};
+use crate::arch::cpu_config::CpuConfig;
 use crate::arch::cpu_template::TemplateError;
 use crate::arch::cpuid::{self, Topology};
 use crate::arch::kernel::Entry;
+use crate::arch::kvm_error::KvmError;
 use crate::arch::protocol::BootInfo;
 use crate::arch::{
     acpi, cmdline, cpu_template, kernel, layout, mptable, msr, protocol, registers, vcpu_state,
 };
 use crate::config::VmConfig;
-use crate::config::firecracker::cpu_config::CpuConfig;
 use crate::error::VmmError;
-use crate::kvm::{KvmError, KvmVm};
-use crate::machine::VMGENID_GSI;
+use crate::kvm::KvmVm;
 
 /// Loads the kernel with all that it is told, and returns vCPUs that stand at its entry.
 pub fn load(
@@ -44,7 +44,7 @@ pub fn load(
     cmdline::write(mem, &line)?;
     mptable::write(mem, config.vcpus)?;
     let platform =
-        Platform { vcpus: config.vcpus, virtio: slots.to_vec(), vmgenid_gsi: VMGENID_GSI };
+        Platform { vcpus: config.vcpus, virtio: slots.to_vec(), vmgenid_gsi: layout::VMGENID_GSI };
     let rsdp = acpi::write_tables(mem, &platform)?;
     let ranges: Vec<_> = ram.regions().iter().map(|r| r.pages).collect();
     let info = BootInfo {

@@ -11,9 +11,9 @@ use varve_memory_tiers::RamError;
 
 pub use varve_snapshot::chain;
 
+use crate::arch::kvm_error::KvmError;
 use crate::arch::{acpi, cmdline, cpu_template, kernel, protocol};
 use crate::config::ConfigError;
-use crate::kvm::KvmError;
 use crate::vcpu::VcpuError;
 
 /// Building or running a machine failed.

@@ -12,8 +12,10 @@ use event_manager::{EventManager, EventOps, EventSet, EventSubscriber, Events, S
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::end::{End, EndSignal};
-use crate::machine::Subscriber;
 use crate::seccomp;
+
+/// A receiver of events of an event loop.
+pub type Subscriber = Arc<dyn EventSubscriber>;
 
 /// The thread. Its gate is closed at first; it ends when this is dropped, after the event that it is
 /// at.

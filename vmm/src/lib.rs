@@ -1,13 +1,17 @@
 //! varve: a microVM monitor.
 //!
+//! Modules depend downward only (`vmm/tests/arrows.rs` checks it):
+//!
 //! ```text
-//!  cli ──> config ──> monitor (event loop, signals, control socket: api/)
-//!                       └─> machine (the one construction path)
-//!                             ├─ kvm, vcpu            KVM
-//!                             ├─ boot, arch/          tables, registers, kernel; saved registers
-//!                             └─ device_set           devices by name, their saved states
-//!  snapshot/: a machine's state and memory to files and back
-//!  metrics/, logger/: what is counted and said, and where that goes (observe)
+//!  cli        commands
+//!  api        Firecracker's HTTP API, carried out on a monitor
+//!  monitor    the process around a machine: event loop, signals, end
+//!  snapshot   a machine's state and memory to files and back
+//!  machine    memory, KVM machine, devices and vCPUs put together; saved state, restored memory
+//!  boot       kernel, tables, first registers       device_set   devices by name
+//!  config     what a machine consists of
+//!  kvm, vcpu  the only users of KVM                 seccomp      filters of each thread
+//!  arch       x86-64: tables, registers, CPUID      metrics, logger
 //! ```
 //!
 //! This crate alone knows KVM, devices and guest memory at the same time.
@@ -36,13 +40,14 @@ pub mod monitor;
 pub mod observe;
 mod output;
 mod reclaim;
-pub mod saved;
 pub mod seccomp;
 mod signal_handlers;
 mod signals;
 mod sink;
 pub mod snapshot;
+mod special_files;
 mod stage2;
 mod stdio;
+mod terminal;
 pub mod vcpu;
 mod words;

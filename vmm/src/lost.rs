@@ -110,7 +110,7 @@ impl EventSubscriber for LengthCheck {
 pub fn named(end: &End, found: impl FnOnce() -> Option<TierError>) -> End {
     match end {
         End::Unbacked(what) => match found() {
-            Some(error) => End::Memory(format!("{} ({what})", crate::error::chain(&error))),
+            Some(error) => End::Memory(format!("{} ({what})", varve_snapshot::chain(&error))),
             None => End::Memory(what.clone()),
         },
         other => other.clone(),

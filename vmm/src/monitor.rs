@@ -7,27 +7,29 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, EventSubscriber, SubscriberOps};
 use varve_devices::mmds::Mmds;
 use varve_devices::virtio::vsock::{Vsock, VsockConfig, VsockError};
 use varve_memory_tiers::GuestRam;
 
-use crate::api::request::OffloadRequest;
-use crate::api::{MAX_BODY, Server, controller};
 use crate::arch::layout;
 use crate::config::firecracker::Resources;
-use crate::config::{Console, VmConfig};
-use crate::console::RawTerminal;
+use crate::config::{Console, MAX_BODY, VmConfig};
 use crate::end::{End, EndSignal};
 use crate::error::VmmError;
 use crate::instance::InstanceId;
+use crate::io_thread::Subscriber;
 use crate::lost;
-use crate::machine::{Host, Machine, Start, Subscriber};
+use crate::machine::memory::{Fatal, Restored};
+use crate::machine::offload_request::OffloadRequest;
+use crate::machine::{Host, Machine, Start};
 use crate::metrics::{self, FlushTimer, Metrics};
 use crate::seccomp;
 use crate::signals::Signals;
-use crate::snapshot::memory::{Fatal, Restored};
+use crate::snapshot::flat::{self, Extent, Saving};
+use crate::snapshot::restore::{Prepared, Wanted, prepare};
 use crate::stdio;
+use crate::terminal::RawTerminal;
 
 /// What the machine is doing, as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,15 @@ pub enum RunState {
     Running,
     /// The vCPUs stand still.
     Paused,
+}
+
+/// Requests from outside of the process, such as those of the API's clients.
+pub trait Control {
+    /// Whether a request waits.
+    fn has_requests(&self) -> bool;
+
+    /// Carries out the next request, if one waits.
+    fn serve_next(&self, monitor: &mut Monitor);
 }
 
 /// A machine and the process that runs it. Field order is drop order: the machine goes before the
@@ -54,7 +65,7 @@ pub struct Monitor {
     /// System calls that only making the machine took are forbidden.
     settled: bool,
     host: Host,
-    api: Option<Arc<Server>>,
+    control: Option<Arc<dyn Control>>,
     timer: Option<Arc<FlushTimer>>,
     signals: Signals,
     _terminal: Option<RawTerminal>,
@@ -97,22 +108,17 @@ impl Monitor {
                 fatal: page_lost(&metrics),
                 metrics,
             },
-            api: None,
+            control: None,
             timer: None,
             signals,
             _terminal: None,
         })
     }
 
-    /// Listens for control requests at `path`, with bodies of at most `max_body` bytes.
-    pub fn listen(&mut self, path: &Path, max_body: usize) -> Result<(), VmmError> {
-        let server = Server::bind(path, max_body)
-            .map_err(|source| VmmError::ApiSocket { path: path.into(), source })?;
-        let server = Arc::new(server);
-        self.host.events.add_subscriber(server.clone());
-        self.api = Some(server);
-        log::info!("the API listens at {path:?}");
-        Ok(())
+    /// Carries out the requests of `control` from now on.
+    pub fn take_control(&mut self, control: Arc<impl Control + EventSubscriber + 'static>) {
+        self.host.events.add_subscriber(control.clone());
+        self.control = Some(control);
     }
 
     /// Boots the machine that `config` describes; its boot timer counts from `since`.
@@ -176,6 +182,33 @@ impl Monitor {
         if let Err(e) = self.metrics().flush() {
             log::warn!("metrics: {}", crate::error::chain(&e));
         }
+    }
+
+    /// Restores a machine from a snapshot; it is paused.
+    ///
+    /// # Errors
+    ///
+    /// If the snapshot cannot be restored here; all is as before then.
+    pub fn restore(&mut self, wanted: Wanted) -> Result<(), VmmError> {
+        let started = Instant::now();
+        let Prepared { config, ram, start, lineage } = prepare(wanted)?;
+        self.adopt(config, ram, start)?;
+        self.machine()?.set_lineage(Some(lineage));
+        metrics::took(&self.metrics().latencies.vmm_load_snapshot, started);
+        let method = self.machine()?.restored().map_or("nothing", |r| r.method());
+        log::info!("restored in {:.3?}, memory by {method}", started.elapsed());
+        Ok(())
+    }
+
+    /// Writes a snapshot of the paused machine; see [`flat::create`].
+    ///
+    /// # Errors
+    ///
+    /// If there is no machine, or the snapshot cannot be written.
+    pub fn save(&self, extent: Extent, state: &Path, memory: &Path) -> Result<(), VmmError> {
+        let (machine, config) = (self.machine()?, self.config()?);
+        let of = Saving { machine, config, metrics: self.metrics(), end: self.end() };
+        flat::create(&of, extent, state, memory)
     }
 
     /// Lets the vCPUs run, if they do not.
@@ -342,15 +375,12 @@ impl Monitor {
         loop {
             self.settle();
             // Devices are served between two requests, however many of them a client has sent ahead.
-            let asked = self.is_taking() || self.api.as_ref().is_some_and(|api| api.has_requests());
+            let asked = self.is_taking() || self.control.as_ref().is_some_and(|c| c.has_requests());
             let events = &mut self.host.events;
             let handled = if asked { events.run_with_timeout(0) } else { events.run() };
             handled.map_err(|e| VmmError::Events(e.to_string()))?;
-            if let Some(api) = self.api.clone()
-                && let Some(pending) = api.next_request()
-            {
-                let response = controller::handle(self, &pending.request);
-                api.respond(&pending, &response);
+            if let Some(control) = self.control.clone() {
+                control.serve_next(self);
             }
             if self.is_taking() {
                 self.take_some()?;
@@ -384,7 +414,7 @@ fn page_lost(metrics: &Arc<Metrics>) -> Fatal {
     let metrics = metrics.clone();
     Arc::new(move |error| {
         let exit = End::Memory(crate::error::chain(&error));
-        crate::console::restore();
+        crate::terminal::restore();
         stdio::last_words(&format!("varve: {exit}"));
         log::info!("the machine has ended: {exit}");
         metrics.flush_last();

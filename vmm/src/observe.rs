@@ -1,8 +1,10 @@
 //! What is wanted to be seen of a process: its log and its metrics.
 
+use std::sync::Arc;
+
+use crate::instance::InstanceId;
 use crate::logger::{self, LoggerConfig, LoggerError};
-use crate::metrics::{MetricsConfig, MetricsError};
-use crate::monitor::Monitor;
+use crate::metrics::{Metrics, MetricsConfig, MetricsError};
 
 /// Where log and metrics go. What is missing stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,14 +27,18 @@ pub enum ObserveError {
 }
 
 impl Observe {
-    /// Opens the files.
-    pub fn begin(self, monitor: &Monitor) -> Result<(), ObserveError> {
-        let id = monitor.id().to_string();
+    /// Opens the files for machine `id`.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be opened, or was configured before.
+    pub fn begin(self, id: &InstanceId, metrics: &Arc<Metrics>) -> Result<(), ObserveError> {
+        let id = id.to_string();
         if let Some(config) = self.logger {
             logger::configure(&config, &id)?;
         }
         if let Some(config) = self.metrics {
-            monitor.metrics().configure(&config, &id)?;
+            metrics.configure(&config, &id)?;
         }
         Ok(())
     }

@@ -243,7 +243,7 @@ pub fn end_process(signal: c_int, code: c_int, exit: u8, line: &Line) -> ! {
 
 /// Gives the terminal back and ends the process, without running anything else of it.
 pub fn exit_now(exit: u8) -> ! {
-    crate::console::restore_if_free();
+    crate::terminal::restore_if_free();
     // SAFETY: ends the process.
     unsafe { libc::_exit(exit.into()) }
 }

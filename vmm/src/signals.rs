@@ -98,7 +98,7 @@ fn step(end: &EndSignal, metrics: &Metrics, due: &Due) {
 
 /// Ends the process. Nothing here waits for what another thread may hold.
 fn force(end: &EndSignal, metrics: &Metrics) -> ! {
-    crate::console::restore_if_free();
+    crate::terminal::restore_if_free();
     SocketFile::remove_all();
     let end = end.get().cloned().unwrap_or(End::Done);
     stdio::last_words(&format!("varve: {end}"));

@@ -18,9 +18,9 @@ use varve_snapshot::PageRange;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
+use crate::arch::kvm_error::KvmError;
 use crate::arch::tsc;
 use crate::arch::vcpu_state::{self, VcpuStateV1};
-use crate::kvm::KvmError;
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 const _: () = assert!(size_of::<kvm_pre_fault_memory>() == 64);

@@ -29,7 +29,6 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::async_faults::AsyncFaults;
 use crate::end::{End, EndSignal};
 use crate::metrics;
-use crate::saved;
 use crate::seccomp;
 
 /// Threads of vCPUs, by thread id.
@@ -177,6 +176,14 @@ impl Drop for VcpuHandle {
     }
 }
 
+/// Tells the guest that this vCPU stood still, so that its watchdogs forgive the gap. A guest without
+/// kvm-clock has none to tell.
+pub fn tell_of_pause(fd: &VcpuFd, metrics: &metrics::Vcpu) {
+    if fd.kvmclock_ctrl().is_err() {
+        metrics.kvmclock_ctrl_fails.inc();
+    }
+}
+
 /// A vCPU on its own thread.
 struct Vcpu {
     id: u8,
@@ -230,7 +237,7 @@ impl Vcpu {
         match command {
             Command::Resume if state == State::Paused => State::Running,
             Command::Pause if state == State::Running => {
-                saved::tell_of_pause(&self.fd, &self.world.metrics);
+                tell_of_pause(&self.fd, &self.world.metrics);
                 State::Paused
             }
             Command::Resume | Command::Pause => state,

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use varve_vmm::api::{MAX_BODY, Response, Server};
+use varve_vmm::api::{Response, Server};
+use varve_vmm::config::MAX_BODY;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

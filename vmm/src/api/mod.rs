@@ -21,4 +21,36 @@ mod server;
 
 pub use error::ApiError;
 pub use http::{Method, Request, Response};
-pub use server::{MAX_BODY, Pending, Server};
+pub use server::{Pending, Server};
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::VmmError;
+use crate::monitor::{Control, Monitor};
+
+/// Has `monitor` serve requests at the unix socket `path`, with bodies of at most `max_body` bytes.
+///
+/// # Errors
+///
+/// If the socket cannot be made.
+pub fn listen(monitor: &mut Monitor, path: &Path, max_body: usize) -> Result<(), VmmError> {
+    let server = Server::bind(path, max_body)
+        .map_err(|source| VmmError::ApiSocket { path: path.into(), source })?;
+    monitor.take_control(Arc::new(server));
+    log::info!("the API listens at {path:?}");
+    Ok(())
+}
+
+impl Control for Server {
+    fn has_requests(&self) -> bool {
+        Server::has_requests(self)
+    }
+
+    fn serve_next(&self, monitor: &mut Monitor) {
+        if let Some(pending) = self.next_request() {
+            let response = controller::handle(monitor, &pending.request);
+            self.respond(&pending, &response);
+        }
+    }
+}

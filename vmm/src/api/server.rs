@@ -24,8 +24,6 @@ use varve_devices::socket_file::SocketFile;
 
 use super::http::{MAX_HEAD, Parsed, Request, Response, parse};
 
-/// Longest request body where nothing else is said, as Firecracker's.
-pub const MAX_BODY: usize = 51_200;
 /// Connections at a time; Firecracker's limit is 10.
 const MAX_CONNECTIONS: usize = 16;
 /// How long a connection must have been quiet to make room for a new client.

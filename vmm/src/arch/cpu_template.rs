@@ -2,7 +2,7 @@
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_msr_entry};
 
-use crate::config::firecracker::cpu_config::{Capability, CpuConfig, Register};
+use crate::arch::cpu_config::{Capability, CpuConfig, Register};
 
 /// A template that asks for what this host has not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -72,6 +72,8 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 pub const FIRST_GSI: u32 = 5;
 /// See [`FIRST_GSI`].
 pub const LAST_GSI: u32 = 23;
+/// The generation id's interrupt is the last one, so that adding a device moves no other.
+pub const VMGENID_GSI: u32 = LAST_GSI;
 
 /// Smallest guest memory: a kernel and its initrd hardly fit in less.
 pub const MIN_MEMORY: u64 = 32 << 20;

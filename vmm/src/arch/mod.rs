@@ -3,10 +3,12 @@
 pub mod acpi;
 pub mod cmdline;
 pub mod cpu_compat;
+pub mod cpu_config;
 pub mod cpu_template;
 pub mod cpuid;
 mod elf;
 pub mod kernel;
+pub mod kvm_error;
 pub mod layout;
 pub mod mptable;
 pub mod msr;

@@ -9,7 +9,7 @@ use kvm_bindings::kvm_msr_entry;
 use kvm_ioctls::VcpuFd;
 
 use super::vcpu_state::{VcpuStateV1, write_msrs};
-use crate::kvm::KvmError;
+use crate::arch::kvm_error::KvmError;
 
 const IA32_TSC: u32 = 0x10;
 const IA32_TSC_ADJUST: u32 = 0x3b;

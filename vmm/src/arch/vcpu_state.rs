@@ -14,7 +14,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use crate::kvm::KvmError;
+use crate::arch::kvm_error::KvmError;
 
 /// Version of [`VcpuStateV1`] in a snapshot.
 pub const VCPU_STATE_VERSION: u32 = 1;

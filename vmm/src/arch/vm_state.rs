@@ -9,7 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
-use crate::kvm::KvmError;
+use crate::arch::kvm_error::KvmError;
 
 /// Version of [`VmStateV1`] in a snapshot.
 pub const VM_STATE_VERSION: u32 = 1;

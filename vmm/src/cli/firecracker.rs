@@ -15,7 +15,8 @@ use varve_snapshot::StateFile;
 use super::observe::ObserveArgs;
 use super::out::outln;
 use super::seccomp::SeccompArgs;
-use crate::api::MAX_BODY;
+use crate::api;
+use crate::config::MAX_BODY;
 use crate::config::firecracker::{self, Resources};
 use crate::config::{ConfigError, Console};
 use crate::error::VmmError;
@@ -140,11 +141,11 @@ fn run(
     let api = !args.no_api;
     args.seccomp.enter(Tasks { api, saves: api, pool: false })?;
     let mut monitor = Monitor::new(args.id.clone(), start, Arc::new(report_boot_time))?;
-    observe.begin(&monitor)?;
+    observe.begin(monitor.id(), monitor.metrics())?;
     let mut resources = Resources { boot_timer: args.boot_timer, ..Resources::default() };
     resources.console = Console::Stdio;
     if !args.no_api {
-        monitor.listen(&args.api_sock, args.http_api_max_payload_size)?;
+        api::listen(&mut monitor, &args.api_sock, args.http_api_max_payload_size)?;
     }
     args.report_start(&monitor.metrics().api_server);
     let limit = args.mmds_size_limit.unwrap_or(args.http_api_max_payload_size);
@@ -155,7 +156,7 @@ fn run(
     match &args.config_file {
         None => monitor.set_defaults(resources),
         Some(path) => {
-            firecracker::read(path, &mut resources)?.begin(&monitor)?;
+            firecracker::read(path, &mut resources)?.begin(monitor.id(), monitor.metrics())?;
             let missing = || ConfigError::field("boot-source", "missing");
             let config = resources.to_config().ok_or_else(missing).map_err(VmmError::from)?;
             monitor.boot(config, start)?;

@@ -21,8 +21,9 @@ use super::invoker::Invoker;
 use super::keyval::KeyValues;
 use super::observe::ObserveArgs;
 use super::seccomp::SeccompArgs;
-use crate::api::MAX_BODY;
+use crate::api;
 use crate::arch::kernel::BootProtocol;
+use crate::config::MAX_BODY;
 use crate::config::firecracker::network_interface::MacAddr;
 use crate::config::firecracker::{self, Resources};
 use crate::config::{BootConfig, ConfigError, Console, RootDrive, VmConfig, parse_size};
@@ -31,7 +32,7 @@ use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::observe::Observe;
 use crate::seccomp::Tasks;
-use crate::snapshot::flat::{self, Extent};
+use crate::snapshot::flat::Extent;
 use crate::stdio::{last_words, say};
 
 /// Shown below the options.
@@ -167,13 +168,13 @@ pub fn main(args: RunArgs, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
     let saves = api || args.snapshot_on_ready.is_some();
     args.seccomp.enter(Tasks { api, saves, pool: false })?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(report_boot_time))?;
-    args.observe.observe()?.begin(&monitor)?;
+    args.observe.observe()?.begin(monitor.id(), monitor.metrics())?;
     if let Some(path) = &args.api_sock {
-        monitor.listen(path, MAX_BODY)?;
+        api::listen(&mut monitor, path, MAX_BODY)?;
     }
     let (calls, snapshot) = (args.calls.clone(), args.snapshot_on_ready.clone());
     let (config, observe) = args.into_config()?;
-    observe.begin(&monitor)?;
+    observe.begin(monitor.id(), monitor.metrics())?;
     monitor.boot(config, start)?;
     let end = match snapshot {
         Some(dir) => run_to_snapshot(&mut monitor, calls, &dir)?,
@@ -201,7 +202,7 @@ fn run_to_snapshot(
             Some(Ok(_)) => {
                 monitor.pause()?;
                 let (state, memory) = (dir.join(STATE_FILE), dir.join(MEMORY_FILE));
-                flat::create(monitor, Extent::Full, &state, &memory)?;
+                monitor.save(Extent::Full, &state, &memory)?;
             }
             Some(Err(error)) => failed = Some(error),
             None => return Ok(()),

@@ -17,16 +17,17 @@ use super::invoker::{Invoked, Invoker};
 use super::observe::ObserveArgs;
 use super::run::parse_console;
 use super::seccomp::SeccompArgs;
-use crate::api::MAX_BODY;
+use crate::api;
 use crate::cli::out::outln;
 use crate::config::Console;
+use crate::config::MAX_BODY;
 use crate::end::End;
 use crate::error::{VmmError, chain};
 use crate::faults::{CpuTime, VcpuFaults, nanos};
 use crate::instance::InstanceId;
 use crate::monitor::Monitor;
 use crate::seccomp::Tasks;
-use crate::snapshot::restore::{Overrides, Wanted, restore};
+use crate::snapshot::restore::{Overrides, Wanted};
 use crate::stdio::last_words;
 
 /// Options about the session.
@@ -117,11 +118,11 @@ pub fn run(args: &SessionArgs, wanted: Wanted, start: Instant) -> Result<ExitCod
     let pool = wanted.choices.pool_keys.is_some();
     args.seccomp.enter(Tasks { api, saves: api || wanted.record.is_some(), pool })?;
     let mut monitor = Monitor::new(InstanceId::default(), start, Arc::new(|_, _| {}))?;
-    args.observe.observe()?.begin(&monitor)?;
+    args.observe.observe()?.begin(monitor.id(), monitor.metrics())?;
     if let Some(path) = &args.api_sock {
-        monitor.listen(path, MAX_BODY)?;
+        api::listen(&mut monitor, path, MAX_BODY)?;
     }
-    restore(&mut monitor, wanted)?;
+    monitor.restore(wanted)?;
     if !args.paused {
         monitor.resume()?;
     }

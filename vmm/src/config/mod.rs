@@ -19,6 +19,9 @@ use varve_snapshot::PAGE_SIZE;
 use crate::arch::kernel::BootProtocol;
 use crate::arch::layout;
 
+/// Longest body of an API request and longest metadata document, in bytes, as Firecracker's default.
+pub const MAX_BODY: usize = 51_200;
+
 /// Most vCPUs of a machine.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -38,7 +41,7 @@ pub struct VmConfig {
     pub track_dirty_pages: bool,
     /// Changes of what the guest sees of its processor.
     #[serde(default)]
-    pub cpu: Option<firecracker::cpu_config::CpuConfig>,
+    pub cpu: Option<crate::arch::cpu_config::CpuConfig>,
     /// What to boot.
     pub boot: BootConfig,
     /// Drives, in the order of `/dev/vda`, `/dev/vdb`, …

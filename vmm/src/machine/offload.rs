@@ -7,10 +7,10 @@ use varve_memory_tiers::{Hooks, Offload, OffloadReport};
 use varve_pool::{DepotConfig, Keys, PoolDepot, PoolError};
 
 use super::Machine;
-use crate::api::request::{Destination, OffloadRequest};
 use crate::error::VmmError;
+use crate::machine::memory::{Fatal, Restored};
+use crate::machine::offload_request::{Destination, OffloadRequest};
 use crate::seccomp;
-use crate::snapshot::memory::{Fatal, Restored};
 
 /// A machine's offloading, once it was asked for.
 pub struct Offloading {

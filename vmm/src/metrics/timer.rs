@@ -45,7 +45,7 @@ impl EventSubscriber for FlushTimer {
     fn process(&self, _events: Events, _ops: &mut EventOps) {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         if let Err(e) = self.metrics.flush() {
-            log::warn!("metrics: {}", crate::error::chain(&e));
+            log::warn!("metrics: {}", varve_snapshot::chain(&e));
         }
     }
 }

@@ -260,7 +260,7 @@ fn compile(thread: Thread, tasks: Tasks) -> BpfProgram {
 /// Narrows a thread that is just starting, or ends the process: nothing runs unfiltered.
 pub fn confine_or_die(thread: Thread) {
     if let Err(error) = confine(thread) {
-        crate::console::restore();
+        crate::terminal::restore();
         crate::stdio::last_words(&format!("varve: error: {error}"));
         std::process::exit(1);
     }

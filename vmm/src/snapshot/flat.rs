@@ -16,13 +16,14 @@ use varve_snapshot::{
     Summing, check_whole, chunks_of,
 };
 
-use super::lineage::Lineage;
-use super::special::not_special;
 use super::state;
+use crate::config::VmConfig;
 use crate::end::EndSignal;
 use crate::error::VmmError;
-use crate::metrics;
-use crate::monitor::Monitor;
+use crate::machine::Machine;
+use crate::machine::lineage::Lineage;
+use crate::metrics::{self, Metrics};
+use crate::special_files::not_special;
 
 /// A diff that was written over so many others is laid over the latest of their bases.
 const MOST_BASES: usize = 256;
@@ -36,11 +37,27 @@ pub enum Extent {
     Diff,
 }
 
+/// The paused machine that is saved, and its process.
+pub struct Saving<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Its configuration.
+    pub config: &'a VmConfig,
+    /// Counters of the process.
+    pub metrics: &'a Metrics,
+    /// Ends the saving early when the machine's end is announced.
+    pub end: &'a EndSignal,
+}
+
 /// Writes a snapshot of the paused machine: both files appear whole or not at all, the state file
 /// last. What was at the two paths stays until then, and so does the list of pages that the next
 /// diff needs.
+///
+/// # Errors
+///
+/// If a device cannot be saved, or a file cannot be written.
 pub fn create(
-    monitor: &Monitor,
+    of: &Saving<'_>,
     extent: Extent,
     state_path: &Path,
     memory_path: &Path,
@@ -48,7 +65,7 @@ pub fn create(
     for path in [state_path, memory_path] {
         not_special(path).map_err(SnapshotError::io("write", path))?;
     }
-    let machine = monitor.machine()?;
+    let machine = of.machine;
     if let Some(recording) = machine.restored().and_then(|r| r.recording()) {
         // Saving touches all of memory.
         recording.seal()?;
@@ -60,12 +77,12 @@ pub fn create(
         (Extent::Diff, None) => return Err(VmmError::NotTracked),
     };
     let start = Instant::now();
-    let written = write(monitor, pages, state_path, memory_path);
+    let written = write(of, pages, state_path, memory_path);
     if let (Err(_), Some(dirty)) = (&written, dirty) {
         machine.give_back_dirty(dirty);
     }
     if written.is_ok() {
-        let latencies = &monitor.metrics().latencies;
+        let latencies = &of.metrics.latencies;
         metrics::took(
             match extent {
                 Extent::Full => &latencies.vmm_full_create_snapshot,
@@ -79,15 +96,15 @@ pub fn create(
 }
 
 fn write(
-    monitor: &Monitor,
+    of: &Saving<'_>,
     pages: Option<Vec<PageRange>>,
     state_path: &Path,
     memory_path: &Path,
 ) -> Result<(), VmmError> {
-    let machine = monitor.machine()?;
+    let machine = of.machine;
     let ram = machine.ram();
     let ranges: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
-    let (config, host) = (monitor.config()?, machine.host_identity()?);
+    let (config, host) = (of.config, machine.host_identity()?);
     for drive in &config.drives {
         let settle = |handle: DeviceHandle<Block>| handle.with(|block, _| block.settle());
         let settled = machine.drive(&drive.id).map_or(Ok(()), settle);
@@ -116,7 +133,7 @@ fn write(
     let io = |e| SnapshotError::io("write", memory_path)(e);
     let target = writer.memory().map_err(io)?;
     let file_of = target.file().ok_or_else(|| io(ErrorKind::Unsupported.into()))?;
-    let mut target = Stoppable { file: file_of, end: monitor.end() };
+    let mut target = Stoppable { file: file_of, end: of.end };
     match &pages {
         None if !zeros => write_memory(ram, &mut target, &mut sums),
         None => write_pages(ram, &file.memory, &mut target, true, &mut sums),

@@ -3,12 +3,7 @@
 
 pub mod choices;
 pub mod flat;
-mod lineage;
-pub mod memory;
-pub mod recording;
 pub mod restore;
-pub(crate) mod special;
 mod state;
 
-pub use lineage::Lineage;
 pub use state::{load, store};

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use rustix::fs::{Advice, fadvise};
 use varve_devices::limiter::BucketConfig;
@@ -15,17 +14,15 @@ use varve_snapshot::{
 };
 
 use super::choices::Choices;
-use super::lineage::Lineage;
-use super::memory::MemoryRestore;
-use super::recording::Record;
-use super::special::not_special;
 use super::state;
 use crate::config::{ConfigError, Console, VmConfig};
 use crate::error::VmmError;
 use crate::machine::Start;
-use crate::metrics;
-use crate::monitor::Monitor;
-use crate::saved::Saved;
+use crate::machine::lineage::Lineage;
+use crate::machine::memory::MemoryRestore;
+use crate::machine::recording::Record;
+use crate::machine::saved::Saved;
+use crate::special_files::not_special;
 
 /// What belongs to this host and not to the snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,9 +125,24 @@ pub struct Wanted {
     pub clock_realtime: bool,
 }
 
-/// Restores the machine; it is paused.
-pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
-    let start = Instant::now();
+/// A machine that can be built from a snapshot.
+pub struct Prepared {
+    /// The snapshot's configuration with what belongs to this host.
+    pub config: VmConfig,
+    /// Guest memory, empty.
+    pub ram: Arc<GuestRam>,
+    /// The saved state.
+    pub start: Start,
+    /// The snapshot, to which the next diff is compared.
+    pub lineage: Lineage,
+}
+
+/// Reads a snapshot and plans the restore of its memory.
+///
+/// # Errors
+///
+/// If a file of it cannot be read, or what is wanted does not fit the snapshot or this host.
+pub fn prepare(wanted: Wanted) -> Result<Prepared, VmmError> {
     log::info!("restoring {:?}", wanted.source);
     let Wanted { source, choices, record, overrides, .. } = wanted;
     let (file, memory) = open(source)?;
@@ -176,12 +188,8 @@ pub fn restore(monitor: &mut Monitor, wanted: Wanted) -> Result<(), VmmError> {
     let ram = GuestRam::with_pages(&ranges, config.track_dirty_pages, pages)?;
     let stage2 = if policy.stage2 { policy.most_at_once() } else { 0 };
     let saved = Saved { machine, memory, stage2 };
-    monitor.adopt(config, Arc::new(ram), Start::Saved(Box::new(saved)))?;
-    monitor.machine()?.set_lineage(Some(last));
-    metrics::took(&monitor.metrics().latencies.vmm_load_snapshot, start);
-    let method = monitor.machine()?.restored().map_or("nothing", |r| r.method());
-    log::info!("restored in {:.3?}, memory by {method}", start.elapsed());
-    Ok(())
+    let start = Start::Saved(Box::new(saved));
+    Ok(Prepared { config, ram: Arc::new(ram), start, lineage: last })
 }
 
 /// Has the disk begin with the start of a file, so that several that are read one after another are

@@ -10,7 +10,7 @@ use crate::arch::vm_state::VM_STATE_VERSION;
 use crate::config::{MAX_VCPUS, VmConfig};
 use crate::device_set::DeviceBlob;
 use crate::error::VmmError;
-use crate::saved::SavedMachine;
+use crate::machine::saved::SavedMachine;
 
 const KVM: &str = "kvm";
 const VCPU: &str = "vcpu/";

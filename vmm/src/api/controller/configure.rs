@@ -4,9 +4,9 @@
 use varve_devices::mmds::MmdsConfig;
 
 use super::{Monitor, Outcome, Response};
+use crate::arch::cpu_config::CpuConfig;
 use crate::config::firecracker::balloon::Balloon;
 use crate::config::firecracker::boot_source::BootSource;
-use crate::config::firecracker::cpu_config::CpuConfig;
 use crate::config::firecracker::drive::Drive;
 use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::MachineConfigUpdate;

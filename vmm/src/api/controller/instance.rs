@@ -6,7 +6,7 @@ use super::{Monitor, Outcome, Response, RunState};
 use crate::api::error::ApiError;
 use crate::api::request::{CreateSnapshot, SnapshotType, VmState};
 use crate::error::VmmError;
-use crate::snapshot::flat::{self, Extent};
+use crate::snapshot::flat::Extent;
 
 pub fn start(monitor: &mut Monitor) -> Outcome {
     let config = monitor.resources().to_config().ok_or(ApiError::NoKernel)?;
@@ -35,7 +35,8 @@ pub fn create_snapshot(monitor: &mut Monitor, create: CreateSnapshot) -> Outcome
         SnapshotType::Full => Extent::Full,
         SnapshotType::Diff => Extent::Diff,
     };
-    flat::create(monitor, extent, &create.snapshot_path, &create.mem_file_path)
+    monitor
+        .save(extent, &create.snapshot_path, &create.mem_file_path)
         .map_err(ApiError::CreateSnapshot)?;
     Ok(Response::no_content())
 }

@@ -6,7 +6,6 @@ use super::{ApiError, Monitor, Outcome, Response};
 use crate::api::request::{LoadSnapshot, TraceRequest};
 use crate::end::End;
 use crate::error::chain;
-use crate::snapshot::restore::restore;
 
 /// Loads a snapshot. If that fails the process ends once the client has been told, as Firecracker's
 /// does: whoever supervises it sees at once that it will not serve.
@@ -23,7 +22,7 @@ pub fn load(monitor: &mut Monitor, load: LoadSnapshot) -> Outcome {
     let resources = monitor.resources();
     wanted.overrides.console = resources.console.clone();
     wanted.overrides.console_limiter = resources.console_limiter;
-    let loaded = restore(monitor, wanted).map_err(ApiError::LoadSnapshot).and_then(|()| {
+    let loaded = monitor.restore(wanted).map_err(ApiError::LoadSnapshot).and_then(|()| {
         if resume { monitor.resume().map_err(ApiError::ResumeLoaded) } else { Ok(()) }
     });
     if let Err(error) = loaded {

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Monitor, Outcome, Response};
 use crate::api::error::ApiError;
-use crate::api::request::OffloadRequest;
+use crate::machine::offload_request::OffloadRequest;
 
 /// Begins; what becomes of it is told by [`describe`].
 pub fn begin(monitor: &mut Monitor, request: OffloadRequest) -> Outcome {

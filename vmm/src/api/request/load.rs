@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde::de::Error;
 use varve_memory_tiers::HugePages;
 
+use crate::machine::recording::Record;
 use crate::snapshot::choices::Choices;
-use crate::snapshot::recording::Record;
 use crate::snapshot::restore::{Overrides, Source, Wanted};
 
 /// What a request to load a snapshot asks for.
@@ -163,7 +163,7 @@ impl TryFrom<Body> for LoadSnapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::recording::RecordBy;
+    use crate::machine::recording::RecordBy;
     use serde_json::{Value, from_value, json};
     use varve_memory_tiers::Strategy;
 

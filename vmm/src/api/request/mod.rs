@@ -9,7 +9,6 @@ mod contract;
 mod description;
 mod error;
 mod load;
-mod offload;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -21,17 +20,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use varve_devices::mmds::{MmdsConfig, Version};
 
+pub use crate::machine::offload_request::{Destination, OffloadRequest};
 pub use error::RequestError;
 pub use load::LoadSnapshot;
-pub use offload::{Destination, OffloadRequest};
 pub use routes::{ROUTES, Route, parse};
 pub use trace::TraceRequest;
 
+use crate::arch::cpu_config::CpuConfig;
 use crate::config::firecracker::balloon::{
     Balloon, BalloonStatsUpdate, BalloonUpdate, HintingStart,
 };
 use crate::config::firecracker::boot_source::BootSource;
-use crate::config::firecracker::cpu_config::CpuConfig;
 use crate::config::firecracker::drive::{Drive, DriveUpdate};
 use crate::config::firecracker::entropy::Entropy;
 use crate::config::firecracker::machine_config::{MachineConfig, MachineConfigUpdate};

@@ -1,6 +1,7 @@
 //! Clients of the socket, good and bad, without a machine.
 
 use super::*;
+use crate::config::MAX_BODY;
 use event_manager::{EventManager, SubscriberOps};
 use std::sync::Arc;
 use std::time::Duration;

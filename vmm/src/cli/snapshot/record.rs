@@ -9,8 +9,8 @@ use clap::Args;
 use varve_memory_tiers::HugePages;
 
 use crate::cli::session::{self, SessionArgs};
+use crate::machine::recording::{Record, RecordBy};
 use crate::snapshot::choices::Choices;
-use crate::snapshot::recording::{Record, RecordBy};
 use crate::snapshot::restore::{Source, Wanted};
 use crate::words::word;
 

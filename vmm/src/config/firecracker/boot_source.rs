@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::cmdline::{self, CmdlineError};
 use crate::arch::kernel::BootProtocol;
 use crate::config::BootConfig;
-use crate::snapshot::special::not_special;
+use crate::special_files::not_special;
 
 /// Firecracker's default `boot_args`.
 pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux \

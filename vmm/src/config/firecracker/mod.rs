@@ -10,7 +10,6 @@
 
 pub mod balloon;
 pub mod boot_source;
-pub mod cpu_config;
 pub mod drive;
 pub mod entropy;
 mod error;

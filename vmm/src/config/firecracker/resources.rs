@@ -9,7 +9,6 @@ use varve_devices::mmds::MmdsConfig;
 
 use super::balloon::Balloon;
 use super::boot_source::BootSource;
-use super::cpu_config::CpuConfig;
 use super::drive::{Drive, DriveError};
 use super::entropy::Entropy;
 use super::error::ResourceError;
@@ -18,6 +17,7 @@ use super::machine_config::{CpuTemplate, MachineConfig, MachineConfigError, Mach
 use super::network_interface::{NetworkError, NetworkInterface};
 use super::serial::Serial;
 use super::vsock::Vsock;
+use crate::arch::cpu_config::CpuConfig;
 use crate::config::{Console, VmConfig};
 
 /// The pieces of a machine.

@@ -5,13 +5,18 @@
 //! not in how they are built.
 
 mod controls;
-mod offload;
+pub mod lineage;
+pub mod memory;
+pub mod offload;
+pub mod offload_request;
+pub mod recording;
+pub mod saved;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use event_manager::{EventManager, EventSubscriber, SubscriberId, SubscriberOps};
+use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use varve_devices::boot_timer::{BOOT_TIMER_LEN, BootTimer};
 use varve_devices::bus::{Bus, BusDevice};
 use varve_devices::i8042::{I8042, I8042_BASE, I8042_IRQ, I8042_LEN};
@@ -45,19 +50,16 @@ use crate::device_set::DeviceSet;
 use crate::end::EndSignal;
 use crate::error::VmmError;
 use crate::faults::VcpuFaults;
-use crate::io_thread::IoThread;
+use crate::io_thread::{IoThread, Subscriber};
 use crate::kvm::{KvmVm, Watching};
 use crate::lost::{self, LengthCheck};
+use crate::machine::lineage::Lineage;
+use crate::machine::memory::{Fatal, Restored};
+use crate::machine::saved::{Saved, SavedMachine};
 use crate::metrics::Metrics;
 use crate::reclaim::RamReclaim;
-use crate::saved::{self, Saved, SavedMachine};
-use crate::snapshot::Lineage;
-use crate::snapshot::memory::{Fatal, Restored};
 use crate::vcpu::{VcpuHandle, World};
 use offload::Offloading;
-
-/// Whoever waits for events on the event loop.
-pub type Subscriber = Arc<dyn EventSubscriber>;
 
 /// What a machine needs of the process around it.
 pub struct Host {
@@ -318,10 +320,8 @@ struct Builder<'h> {
     io_threads: Vec<IoThread>,
 }
 
-/// The generation id's interrupt is the last one, so that adding a device moves no other.
-pub const VMGENID_GSI: u32 = layout::LAST_GSI;
 /// Interrupts, and so places, for virtio devices.
-const MAX_VIRTIO: usize = (VMGENID_GSI - layout::FIRST_GSI) as usize;
+const MAX_VIRTIO: usize = (layout::VMGENID_GSI - layout::FIRST_GSI) as usize;
 
 impl<'h> Builder<'h> {
     fn new(vm: KvmVm, ram: Arc<GuestRam>, devices: DeviceSet, host: &'h mut Host) -> Builder<'h> {
@@ -471,7 +471,7 @@ impl<'h> Builder<'h> {
     }
 
     fn vmgenid(&mut self) -> Result<Arc<VmGenId>, VmmError> {
-        let line = self.line(VMGENID_GSI)?;
+        let line = self.line(layout::VMGENID_GSI)?;
         self.devices.admit("vmgenid", VmGenId::new(GuestAddress(layout::VMGENID), line))
     }
 

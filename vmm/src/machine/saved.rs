@@ -11,9 +11,10 @@ use crate::arch::{cpu_compat, tsc};
 use crate::device_set::DeviceBlobs;
 use crate::error::VmmError;
 use crate::kvm::KvmVm;
+use crate::machine::memory::MemoryRestore;
 use crate::metrics;
-use crate::snapshot::memory::MemoryRestore;
 use crate::stage2::Prefault;
+use crate::vcpu::tell_of_pause;
 
 /// A saved machine.
 pub struct Saved {
@@ -82,12 +83,4 @@ pub fn restore_vcpus(
         );
     }
     Ok(fds)
-}
-
-/// Tells the guest that this vCPU stood still, so that its watchdogs forgive the gap. A guest without
-/// kvm-clock has none to tell.
-pub fn tell_of_pause(fd: &VcpuFd, metrics: &metrics::Vcpu) {
-    if fd.kvmclock_ctrl().is_err() {
-        metrics.kvmclock_ctrl_fails.inc();
-    }
 }
