@@ -17,11 +17,6 @@ pub struct Settings {
     pub wait: Option<Wait>,
 }
 
-/// Whether a method knows classes of pages and tiers. The literature's stay as they are published.
-fn is_ours(strategy: Strategy) -> bool {
-    matches!(strategy, Strategy::Tiered | Strategy::Template | Strategy::Auto)
-}
-
 impl Settings {
     /// Labels of what was chosen.
     pub fn labels(&self) -> impl Iterator<Item = (&'static str, String)> {
@@ -32,7 +27,7 @@ impl Settings {
 
     /// Options of `varve restore` for a method.
     pub fn options(&self, strategy: Strategy) -> Vec<String> {
-        let ours = is_ours(strategy);
+        let ours = !strategy.is_baseline();
         let mut options = Vec::new();
         if self.store.is_none() || !ours {
             options.push("--local-files".into());

@@ -4,7 +4,7 @@
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Region, Stored};
 
 use crate::plan::ops::PlanInput;
-use crate::plan::strategy::{How, Placement};
+use crate::plan::placement::{How, Placement};
 
 /// A run that one operation covers.
 #[derive(Clone, Debug)]

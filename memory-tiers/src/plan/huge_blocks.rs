@@ -8,8 +8,8 @@ use varve_snapshot::{NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, 
 
 use crate::plan::bridge::guest_index;
 use crate::plan::ops::PlanInput;
+use crate::plan::placement::{How, Placement};
 use crate::plan::policy::Wait;
-use crate::plan::strategy::{How, Placement, Strategy};
 use crate::ram::host::transparent_huge_pages;
 use crate::ram::kind::{HUGE_PAGE, HugePages};
 
@@ -56,7 +56,7 @@ const LEAST: u64 = BLOCK / PAGE_SIZE * 2 / 3;
 /// The dense blocks of a layout, by address.
 pub(crate) fn blocks(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<PageRange> {
     let PlanInput { memory, layout, policy, .. } = *input;
-    let knows = matches!(policy.strategy, Strategy::Tiered | Strategy::Template);
+    let knows = policy.strategy.traits().classes;
     let waited = policy.dense != DenseBlocks::Off && policy.wait >= Wait::First;
     let may = waited && policy.huge_pages == HugePages::Off;
     // Where pages are asked for nothing else can be laid.

@@ -13,7 +13,7 @@ use crate::ram::kind::HugePages;
 /// The layout that a method restores this snapshot from. One in which all is in the raw memory file,
 /// too, but whose pages are known, tells more to the methods that use but that file.
 pub(crate) fn layout_for(snapshot: &ManifestReader, strategy: Strategy) -> &'static str {
-    match layout_of(strategy) {
+    match strategy.traits().layout {
         layout::FLAT if has(snapshot, layout::TEMPLATE) => layout::TEMPLATE,
         own => own,
     }
@@ -21,17 +21,6 @@ pub(crate) fn layout_for(snapshot: &ManifestReader, strategy: Strategy) -> &'sta
 
 pub(crate) fn has(snapshot: &ManifestReader, name: &str) -> bool {
     snapshot.layouts().iter().any(|l| l == name)
-}
-
-/// The layout that is made for a method.
-fn layout_of(strategy: Strategy) -> &'static str {
-    match strategy {
-        Strategy::Lazy | Strategy::Eager => layout::FLAT,
-        Strategy::Reap => layout::REAP,
-        Strategy::Faasnap => layout::FAASNAP,
-        Strategy::Tiered | Strategy::Auto => layout::TIERED,
-        Strategy::Template => layout::TEMPLATE,
-    }
 }
 
 /// What is restored by layout `name`, and the image beneath it: where that is the raw memory file, no
@@ -48,10 +37,10 @@ pub(crate) fn regions(
         && used(&hot).all(|(_, at)| images.get(usize::from(at.image.0)).is_some_and(|i| i.mappable))
     {
         let cold = |region: &Region| region.class == PageClass::Cold;
-        return Ok((hot.only(|r| strategy != Strategy::Tiered || !cold(r)), Some(image)));
+        return Ok((hot.only(|r| !strategy.traits().packed || !cold(r)), Some(image)));
     }
     let layout = snapshot.layout(name)?;
-    let mapped = strategy == Strategy::Tiered && !policy.asks_for_cold();
+    let mapped = strategy.traits().packed && !policy.asks_for_cold();
     if mapped && has(snapshot, layout::TEMPLATE) {
         let whole = snapshot.layout(layout::TEMPLATE)?;
         return Ok((cold_in_guest_layout(layout, &whole, images), None));
@@ -62,12 +51,13 @@ pub(crate) fn regions(
 /// The raw memory file, if one mapping of it can lie beneath everything else: nothing is asked for or
 /// copied, and no fresh huge pages are to hold what is zero.
 fn beneath(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<ImageId> {
-    let cold = images.iter().find(|i| i.name == COLD_IMAGE && strategy == Strategy::Tiered);
+    let cold = images.iter().find(|i| i.name == COLD_IMAGE && strategy.traits().packed);
     let at = images.iter().position(|image| {
         image.guest_layout && image.mappable && cold.is_none_or(|cold| cold.mappable)
     })?;
-    let maps = matches!(strategy, Strategy::Lazy | Strategy::Template | Strategy::Tiered);
-    let only = maps && !policy.asks_for_cold() && policy.huge_pages == HugePages::Off;
+    let only = strategy.traits().base_image
+        && !policy.asks_for_cold()
+        && policy.huge_pages == HugePages::Off;
     u16::try_from(at).ok().filter(|_| only).map(ImageId)
 }
 

@@ -9,10 +9,11 @@ use varve_snapshot::{ImageId, PageClass, PageRange, Region, RegionMap, Stored};
 use crate::plan::bridge::guest_index;
 use crate::plan::image::ImageInfo;
 use crate::plan::overlay::{Overlay, Shown};
+use crate::plan::placement::{How, Placement};
 use crate::plan::planner;
 use crate::plan::policy::Policy;
 use crate::plan::stored::stored_at;
-use crate::plan::strategy::{How, Placement, Strategy};
+use crate::plan::strategy::Strategy;
 use crate::ram::kind::{Ahead, HugePages};
 use crate::ram::ranges::RangeSet;
 
@@ -319,7 +320,7 @@ pub(crate) fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
     let strategy = input.policy.strategy;
     if let Some(beneath) = input.beneath {
         let image = images.get(usize::from(beneath.0)).filter(|i| i.guest_layout && i.mappable);
-        let maps = matches!(strategy, Strategy::Lazy | Strategy::Tiered | Strategy::Template);
+        let maps = strategy.traits().base_image;
         let asks = input.policy.asks_for_cold() || input.policy.huge_pages != HugePages::Off;
         // Pages can only be asked for where nothing is mapped.
         let mappable =
@@ -336,6 +337,6 @@ pub(crate) fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
         }
     }
     let pool = input.policy.huge_pages == HugePages::Pool;
-    let fits = matches!(strategy, Strategy::Eager | Strategy::Tiered | Strategy::Auto);
+    let fits = strategy.traits().hugetlb;
     if pool && !fits { Err(PlanError::HugePages(strategy)) } else { Ok(()) }
 }

@@ -11,8 +11,9 @@ use crate::plan::bridge::{Bridging, Extent, height};
 use crate::plan::huge_blocks;
 use crate::plan::ops::{Action, Op, Plan, PlanInput, Step, joined};
 use crate::plan::overlay::{Overlay, Shown};
+use crate::plan::placement::{How, Placement, place};
 use crate::plan::policy::Wait;
-use crate::plan::strategy::{How, Placement, Strategy, place};
+use crate::plan::strategy::Traits;
 use crate::ram::kind::{Ahead, HugePages};
 use crate::ram::ranges::RangeSet;
 
@@ -105,15 +106,10 @@ fn lowest(input: &PlanInput<'_>) -> Vec<Extent> {
 
 /// The mappings of all layers above.
 fn maps(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Extent> {
-    let strategy = input.policy.strategy;
-    let one_layer = matches!(strategy, Strategy::Lazy | Strategy::Template);
+    let &Traits { one_layer, classes, .. } = input.policy.strategy.traits();
     // Huge pages have room in fresh memory only, which zero pages then have to be.
     let huge = input.policy.huge_pages != HugePages::Off;
-    let limit = match strategy {
-        _ if one_layer => u64::MAX,
-        Strategy::Tiered if !huge => u64::MAX,
-        _ => input.policy.bridge,
-    };
+    let limit = if one_layer || classes && !huge { u64::MAX } else { input.policy.bridge };
     let extents = |layer| Bridging { input, placements, one_layer, limit }.extents(layer);
     if one_layer {
         return extents(PageClass::Cold);
@@ -138,7 +134,7 @@ fn clear_where_cheaper(
     let (regions, policy) = (input.layout.regions(), input.policy);
     let costs = &policy.costs;
     let saved = (costs.populate_write - costs.populate_fresh) * policy.waited(Wait::Written);
-    if !matches!(policy.strategy, Strategy::Template | Strategy::Tiered) {
+    if !policy.strategy.traits().classes {
         return Vec::new();
     }
     // Others show no holes: they are packed.
@@ -157,7 +153,7 @@ fn clear_where_cheaper(
 
 /// What is watched: more than must be, where that saves mappings.
 fn watches(input: &PlanInput<'_>, placements: &[Placement], bridge: u64) -> Vec<PageRange> {
-    if input.policy.strategy == Strategy::Reap {
+    if input.policy.strategy.traits().watches_all {
         return input.memory.to_vec();
     }
     let mut watches: Vec<PageRange> = Vec::new();

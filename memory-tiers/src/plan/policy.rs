@@ -68,7 +68,7 @@ impl Wait {
     /// several the guest soon catches up with whoever populates beside it, and faults beside him on what both want next;
     /// before it runs, two can populate. Other systems' methods stay as they were described.
     pub fn suited(strategy: Strategy) -> Wait {
-        if !matches!(strategy, Strategy::Tiered | Strategy::Template | Strategy::Auto) {
+        if strategy.is_baseline() {
             return Wait::Nothing;
         }
         if processors() == 1 { Wait::All } else { Wait::First }
@@ -199,8 +199,8 @@ impl Policy {
     /// Threads that copy and populate while the guest waits, among them the one that restores: two at
     /// least, if there are processors for them. Other systems' methods stay as they were described.
     pub(crate) fn workers(&self) -> usize {
-        let knows = matches!(self.strategy, Strategy::Tiered | Strategy::Template | Strategy::Auto);
-        self.threads.max(if knows && processors() > 1 { 2 } else { 1 })
+        let helped = !self.strategy.is_baseline() && processors() > 1;
+        self.threads.max(if helped { 2 } else { 1 })
     }
 
     /// How many threads populate at a time at most.

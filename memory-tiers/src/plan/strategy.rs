@@ -1,14 +1,16 @@
-//! The methods of restoring: for a region, which mechanism brings it, and what is done ahead. How
-//! regions are put together to few operations is `plan`'s business.
+//! The restore strategies: one table of what each is and does. A new strategy is a variant here and its
+//! [`Traits`].
 
 use std::fmt;
 use std::str::FromStr;
 
-use varve_snapshot::{PageClass, Region};
+use varve_snapshot::Region;
 
-use crate::plan::image::ImageInfo;
-use crate::plan::policy::{Policy, ReadOnlyPages, Wait};
-use crate::ram::kind::{Ahead, HugePages};
+use super::baselines::{eager, faasnap, lazy, reap};
+use super::classes;
+use super::image::ImageInfo;
+use super::placement::{How, Placement};
+use super::policy::Policy;
 
 /// A method of restoring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -20,15 +22,59 @@ pub enum Strategy {
     Eager,
     /// The working set is installed before the guest runs, the rest comes on faults (REAP).
     Reap,
-    /// Files are mapped region by region, and what will be used is read into the page cache beside
-    /// the guest (FaaSnap).
+    /// Files are mapped region by region, and pages of the working set are read into the page cache
+    /// beside the guest (FaaSnap).
     Faasnap,
-    /// Each class from its tier.
+    /// Each class of pages comes from its tier.
     Tiered,
     /// One image in guest layout is mapped as a whole, and populated beside the guest.
     Template,
-    /// Whichever the costs favour.
+    /// The strategy with the lowest predicted cost.
     Auto,
+}
+
+/// What a strategy is and does.
+pub(crate) struct Traits {
+    /// Its name on the command line and in reports.
+    pub name: &'static str,
+    /// Another system's method, which stays as it was described: it knows no classes of pages, and gets
+    /// no help that the paper does not have.
+    pub baseline: bool,
+    /// The layout of a tiered snapshot that it restores from.
+    pub layout: &'static str,
+    /// Works on a flat snapshot.
+    pub flat: bool,
+    /// Treats pages by their class: written ones are made private ahead, cold ones left alone.
+    pub classes: bool,
+    /// Maps packed images, which hold pages of one class each.
+    pub packed: bool,
+    /// May map the raw memory file as a whole beneath all other mappings.
+    pub base_image: bool,
+    /// Maps all classes from one image, so that mappings may cross classes.
+    pub one_layer: bool,
+    /// Watches all of guest memory by userfaultfd.
+    pub watches_all: bool,
+    /// Works with the pool of 2 MiB pages (hugetlb), into which all stored pages are copied.
+    pub hugetlb: bool,
+    /// Places a region whose content is in the image, or zero.
+    pub place: fn(&Region, Option<&ImageInfo>, &Policy) -> Placement,
+}
+
+impl Traits {
+    /// No trait; for struct updates.
+    pub const NONE: Traits = Traits {
+        name: "",
+        baseline: false,
+        layout: "",
+        flat: false,
+        classes: false,
+        packed: false,
+        base_image: false,
+        one_layer: false,
+        watches_all: false,
+        hugetlb: false,
+        place: |_, _, _| Placement::only(How::Fault),
+    };
 }
 
 impl Strategy {
@@ -43,17 +89,32 @@ impl Strategy {
         Strategy::Auto,
     ];
 
+    /// Its row of the table.
+    pub(crate) fn traits(self) -> &'static Traits {
+        match self {
+            Strategy::Lazy => &lazy::TRAITS,
+            Strategy::Eager => &eager::TRAITS,
+            Strategy::Reap => &reap::TRAITS,
+            Strategy::Faasnap => &faasnap::TRAITS,
+            Strategy::Tiered => &classes::TIERED,
+            Strategy::Template => &classes::TEMPLATE,
+            Strategy::Auto => &classes::AUTO,
+        }
+    }
+
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
-        match self {
-            Strategy::Lazy => "lazy",
-            Strategy::Eager => "eager",
-            Strategy::Reap => "reap",
-            Strategy::Faasnap => "faasnap",
-            Strategy::Tiered => "tiered",
-            Strategy::Template => "template",
-            Strategy::Auto => "auto",
-        }
+        self.traits().name
+    }
+
+    /// Whether it is another system's method, for comparison.
+    pub fn is_baseline(self) -> bool {
+        self.traits().baseline
+    }
+
+    /// Whether it restores flat snapshots, of whose pages nothing is known.
+    pub fn restores_flat(self) -> bool {
+        self.traits().flat
     }
 }
 
@@ -77,97 +138,4 @@ impl FromStr for Strategy {
         let found = Strategy::ALL.into_iter().find(|s| s.name() == name);
         found.ok_or_else(|| UnknownStrategy(name.into()))
     }
-}
-
-/// What brings a region's pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
-    /// The base layer: they are zero.
-    Base,
-    /// A private mapping of the image.
-    Map,
-    /// A copy before the guest runs.
-    Copy,
-    /// A huge page of fresh memory, into which it is copied, if it is stored.
-    Block,
-    /// A fault.
-    Fault,
-}
-
-/// What happens to a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Placement {
-    pub how: How,
-    /// What is done to its pages ahead of their use.
-    pub ahead: Option<Ahead>,
-}
-
-/// What `policy`'s strategy (not `auto`) does with `region`, whose content is in `image`.
-pub(crate) fn place(region: &Region, image: Option<&ImageInfo>, policy: &Policy) -> Placement {
-    let (how, ahead) = match image {
-        None => zero(region, policy),
-        Some(_) if policy.huge_pages == HugePages::Pool => (How::Copy, None),
-        Some(image) if !image.mappable => unmapped(region, policy),
-        Some(image) => mappable(region, image, policy),
-    };
-    Placement { how, ahead }
-}
-
-/// Zero pages that will be written are allocated ahead, by the methods that know of them.
-fn zero(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
-    let written = region.class == PageClass::ReadWrite;
-    if policy.huge_pages == HugePages::Pool {
-        return (How::Base, None);
-    }
-    match policy.strategy {
-        Strategy::Reap if region.is_hot() && written => (How::Copy, None),
-        Strategy::Reap => (How::Fault, None),
-        Strategy::Tiered | Strategy::Template if written => (How::Base, Some(Ahead::Write)),
-        _ => (How::Base, None),
-    }
-}
-
-/// An image that only reads: what was touched is copied, so that it needs no privilege. `lazy` knows
-/// of nothing ahead.
-fn unmapped(region: &Region, policy: &Policy) -> (How, Option<Ahead>) {
-    match policy.strategy {
-        Strategy::Eager => (How::Copy, None),
-        Strategy::Lazy => (How::Fault, None),
-        _ if region.is_hot() => (How::Copy, None),
-        _ => (How::Fault, None),
-    }
-}
-
-fn mappable(region: &Region, image: &ImageInfo, policy: &Policy) -> (How, Option<Ahead>) {
-    let hot = region.is_hot();
-    match policy.strategy {
-        Strategy::Lazy if policy.pager.is_some() => (How::Fault, None),
-        Strategy::Lazy | Strategy::Auto => (How::Map, None),
-        Strategy::Eager => (How::Copy, None),
-        Strategy::Reap if hot => (How::Copy, None),
-        Strategy::Reap => (How::Fault, None),
-        Strategy::Faasnap => (How::Map, hot.then_some(Ahead::Cache)),
-        Strategy::Tiered | Strategy::Template => match region.class {
-            PageClass::ReadWrite => (How::Map, Some(Ahead::Write)),
-            PageClass::ReadOnly => (How::Map, Some(read_only(image, policy))),
-            _ if hot && policy.strategy == Strategy::Template => (How::Map, Some(Ahead::Read)),
-            _ if policy.asks_for_cold() => (How::Fault, None),
-            _ => (How::Map, None),
-        },
-    }
-}
-
-/// Pages that are only read are used where they are, or made private ahead: a copy in local memory.
-fn read_only(image: &ImageInfo, policy: &Policy) -> Ahead {
-    let costs = &policy.costs;
-    let share = policy.waited(Wait::First);
-    let copied = match policy.read_only {
-        ReadOnlyPages::Mapped => false,
-        ReadOnlyPages::Copied => true,
-        ReadOnlyPages::Auto => {
-            let in_place = costs.populate_read * share + costs.in_place(image);
-            costs.populate_write * share < in_place
-        }
-    };
-    if copied { Ahead::Write } else { Ahead::Read }
 }

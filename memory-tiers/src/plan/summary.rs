@@ -7,7 +7,8 @@ use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Region};
 
 use crate::plan::image::Tier;
 use crate::plan::ops::{Action, Plan};
-use crate::plan::strategy::{How, Strategy};
+use crate::plan::placement::How;
+use crate::plan::strategy::Strategy;
 use crate::ram::kind::Ahead;
 
 /// What a restore should take, in nanoseconds.

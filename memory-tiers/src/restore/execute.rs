@@ -19,7 +19,6 @@ use crate::plan::bridge::height;
 use crate::plan::huge_blocks::DenseBlocks;
 use crate::plan::ops::{Action, Op, Plan};
 use crate::plan::stored::by_image;
-use crate::plan::strategy::Strategy;
 use crate::ram::guest_ram::GuestRam;
 use crate::ram::sys::uffd::Watch;
 use crate::restore::census::Census;
@@ -275,7 +274,7 @@ fn waits(plan: &Plan) -> bool {
 fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
     let Shared { ram, plan, tally, .. } = shared;
     let mut watched = None;
-    let knows_cold = matches!(plan.strategy, Strategy::Tiered | Strategy::Template);
+    let knows_cold = plan.strategy.traits().classes;
     let mut lowest = knows_cold && !reads_alone_later(plan);
     for op in &plan.ops {
         if lowest && height(op.layer) > height(PageClass::Cold) {
@@ -324,7 +323,8 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
 /// Whether [`read_cold_alone`] can wait until the guest runs, as it takes a while to find out how far around a
 /// page the disk reads: no mappings come over the cold ones, and nothing touches these before.
 fn reads_alone_later(plan: &Plan) -> bool {
-    plan.strategy == Strategy::Template && plan.before.is_empty()
+    let traits = plan.strategy.traits();
+    traits.classes && traits.one_layer && plan.before.is_empty()
 }
 
 /// Has touches of cold pages bring in no others from the disk: those are not needed, and keep the disk from

@@ -36,12 +36,12 @@ pub fn open(
     let images = infos(snapshot, elsewhere);
     let plan = |strategy: Strategy, name: &str| {
         let (layout, beneath) = regions(snapshot, strategy, name, policy, &images)?;
-        if strategy == Strategy::Tiered {
+        if strategy.traits().packed {
             fetch_packed(snapshot, &layout, &images, elsewhere);
         }
         let mut policy = Policy { strategy, ..policy.clone() };
         // Packed images are read from end to end as fast as a disk gives them.
-        let packed = strategy == Strategy::Tiered;
+        let packed = strategy.traits().packed;
         if policy.wait == Wait::First && !packed && !is_near(snapshot, &images, elsewhere, &layout)
         {
             (policy.wait, policy.dense) = (Wait::Nothing, DenseBlocks::Off);

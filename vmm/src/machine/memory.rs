@@ -55,7 +55,7 @@ impl MemoryRestore {
         ranges: &[PageRange],
         policy: &Policy,
     ) -> Result<MemoryRestore, VmmError> {
-        if !matches!(policy.strategy, Strategy::Lazy | Strategy::Eager | Strategy::Auto) {
+        if !policy.strategy.restores_flat() {
             return Err(VmmError::NotTiered(policy.strategy.name()));
         }
         let (plan, sources) = open_flat(file, ranges, policy)?;
