@@ -21,9 +21,9 @@ const WAYS: [&str; 10] = [
     "--strategy tiered",
     "--strategy template",
     "--strategy auto",
-    "--strategy tiered --wait all --threads 2",
+    "--strategy tiered --wait all --tune threads=2",
     "--strategy template --cold paged --wait written",
-    "--strategy tiered --no-prefault",
+    "--strategy tiered --tune prefault=false",
 ];
 
 fn folder() -> tempfile::TempDir {

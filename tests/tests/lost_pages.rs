@@ -59,9 +59,9 @@ fn a_truncated_image_ends_the_machine() {
         ("--strategy lazy", 0),
         ("--strategy lazy", 16 << 20),
         ("--strategy lazy --paused", 16 << 20),
-        ("--strategy lazy --no-prefault", 0),
+        ("--strategy lazy --tune prefault=false", 0),
         ("--strategy faasnap", 0),
-        ("--strategy tiered --no-prefault", 0),
+        ("--strategy tiered --tune prefault=false", 0),
         ("--strategy template", 0),
     ] {
         let copy = folder();
@@ -78,7 +78,7 @@ fn a_truncated_image_ends_the_machine() {
             vm.agent();
         }
         // Here the guest itself meets the page first, or nobody does before the lengths are looked at.
-        let busy = way == "--strategy lazy --no-prefault";
+        let busy = way == "--strategy lazy --tune prefault=false";
         if busy {
             vm.sh("(while :; do :; done) >/dev/null 2>&1 </dev/null &");
         }

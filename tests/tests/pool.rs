@@ -117,7 +117,7 @@ fn a_guest_runs_on_memory_of_other_hosts() {
     published(&snapshot, &keys, &nodes);
     for transport in ["tcp", "rdma"] {
         let before = counter("rcvd_pkts");
-        let mut vm = restored(&snapshot, &keys, &format!("--pool-transport {transport}"));
+        let mut vm = restored(&snapshot, &keys, &format!("--tune pool_transport={transport}"));
         vm.memory_by(1, "hot", Action::Verify, 0);
         vm.memory_by(1, "cold", Action::Rewrite, 5);
         vm.memory_by(1, "cold", Action::Verify, 0);

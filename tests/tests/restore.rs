@@ -24,12 +24,12 @@ const WAYS: [&str; 12] = [
     "--strategy faasnap",
     "--strategy tiered",
     "--strategy tiered --cold paged",
-    "--strategy tiered --wait all --threads 3",
+    "--strategy tiered --wait all --tune threads=3",
     "--strategy template",
-    "--strategy template --wait first --threads 2",
+    "--strategy template --wait first --tune threads=2",
     "--strategy template --cold paged",
-    "--strategy tiered --read-only mapped --no-prefault",
-    "--strategy tiered --read-only copied --wait written",
+    "--strategy tiered --tune read_only=mapped --tune prefault=false",
+    "--strategy tiered --tune read_only=copied --wait written",
 ];
 /// Those that the guest works on by itself; the others differ from them in what is ahead of the guest.
 const WORKED_ON: usize = 10;

@@ -163,7 +163,7 @@ fn a_node_without_processors_holds_what_ten_machines_share() {
     fs::remove_file(local).unwrap();
 
     let image = ".image";
-    let way = "--strategy tiered --read-only mapped";
+    let way = "--strategy tiered --tune read_only=mapped";
     let start = |more: &str| Restoring::from(&snapshot).options(way).options(more).start();
     let mut machines: Vec<Vm> = (1..MACHINES).map(|_| start("--paused")).collect();
     machines.push(start(""));
@@ -230,8 +230,8 @@ fn cold_sources(keys: &Path, pager: &Service) -> [(String, &'static str); 4] {
     let keys = keys.display();
     [
         ("--cold paged".into(), "local"),
-        (format!("--pool-keys {keys} --pool-transport tcp"), "remote"),
-        (format!("--pool-keys {keys} --pool-transport rdma"), "remote"),
+        (format!("--pool-keys {keys} --tune pool_transport=tcp"), "remote"),
+        (format!("--pool-keys {keys} --tune pool_transport=rdma"), "remote"),
         // The machine knows of its own file only.
         (format!("--pager {}", pager.place), "local"),
     ]
@@ -252,7 +252,7 @@ fn each_pair_of_sources_is_right() {
         publish(&snapshot, &store);
         for (cold, cold_tier) in cold_sources(&keys, &pager) {
             let start = Instant::now();
-            let way = "--json --strategy tiered --read-only mapped";
+            let way = "--json --strategy tiered --tune read_only=mapped";
             let mut vm = Restoring::from(&snapshot).options(way).options(&cold).start();
             for (name, _) in REGIONS {
                 vm.memory_by(1, name, Action::Verify, 0);
@@ -342,12 +342,12 @@ fn an_image_that_is_gone_comes_from_the_snapshot() {
             fs::remove_file(path).unwrap();
         }
     }
-    let way = "--strategy tiered --read-only mapped";
+    let way = "--strategy tiered --tune read_only=mapped";
     let mut vm = Restoring::from(&snapshot).options(way).start();
     vm.memory_by(1, "read", Action::Verify, 0);
     assert!(vm.stderr().contains("gone or revoked"), "{}", vm.stderr());
     drop(vm);
-    let mut vm = Restoring::from(&snapshot).options(way).options("--local-files").start();
+    let mut vm = Restoring::from(&snapshot).options(way).options("--tune local_files=true").start();
     vm.memory_by(1, "read", Action::Verify, 0);
     assert_eq!(vm.stderr(), "");
     drop(vm);

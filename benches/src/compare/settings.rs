@@ -30,7 +30,7 @@ impl Settings {
         let ours = !strategy.is_baseline();
         let mut options = Vec::new();
         if self.store.is_none() || !ours {
-            options.push("--local-files".into());
+            options.extend(["--tune".into(), "local_files=true".into()]);
         }
         if let Some(wait) = self.wait.filter(|_| ours) {
             options.extend(["--wait".into(), name(wait)]);
@@ -54,11 +54,11 @@ mod tests {
     #[test]
     fn what_is_published_is_used_by_methods_that_know_tiers() {
         let none = Settings::default();
-        assert_eq!(none.options(Strategy::Tiered), ["--local-files"]);
+        assert_eq!(none.options(Strategy::Tiered), ["--tune", "local_files=true"]);
         assert_eq!(none.labels().count(), 0);
         let all = Settings { store: Some("numa:1".into()), wait: Some(Wait::All) };
         assert_eq!(all.options(Strategy::Template), ["--wait", "all"]);
-        assert_eq!(all.options(Strategy::Reap), ["--local-files"]);
+        assert_eq!(all.options(Strategy::Reap), ["--tune", "local_files=true"]);
         let labels: Vec<_> = all.labels().collect();
         assert_eq!(labels, [("store", "numa:1".into()), ("wait", "all".into())]);
     }

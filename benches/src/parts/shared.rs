@@ -22,9 +22,9 @@ const MACHINES: usize = 4;
 const MEMORY: &str = "256M";
 /// Where read-only pages are used from: the name of that, and the options of a restore.
 const WAYS: [(&str, &str); 3] = [
-    ("copied", "--read-only copied --local-files"),
-    ("mapped, own file", "--read-only mapped --local-files"),
-    ("mapped, shared store", "--read-only mapped"),
+    ("copied", "--tune read_only=copied --tune local_files=true"),
+    ("mapped, own file", "--tune read_only=mapped --tune local_files=true"),
+    ("mapped, shared store", "--tune read_only=mapped"),
 ];
 
 pub fn run(effort: Effort, folder: &Path, recorder: &mut Recorder) -> Result<()> {

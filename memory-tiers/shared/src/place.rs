@@ -27,7 +27,8 @@ pub struct Place {
 
 impl Placed for Place {
     const FILE: &'static str = "tiers.json";
-    const CURE: &'static str = "restore with --local-files, or publish again after removing it";
+    const CURE: &'static str =
+        "restore with --tune local_files=true, or publish again after removing it";
 
     fn check(&self) -> Result<(), String> {
         Ok(())

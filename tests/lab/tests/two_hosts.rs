@@ -20,7 +20,7 @@ const MACHINE: &str = r#"
 set -e
 reach() { /run/lab/busybox ping -c 1 -W 1 10.77.0.1 >/dev/null; }
 packets() { cat /sys/class/infiniband/rxe0/ports/1/hw_counters/rcvd_pkts; }
-restore() { "$VARVE" restore /tmp/s --strategy tiered --pool-keys "$KEYS" --pool-transport rdma --json \
+restore() { "$VARVE" restore /tmp/s --strategy tiered --pool-keys "$KEYS" --tune pool_transport=rdma --json \
     --vsock /tmp/v --console off --invoke "hello $1"; }
 for try in $(seq 60); do reach && break; sleep 1; done
 "$VARVE" run --kernel "$IMAGES/vmlinux" --initrd "$IMAGES/initramfs.cpio" \

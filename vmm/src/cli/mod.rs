@@ -56,7 +56,7 @@ use firecracker::FirecrackerArgs;
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    /// How much to report on standard error: off, error, warn, info, debug, trace
+    /// Messages on standard error: off, error, warn, info, debug or trace
     #[arg(long, global = true, default_value = "warn", value_name = "LEVEL", value_parser = level)]
     log_level: log::LevelFilter,
     #[command(flatten)]

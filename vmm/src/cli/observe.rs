@@ -15,19 +15,19 @@ pub struct ObserveArgs {
     #[arg(long, value_name = "PATH")]
     pub log_path: Option<PathBuf>,
 
-    /// Least severe level of log messages: Off, Error, Warning, Info, Debug, Trace
+    /// Least severe log level: Off, Error, Warning, Info, Debug or Trace
     #[arg(long, value_name = "LEVEL")]
     pub level: Option<String>,
 
-    /// Write the level into each log message
+    /// Put the level into each log message
     #[arg(long)]
     pub show_level: bool,
 
-    /// Write the place in the source into each log message
+    /// Put the source file and line into each log message
     #[arg(long)]
     pub show_log_origin: bool,
 
-    /// Only log messages of modules whose path begins so
+    /// Log only modules whose path begins so
     #[arg(long, value_name = "PATH")]
     pub module: Option<String>,
 

@@ -25,6 +25,7 @@ use crate::config::parse_size;
 use crate::seccomp::{self, Choice, Tasks, Thread};
 use crate::signal_handlers;
 use crate::snapshot::choices::Choices;
+use crate::snapshot::tuning::Tuning;
 use crate::words::word;
 
 /// Shown below the options.
@@ -146,7 +147,7 @@ fn served(
     if there(&path.join(MANIFEST_FILE))? {
         let choices = Choices {
             pool_keys: args.pool_keys.clone(),
-            pool_transport: args.pool_transport,
+            tune: Tuning { pool_transport: args.pool_transport, ..Tuning::default() },
             ..Choices::default()
         };
         let manifest = ManifestReader::open(&path.join(MANIFEST_FILE))?;

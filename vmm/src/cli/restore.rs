@@ -16,22 +16,11 @@ use crate::words::word;
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
 Examples:
-  Restore a guest and let it go on, on this terminal:
-    varve restore snapshots/json
+  varve restore snapshots/json
+  varve restore snapshots/json --invoke 'json 7' --json
+  varve restore snapshots/json --vsock b.sock --drive rootfs=b.ext4";
 
-  Restore, call a function twice with different inputs, print answers, times and counters, end:
-    varve restore snapshots/json --strategy tiered --invoke 'json 7' --invoke 'json 8' --json
-
-  A second copy of the machine beside the first one:
-    varve restore snapshots/json --vsock /tmp/b.sock --drive rootfs=copy.ext4
-
-  Cold pages from the memory of other hosts (varve pool --help):
-    varve restore snapshots/json --pool-keys pool.keys --invoke 'json 7'
-
-  The same by a process of their own (varve pager --help):
-    varve restore snapshots/json --pager /run/json.sock --invoke 'json 7'";
-
-/// Options of `varve restore`.
+/// Restore a guest from a snapshot and let it go on.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// Folder of the snapshot
@@ -40,17 +29,15 @@ pub struct RestoreArgs {
     #[command(flatten)]
     choices: Choices,
 
-    /// Pages of guest memory: 4 KiB (off), transparent huge pages, or from the 2 MiB pool [default: as
-    /// the snapshot's machine]
-    #[arg(long, value_name = "off|transparent|2M", value_parser = word::<HugePages>)]
+    /// Guest memory of off, transparent or 2M pages [default: as saved]
+    #[arg(long, value_name = "KIND", value_parser = word::<HugePages>)]
     huge_pages: Option<HugePages>,
 
-    /// Keep track of written pages, so that diff snapshots can be made, even if the snapshot's machine
-    /// did not
+    /// Track written pages, for diff snapshots
     #[arg(long)]
     track_dirty_pages: bool,
 
-    /// Let the guest's clock go on by the time that has passed since the snapshot
+    /// Advance the guest's clock by the time since the snapshot
     #[arg(long)]
     clock_realtime: bool,
 

@@ -10,8 +10,7 @@ use crate::signal_handlers;
 /// `--no-seccomp`, `--seccomp-filter` and `--allow-pool`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct SeccompArgs {
-    /// File with seccomp filters of one's own, as seccompiler-bin of Firecracker up to 1.13 compiles
-    /// them
+    /// Seccomp filters compiled by seccompiler-bin (Firecracker up to 1.13)
     #[arg(long, value_name = "FILE", conflicts_with = "no_seccomp")]
     pub seccomp_filter: Option<PathBuf>,
 
@@ -19,8 +18,7 @@ pub struct SeccompArgs {
     #[arg(long)]
     pub no_seccomp: bool,
 
-    /// Let the machine's process reach a pool: pages are fetched from there (`restore.pool_keys` of a
-    /// request to load a snapshot), or offloaded. Its filters then allow internet sockets and RDMA
+    /// Allow internet sockets and RDMA, for API requests that use a pool
     #[arg(long)]
     pub allow_pool: bool,
 }

@@ -33,7 +33,7 @@ use crate::stdio::last_words;
 /// Options about the session.
 #[derive(Debug, Args)]
 pub struct SessionArgs {
-    /// Call a function of the guest's agent: 'FUNCTION SEED [JSON]' (repeat for more); then end
+    /// Call 'FUNCTION SEED [JSON]' of the guest's agent, then end (repeatable)
     #[arg(long = "invoke", value_name = "CALL", value_parser = Invocation::parse)]
     pub calls: Vec<Invocation>,
 
@@ -41,28 +41,27 @@ pub struct SessionArgs {
     #[arg(long)]
     json: bool,
 
-    /// Another unix socket for the machine's vsock
+    /// Other unix socket for the vsock device
     #[arg(long, value_name = "PATH")]
     vsock: Option<PathBuf>,
 
-    /// Another image for the drive ID (repeat for more)
+    /// Other image for a drive (repeatable)
     #[arg(long = "drive", value_name = "ID=FILE", value_parser = parse_pair)]
     drives: Vec<(String, String)>,
 
-    /// Another tap device for the network interface ID (repeat for more)
+    /// Other tap for a network interface (repeatable)
     #[arg(long = "net", value_name = "ID=TAP", value_parser = parse_pair)]
     nets: Vec<(String, String)>,
 
-    /// Serial console: stdio, file=PATH (output only) or off [default: stdio; off with --invoke or
-    /// --json]
+    /// Serial console: stdio, file=PATH or off [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<Console>,
 
-    /// Unix socket for control requests (pause, resume, snapshot), with Firecracker's paths
+    /// Unix socket of the API, with Firecracker's paths
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
 
-    /// Do not let the guest run until a control request says so
+    /// Keep the guest paused until an API request resumes it
     #[arg(long, requires = "api_sock", conflicts_with = "calls")]
     paused: bool,
 

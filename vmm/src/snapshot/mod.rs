@@ -5,5 +5,6 @@ pub mod choices;
 pub mod flat;
 pub mod restore;
 mod state;
+pub mod tuning;
 
 pub use state::{load, store};

@@ -23,7 +23,7 @@ Examples:
 
   The read-only pages of a snapshot go to CXL memory; each restore then maps them there:
     varve tier publish snapshots/json --to numa:1
-    varve restore snapshots/json --strategy tiered --read-only mapped --invoke 'json 7'
+    varve restore snapshots/json --strategy tiered --tune read_only=mapped --invoke 'json 7'
 
   Who uses what, and freeing what nobody does:
     varve tier status numa:1
