@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use varve_memory_tiers::sys::mmap::Reservation;
 use varve_memory_tiers::sys::uffd::{Install, Uffd, Watch};
-use varve_memory_tiers::{Ahead, HUGE_PAGE};
+use varve_memory_tiers::{HUGE_PAGE, PrefaultMode};
 use vm_memory::Bytes;
 
 const PAGE: usize = varve_snapshot::PAGE_SIZE as usize;
@@ -108,16 +108,16 @@ impl Mechanisms {
             map_extent: ground.lay(&ground.fresh()?)? * shape.pages as f64,
             map_read_fault: ground.touch(&ground.laid()?, false)?,
             map_write_fault: ground.touch(&ground.laid()?, true)?,
-            map_write_fault_after_read: written(Ahead::Read)?,
-            map_populate_read: ground.populate(&ground.laid()?, Ahead::Read)?,
-            map_populate_write: ground.populate(&ground.laid()?, Ahead::Write)?,
-            map_will_need_extent: ground.populate(&ground.laid()?, Ahead::Cache)?
+            map_write_fault_after_read: written(PrefaultMode::Read)?,
+            map_populate_read: ground.populate(&ground.laid()?, PrefaultMode::Read)?,
+            map_populate_write: ground.populate(&ground.laid()?, PrefaultMode::Write)?,
+            map_will_need_extent: ground.populate(&ground.laid()?, PrefaultMode::Cache)?
                 * shape.pages as f64,
             whole_write_fault: ground.touch(&ground.whole()?, true)?,
-            whole_populate_read: ground.populate(&ground.whole()?, Ahead::Read)?,
-            whole_populate_write: ground.populate(&ground.whole()?, Ahead::Write)?,
+            whole_populate_read: ground.populate(&ground.whole()?, PrefaultMode::Read)?,
+            whole_populate_write: ground.populate(&ground.whole()?, PrefaultMode::Write)?,
             fresh_write_fault: ground.touch(&ground.fresh()?, true)?,
-            fresh_populate_write: ground.populate(&ground.fresh()?, Ahead::Write)?,
+            fresh_populate_write: ground.populate(&ground.fresh()?, PrefaultMode::Write)?,
             huge_populate_write: ground.huge()?,
             pool_populate_write: ground.pool()?,
             read_call,
@@ -181,7 +181,7 @@ impl Ground {
 
     fn present(&self) -> io::Result<Reservation> {
         let memory = self.fresh()?;
-        self.populate(&memory, Ahead::Write)?;
+        self.populate(&memory, PrefaultMode::Write)?;
         Ok(memory)
     }
 
@@ -202,7 +202,7 @@ impl Ground {
         self.timed(self.pages(), |&(offset, len, at)| memory.map_file(offset, len, file, at))
     }
 
-    fn populate(&self, memory: &Reservation, how: Ahead) -> io::Result<f64> {
+    fn populate(&self, memory: &Reservation, how: PrefaultMode) -> io::Result<f64> {
         self.timed(self.pages(), |&(offset, len, _)| memory.populate(offset, len, how))
     }
 
@@ -238,7 +238,7 @@ impl Ground {
         }
         memory.discard(0, len)?;
         let started = Instant::now();
-        memory.populate(0, len, Ahead::Write)?;
+        memory.populate(0, len, PrefaultMode::Write)?;
         Ok(per(started, len / PAGE))
     }
 
@@ -246,7 +246,7 @@ impl Ground {
         let Ok(memory) = Reservation::new_hugetlb(self.len) else { return Ok(0.0) };
         let len = self.len.next_multiple_of(HUGE_PAGE);
         let started = Instant::now();
-        memory.populate(0, len, Ahead::Write)?;
+        memory.populate(0, len, PrefaultMode::Write)?;
         Ok(per(started, len / PAGE))
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use varve_memory_tiers::{HugePages, Strategy, Wait, open};
+use varve_memory_tiers::{HugePages, PrefaultBarrier, Strategy, open};
 use varve_snapshot::{
     ClassifyOptions, HotIf, LocalFiles, MEMORY_FILE, ManifestReader, STATE_FILE, StateFile,
     TierInput, TierOptions, Trace, tier,
@@ -164,7 +164,7 @@ impl TuneArgs {
         let trace = self.replay.as_ref().or(self.traces.first()).context("no trace")?;
         ensure!(trace.exists(), "{} is missing", trace.display());
         let strategy: Strategy = options["strategy"].parse()?;
-        let wait: Wait = serde_json::from_value(options["wait"].into())?;
+        let wait: PrefaultBarrier = serde_json::from_value(options["wait"].into())?;
         let huge_pages: HugePages = serde_json::from_value(options["huge-pages"].into())?;
         Ok(Conditions {
             snapshot,

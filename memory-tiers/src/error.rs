@@ -35,7 +35,7 @@ pub enum TierError {
     },
     /// A page that was offloaded cannot be had again.
     #[error("guest pages {pages:?} were offloaded and cannot be had again")]
-    Away {
+    Evicted {
         /// The guest's pages.
         pages: PageRange,
         /// Why not.
@@ -63,7 +63,7 @@ pub enum TierError {
         image: String,
         /// Where that is.
         tier: Tier,
-        /// How long was waited.
+        /// Mechanism long was waited.
         deadline: Duration,
     },
     /// The snapshot cannot be read.

@@ -25,27 +25,27 @@ mod source;
 mod testing;
 
 pub use error::TierError;
-pub use fault::backing_store::Depot;
-pub use fault::external::{Handler, HandlerMapping};
+pub use fault::backing_store::BackingStore;
+pub use fault::external::{ExternalHandler, HandlerMapping};
 pub use fault::histogram::{Bucket, Histogram};
-pub use fault::tally::{ByAccess, SourceCount};
+pub use fault::stats::{ByAccess, SourceCount};
 pub use offload::control::{Offload, OffloadError, OffloadReport, Phase};
 pub use pager::{
     CacheCounters, ChunkCache, MachineCounts, Pager, PagerCounters, Served,
     Settings as PagerSettings, SnapshotCounters,
 };
-pub use plan::huge_blocks::DenseBlocks;
+pub use plan::huge_blocks::HugeBlocks;
 pub use plan::image::{ImageInfo, Tier};
 pub use plan::mispredict::{Mispredicted, mispredicted};
 pub use plan::ops::{Action, Op, Plan, PlanError, PlanInput, Step};
 pub use plan::overlay::Shown;
-pub use plan::policy::{ColdPages, Costs, Policy, ReadOnlyPages, Wait};
+pub use plan::policy::{ColdPages, Costs, Policy, PrefaultBarrier, ReadOnlyPages};
 pub use plan::strategy::{Strategy, UnknownStrategy};
 pub use plan::summary::{Cost, SourceSummary, Summary};
 pub use ram::dirty::take_dirty;
 pub use ram::error::RamError;
 pub use ram::guest_ram::{GuestMemory, GuestRam};
-pub use ram::kind::{Ahead, HUGE_PAGE, HugePages};
+pub use ram::kind::{HUGE_PAGE, HugePages, PrefaultMode};
 pub use ram::regions::RamRegion;
 pub use ram::save::{Saved, write_memory, write_pages};
 pub use ram::sys;
@@ -62,4 +62,4 @@ pub use restore::mapped::MappedPages;
 pub use restore::open::{flat, open, open_flat};
 pub use source::page_source::{FileSource, ImageSource, PageSource, SourceError, Sources};
 pub use source::residency::mincore_tells;
-pub use source::resolver::Elsewhere;
+pub use source::resolver::ImageResolver;

@@ -136,7 +136,7 @@ pub(crate) fn restore(
     hooks: Hooks,
 ) -> (Arc<GuestRam>, Restore) {
     let images: Vec<ImageInfo> = sources.iter().map(|s| s.info.clone()).collect();
-    let input = PlanInput { memory, layout, beneath: None, images: &images, policy };
+    let input = PlanInput { memory, layout, base_image: None, images: &images, policy };
     let plan = Plan::new(&input).unwrap();
     let ram = Arc::new(GuestRam::with_pages(memory, true, policy.huge_pages).unwrap());
     let sources = sources.into_iter().map(|s| Some(Arc::new(s) as Arc<dyn PageSource>)).collect();

@@ -213,13 +213,13 @@ fn tiered(function: &Function, traces: &[Trace], compression: Compression, to: &
 fn policies() -> Vec<Policy> {
     let mut policies = Vec::new();
     for strategy in Strategy::ALL {
-        for wait in [Wait::Nothing, Wait::Written, Wait::All] {
-            let threads = if wait == Wait::Nothing { 2 } else { 1 };
+        for wait in [PrefaultBarrier::Nothing, PrefaultBarrier::Written, PrefaultBarrier::All] {
+            let threads = if wait == PrefaultBarrier::Nothing { 2 } else { 1 };
             policies.push(Policy { wait, threads, ..Policy::new(strategy) });
         }
     }
     for strategy in [Strategy::Tiered, Strategy::Template] {
-        for wait in [Wait::Nothing, Wait::Written, Wait::All] {
+        for wait in [PrefaultBarrier::Nothing, PrefaultBarrier::Written, PrefaultBarrier::All] {
             let cold = ColdPages::Paged;
             policies.push(Policy { wait, cold, fault_threads: 2, ..Policy::new(strategy) });
         }
@@ -286,7 +286,7 @@ fn every_strategy_restores_the_function() {
                 census.ro.pages,
                 census.cold.present,
             );
-            if policy.strategy == Strategy::Tiered && policy.wait != Wait::Nothing {
+            if policy.strategy == Strategy::Tiered && policy.wait != PrefaultBarrier::Nothing {
                 assert_eq!(census.rw.private, census.rw.pages, "all written pages were ready");
             }
         }
@@ -312,7 +312,10 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
     };
     // What was just written is.
     assert_eq!(chosen(), Strategy::Template);
-    assert!(waited(Strategy::Template, Wait::First) && waited(Strategy::Auto, Wait::First));
+    assert!(
+        waited(Strategy::Template, PrefaultBarrier::First)
+            && waited(Strategy::Auto, PrefaultBarrier::First)
+    );
     let file = File::open(&function.memory).unwrap();
     file.sync_all().unwrap();
     if rustix::fs::fstatfs(&file).unwrap().f_type == libc::TMPFS_MAGIC {
@@ -320,9 +323,15 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
     }
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     assert_eq!(chosen(), Strategy::Tiered);
-    assert!(!waited(Strategy::Template, Wait::First) && waited(Strategy::Template, Wait::All));
+    assert!(
+        !waited(Strategy::Template, PrefaultBarrier::First)
+            && waited(Strategy::Template, PrefaultBarrier::All)
+    );
     // `auto` reads packed images, which come from end to end.
-    assert!(waited(Strategy::Auto, Wait::First) && waited(Strategy::Tiered, Wait::First));
+    assert!(
+        waited(Strategy::Auto, PrefaultBarrier::First)
+            && waited(Strategy::Tiered, PrefaultBarrier::First)
+    );
     let manifest = ManifestReader::open(&snapshot).unwrap();
     let published = Published(&["memory", "ro"]);
     let (plan, _) = open(&manifest, &Policy::new(Strategy::Auto), &published).unwrap();
@@ -332,7 +341,7 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
 /// Images that stand in memory that hosts share.
 struct Published(&'static [&'static str]);
 
-impl Elsewhere for Published {
+impl ImageResolver for Published {
     fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
         let there = self.0.contains(&entry.name.as_str());
         there.then(|| ImageInfo { tier: Tier::Cxl, ..local.clone() })
@@ -354,7 +363,7 @@ fn only_hot_regions_are_read_where_the_memory_file_lies_beneath() {
     }
     std::fs::write(&path, bytes).unwrap();
     for strategy in [Strategy::Lazy, Strategy::Template, Strategy::Tiered, Strategy::Auto] {
-        for wait in [Wait::Nothing, Wait::All] {
+        for wait in [PrefaultBarrier::Nothing, PrefaultBarrier::All] {
             check(&function, &snapshot, &Policy { wait, ..Policy::new(strategy) });
         }
     }

@@ -40,7 +40,7 @@ pub fn is_vcpu_thread(id: u32) -> bool {
 }
 
 /// What all vCPUs of a machine share.
-pub struct World {
+pub struct Buses {
     /// I/O ports whose accesses come to the monitor.
     pub ports: Bus,
     /// Memory where no memory slot is.
@@ -122,13 +122,13 @@ pub struct VcpuHandle {
 
 impl VcpuHandle {
     /// Starts the thread of vCPU `id`, paused.
-    pub fn start(id: u8, fd: VcpuFd, world: Arc<World>) -> Result<VcpuHandle, VcpuError> {
+    pub fn start(id: u8, fd: VcpuFd, buses: Arc<Buses>) -> Result<VcpuHandle, VcpuError> {
         install_kick_handler();
         let spawn = |e| VcpuError::Spawn(id, e);
         let kicker = Kicker::new(&fd).map_err(spawn)?;
         let own_kicker = Kicker::new(&fd).map_err(spawn)?;
         let (commands, inbox) = channel();
-        let vcpu = Vcpu { id, fd, kicker: own_kicker, inbox, world };
+        let vcpu = Vcpu { id, fd, kicker: own_kicker, inbox, buses };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || vcpu.main())
@@ -190,7 +190,7 @@ struct Vcpu {
     fd: VcpuFd,
     kicker: Kicker,
     inbox: Receiver<Command>,
-    world: Arc<World>,
+    buses: Arc<Buses>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -237,7 +237,7 @@ impl Vcpu {
         match command {
             Command::Resume if state == State::Paused => State::Running,
             Command::Pause if state == State::Running => {
-                tell_of_pause(&self.fd, &self.world.metrics);
+                tell_of_pause(&self.fd, &self.buses.metrics);
                 State::Paused
             }
             Command::Resume | Command::Pause => state,
@@ -251,7 +251,7 @@ impl Vcpu {
 
     /// Runs the guest until there is a command, or the machine has ended.
     fn run(&mut self) -> State {
-        let World { ports, memory, async_faults, end, metrics } = &*self.world.clone();
+        let Buses { ports, memory, async_faults, end, metrics } = &*self.buses.clone();
         let (id, async_faults) = (usize::from(self.id), async_faults.as_deref());
         loop {
             match self.fd.run() {

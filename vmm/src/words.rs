@@ -13,12 +13,12 @@ pub fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use varve_memory_tiers::{ColdPages, HugePages, Strategy, Wait};
+    use varve_memory_tiers::{ColdPages, HugePages, PrefaultBarrier, Strategy};
 
     #[test]
     fn words_are_serdes() {
         assert_eq!(word("paged"), Ok(ColdPages::Paged));
-        assert_eq!(word("written"), Ok(Wait::Written));
+        assert_eq!(word("written"), Ok(PrefaultBarrier::Written));
         assert_eq!(word("2M"), Ok(HugePages::Pool));
         for strategy in Strategy::ALL {
             assert_eq!(word(strategy.name()), Ok(strategy));

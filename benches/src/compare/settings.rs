@@ -1,7 +1,7 @@
 //! What holds for all machines of a comparison, and is a label of all its figures.
 
 use clap::Args;
-use varve_memory_tiers::{Strategy, Wait};
+use varve_memory_tiers::{PrefaultBarrier, Strategy};
 
 use crate::replay::once::named;
 
@@ -13,8 +13,8 @@ pub struct Settings {
     #[arg(long, value_name = "URI")]
     pub store: Option<String>,
     /// What tiered, template and auto wait for before the guest runs [default: as varve restore does]
-    #[arg(long, value_name = "nothing|written|first|all", value_parser = named::<Wait>)]
-    pub wait: Option<Wait>,
+    #[arg(long, value_name = "nothing|written|first|all", value_parser = named::<PrefaultBarrier>)]
+    pub wait: Option<PrefaultBarrier>,
 }
 
 impl Settings {
@@ -40,7 +40,7 @@ impl Settings {
 }
 
 /// As the command line has it.
-fn name(wait: Wait) -> String {
+fn name(wait: PrefaultBarrier) -> String {
     serde_json::to_value(wait)
         .ok()
         .and_then(|name| Some(name.as_str()?.to_owned()))
@@ -56,7 +56,7 @@ mod tests {
         let none = Settings::default();
         assert_eq!(none.options(Strategy::Tiered), ["--tune", "local_files=true"]);
         assert_eq!(none.labels().count(), 0);
-        let all = Settings { store: Some("numa:1".into()), wait: Some(Wait::All) };
+        let all = Settings { store: Some("numa:1".into()), wait: Some(PrefaultBarrier::All) };
         assert_eq!(all.options(Strategy::Template), ["--wait", "all"]);
         assert_eq!(all.options(Strategy::Reap), ["--tune", "local_files=true"]);
         let labels: Vec<_> = all.labels().collect();

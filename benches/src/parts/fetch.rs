@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use varve_memory_tiers::{
-    ColdPages, Elsewhere, GuestRam, Hooks, Policy, Restore, Strategy, TierError, open,
+    ColdPages, GuestRam, Hooks, ImageResolver, Policy, Restore, Strategy, TierError, open,
 };
 use varve_pool::client::Transport;
 use varve_pool::{Key, Keys, Places, Pool, Wanted};
@@ -121,7 +121,7 @@ fn measure(way: Way, snapshot: &Path, keys: &Path, folder: &Path, pages: u64) ->
         ..Policy::new(Strategy::Tiered)
     };
     let machine = || -> Result<Machine> {
-        let elsewhere: Box<dyn Elsewhere> = match way.pool.filter(|_| !way.pager) {
+        let elsewhere: Box<dyn ImageResolver> = match way.pool.filter(|_| !way.pager) {
             Some(transport) => {
                 Box::new(Pool::new(Places::read(snapshot)?, Keys::read(keys)?, transport))
             }
@@ -172,7 +172,7 @@ impl Machine {
     fn start(
         snapshot: &Path,
         policy: &Policy,
-        elsewhere: &dyn Elsewhere,
+        elsewhere: &dyn ImageResolver,
         pages: u64,
     ) -> Result<Machine> {
         let manifest = ManifestReader::open(snapshot)?;

@@ -84,7 +84,7 @@ fn measure(snapshot: &Path, strategy: Strategy, layout: &str) -> Result<Taken> {
     let images: Vec<_> = opened.images().to_vec();
     let memory = manifest.memory();
     let input =
-        PlanInput { memory, layout: &regions, beneath: None, images: &images, policy: &policy };
+        PlanInput { memory, layout: &regions, base_image: None, images: &images, policy: &policy };
     let start = Instant::now();
     Plan::new(&input)?;
     let plan = since(start);

@@ -15,9 +15,9 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use varve_memory_tiers::{
-    Bucket, ColdPages, Costs, DenseBlocks, Elsewhere, GuestMemory, GuestRam, Histogram, Hooks,
-    HugePages, ImageInfo, ImageSource, PageSource, Plan, Policy, ReadOnlyPages, Restore,
-    SourceError, Strategy, Tier, Wait, open,
+    Bucket, ColdPages, Costs, GuestMemory, GuestRam, Histogram, Hooks, HugeBlocks, HugePages,
+    ImageInfo, ImageResolver, ImageSource, PageSource, Plan, Policy, PrefaultBarrier,
+    ReadOnlyPages, Restore, SourceError, Strategy, Tier, open,
 };
 use varve_snapshot::{
     Access, Image, ImageEntry, ImageReader, ManifestReader, PAGE_SIZE, PageRange, Trace,
@@ -48,8 +48,8 @@ pub struct Conditions {
     #[arg(long, value_name = "HOW", value_parser = named::<ColdPages>, default_value = "mapped")]
     pub cold_pages: ColdPages,
     /// What is made ready before the accesses begin: nothing, written or all
-    #[arg(long, value_name = "WHAT", value_parser = named::<Wait>, default_value = "nothing")]
-    pub wait: Wait,
+    #[arg(long, value_name = "WHAT", value_parser = named::<PrefaultBarrier>, default_value = "nothing")]
+    pub wait: PrefaultBarrier,
     /// Pages of guest memory: off, transparent or pool
     #[arg(long, value_name = "KIND", value_parser = named::<HugePages>, default_value = "off")]
     pub huge_pages: HugePages,
@@ -240,7 +240,7 @@ impl Conditions {
         policy.read_only = self.read_only;
         policy.cold = self.cold_pages;
         policy.wait = self.wait;
-        policy.dense = DenseBlocks::suited(self.wait);
+        policy.dense = HugeBlocks::suited(self.wait);
         policy.huge_pages = self.huge_pages;
         policy.threads = self.populate_threads;
         policy.stage2 = false;
@@ -251,7 +251,7 @@ impl Conditions {
 }
 
 /// Modelled tiers: the files are local, and take longer.
-impl Elsewhere for Conditions {
+impl ImageResolver for Conditions {
     fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
         if self.fetch_delay > 0 && self.remote.contains(&entry.name) {
             Some(ImageInfo { tier: Tier::Remote, mappable: false, ..local.clone() })

@@ -6,7 +6,7 @@
 //!    └────> source ────┘
 //! ```
 //!
-//! `depot` is for what is of one machine only: pages that are given away while it runs, and held by
+//! `store` is for what is of one machine only: pages that are given away while it runs, and held by
 //! nodes for as long as its connections live.
 //!
 //! An image is cut into *shards*; each is an *object* that is named by its content and kept by as
@@ -15,9 +15,9 @@
 //! checksums of the snapshot's manifest, which never leaves the host.
 
 pub mod auth;
+mod backing_store;
 pub mod client;
 mod connection;
-mod depot;
 pub mod error;
 mod memory;
 pub mod node;
@@ -31,7 +31,7 @@ pub mod source;
 pub mod wire;
 
 pub use auth::{Key, Keys, Tenant};
-pub use depot::{DepotConfig, PoolDepot};
+pub use backing_store::{BackingStoreConfig, PoolBackingStore};
 pub use error::PoolError;
 pub use node::{Node, NodeConfig};
 pub use place::{Place, Places};

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
-use varve_memory_tiers::{Elsewhere, ImageInfo, PageSource, SourceError, Tier};
+use varve_memory_tiers::{ImageInfo, ImageResolver, PageSource, SourceError, Tier};
 use varve_snapshot::{Backing, Image, ImageEntry, ImageReader, SnapshotError, chain};
 
 use crate::auth::Keys;
@@ -38,7 +38,7 @@ impl Pool {
     }
 }
 
-impl Elsewhere for Pool {
+impl ImageResolver for Pool {
     fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
         let there = self.places.images.contains_key(&entry.name);
         there.then(|| ImageInfo { tier: Tier::Remote, mappable: false, ..local.clone() })

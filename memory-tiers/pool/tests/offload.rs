@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Running, acme};
 use varve_memory_tiers::{GuestRam, Hooks, Offload, OffloadReport, Phase, TierError};
 use varve_pool::client::Transport;
-use varve_pool::{DepotConfig, PoolDepot};
+use varve_pool::{BackingStoreConfig, PoolBackingStore};
 use varve_snapshot::{PAGE_SIZE, PageRange};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -49,8 +49,8 @@ fn nothing_is_lost_while_nodes_die_one_at_a_time() {
     let addresses: Vec<String> = nodes.iter().flatten().map(|n| n.address.clone()).collect();
     let (tenant, key) = acme();
     let (nodes_of_depot, transport) = (addresses.clone(), Transport::Tcp);
-    let config = DepotConfig { nodes: nodes_of_depot, copies: 2, tenant, key, transport };
-    let depot = Arc::new(PoolDepot::new(config).unwrap());
+    let config = BackingStoreConfig { nodes: nodes_of_depot, copies: 2, tenant, key, transport };
+    let store = Arc::new(PoolBackingStore::new(config).unwrap());
     let lost: Arc<Mutex<Vec<TierError>>> = Arc::default();
     let tell = lost.clone();
     let on_fatal = Box::new(move |error| tell.lock().unwrap().push(error));
@@ -83,7 +83,7 @@ fn nothing_is_lost_while_nodes_die_one_at_a_time() {
             });
         }
         let begin = |wait| {
-            offload.begin(depot.clone(), Duration::from_millis(wait), u64::MAX).unwrap();
+            offload.begin(store.clone(), Duration::from_millis(wait), u64::MAX).unwrap();
             while offload.is_taking() {
                 let _still = running.write().unwrap();
                 offload.take_some().unwrap();

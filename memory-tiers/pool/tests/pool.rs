@@ -12,11 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{KEY, OTHER, Running, acme, keys, tenant};
-use varve_memory_tiers::{Depot, ImageInfo, PageSource, Tier};
+use varve_memory_tiers::{BackingStore, ImageInfo, PageSource, Tier};
 use varve_pool::client::{NodeClient, Patience, Transport};
 use varve_pool::sealed::{Handshake, Sealed};
 use varve_pool::wire::{self, Answer, Request};
-use varve_pool::{DepotConfig, Key, Place, Places, PoolDepot, PoolSource, Wanted};
+use varve_pool::{BackingStoreConfig, Key, Place, Places, PoolBackingStore, PoolSource, Wanted};
 use varve_pool::{forget, publish};
 use varve_snapshot::{ChunkDigests, Compression, Image, ImageEntry};
 
@@ -415,15 +415,15 @@ fn welcome(mut stream: TcpStream) -> Sealed {
 }
 
 /// Gives pages to nodes for a machine.
-fn depot(nodes: &[&Running], copies: usize) -> Result<PoolDepot, String> {
+fn backing_store(nodes: &[&Running], copies: usize) -> Result<PoolBackingStore, String> {
     depot_at(nodes.iter().map(|n| n.address.clone()).collect(), copies)
 }
 
-fn depot_at(nodes: Vec<String>, copies: usize) -> Result<PoolDepot, String> {
+fn depot_at(nodes: Vec<String>, copies: usize) -> Result<PoolBackingStore, String> {
     let (tenant, key) = acme();
-    let config = DepotConfig { nodes, copies, tenant, key, transport: Transport::Auto };
-    let depot = PoolDepot::new(config).map_err(|e| e.to_string())?;
-    Ok(depot.trying_for(Duration::from_millis(200)))
+    let config = BackingStoreConfig { nodes, copies, tenant, key, transport: Transport::Auto };
+    let store = PoolBackingStore::new(config).map_err(|e| e.to_string())?;
+    Ok(store.trying_for(Duration::from_millis(200)))
 }
 
 /// Pages of a parcel.
@@ -441,32 +441,32 @@ fn until_used(node: &Running, bytes: u64) {
 
 #[test]
 fn what_a_machine_gives_away_comes_back_and_goes_with_it() {
-    let store = tempfile::tempdir().unwrap();
-    let nodes = [Running::new(Some(store.path())), Running::new(None), Running::new(None)];
-    let depot = depot(&[&nodes[0], &nodes[1], &nodes[2]], 2).unwrap();
-    let parcels: Vec<u64> = (0..9).map(|seed| depot.put(&pages(seed, 64)).unwrap()).collect();
-    depot.confirm().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = [Running::new(Some(folder.path())), Running::new(None), Running::new(None)];
+    let store = backing_store(&[&nodes[0], &nodes[1], &nodes[2]], 2).unwrap();
+    let parcels: Vec<u64> = (0..9).map(|seed| store.put(&pages(seed, 64)).unwrap()).collect();
+    store.confirm().unwrap();
     let used = || nodes.iter().map(|n| n.client().status().unwrap().used).sum::<u64>();
     assert_eq!(used(), 9 * 2 * 64 * 4096);
-    let files = std::fs::read_dir(store.path().join("acme/objects")).unwrap().count();
+    let files = std::fs::read_dir(folder.path().join("acme/objects")).unwrap().count();
     assert_eq!(files, 0, "none of it is on a disk");
     let mut buffer = vec![0; 16 * 4096];
     for (&parcel, seed) in parcels.iter().zip(0..) {
-        depot.read(parcel, 48, &mut buffer).unwrap();
+        store.read(parcel, 48, &mut buffer).unwrap();
         assert_eq!(buffer, pages(seed, 64)[48 * 4096..]);
     }
     // Equal ones are one, until the last of them is freed.
-    let twin = depot.put(&pages(3, 64)).unwrap();
-    depot.free(&[parcels[3]]);
+    let twin = store.put(&pages(3, 64)).unwrap();
+    store.free(&[parcels[3]]);
     assert_eq!(used(), 9 * 2 * 64 * 4096);
-    depot.read(twin, 48, &mut buffer).unwrap();
-    assert!(depot.read(parcels[3], 48, &mut buffer).is_err());
-    depot.free(&[twin, parcels[4]]);
+    store.read(twin, 48, &mut buffer).unwrap();
+    assert!(store.read(parcels[3], 48, &mut buffer).is_err());
+    store.free(&[twin, parcels[4]]);
     assert_eq!(used(), 7 * 2 * 64 * 4096);
-    let again = depot.put(&pages(3, 64)).unwrap();
-    depot.read(again, 48, &mut buffer).unwrap();
+    let again = store.put(&pages(3, 64)).unwrap();
+    store.read(again, 48, &mut buffer).unwrap();
     // However the machine ends, its connections do, and nothing of it stays.
-    drop(depot);
+    drop(store);
     nodes.iter().for_each(|node| until_used(node, 0));
 }
 
@@ -474,31 +474,31 @@ fn what_a_machine_gives_away_comes_back_and_goes_with_it() {
 fn pages_given_away_come_from_the_second_copy_or_not_at_all() {
     let (one, two) = (Running::new(None), Running::new(None));
     let meddler = Meddler::before(&one);
-    let depot = depot_at(vec![meddler.address.clone(), two.address.clone()], 2).unwrap();
-    let parcel = depot.put(&pages(1, 64)).unwrap();
-    depot.confirm().unwrap();
+    let store = depot_at(vec![meddler.address.clone(), two.address.clone()], 2).unwrap();
+    let parcel = store.put(&pages(1, 64)).unwrap();
+    store.confirm().unwrap();
     let mut buffer = vec![0; 64 * 4096];
     meddler.damaging.store(true, Ordering::Relaxed);
     for _ in 0..4 {
-        depot.read(parcel, 0, &mut buffer).unwrap();
+        store.read(parcel, 0, &mut buffer).unwrap();
         assert_eq!(buffer, pages(1, 64));
     }
     drop(two);
-    let error = depot.read(parcel, 0, &mut buffer).unwrap_err().to_string();
+    let error = store.read(parcel, 0, &mut buffer).unwrap_err().to_string();
     assert!(error.contains("on their way") && error.contains(&meddler.address), "{error}");
     meddler.damaging.store(false, Ordering::Relaxed);
-    depot.read(parcel, 0, &mut buffer).unwrap();
+    store.read(parcel, 0, &mut buffer).unwrap();
     drop(one);
-    assert!(depot.confirm().is_err());
-    let error = depot.read(parcel, 0, &mut buffer).unwrap_err().to_string();
+    assert!(store.confirm().is_err());
+    let error = store.read(parcel, 0, &mut buffer).unwrap_err().to_string();
     assert!(error.contains("no copy has it"), "{error}");
 }
 
 #[test]
 fn a_node_that_is_full_or_gone_takes_no_pages_and_keeps_none() {
     let (one, two) = (Running::new(None), Running::at("127.0.0.1:0", None, 100 * 4096));
-    assert!(depot(&[&one], 2).unwrap_err().contains("2 copies need as many nodes"));
-    let both = depot(&[&one, &two], 2).unwrap();
+    assert!(backing_store(&[&one], 2).unwrap_err().contains("2 copies need as many nodes"));
+    let both = backing_store(&[&one, &two], 2).unwrap();
     let first = both.put(&pages(1, 64)).unwrap();
     let error = both.put(&pages(2, 64)).unwrap_err().to_string();
     assert!(error.contains("exceed its limit") && error.contains(&two.address), "{error}");

@@ -12,9 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Running, acme, keys};
-use varve_memory_tiers::{Depot, ImageInfo, PageSource, Tier};
+use varve_memory_tiers::{BackingStore, ImageInfo, PageSource, Tier};
 use varve_pool::client::Transport;
-use varve_pool::{DepotConfig, PoolDepot, PoolSource, Wanted, publish, wire};
+use varve_pool::{BackingStoreConfig, PoolBackingStore, PoolSource, Wanted, publish, wire};
 use varve_snapshot::{ChunkDigests, ChunkTable, Compression, Image, ImageEntry};
 
 const PAGES: u64 = 512;
@@ -190,13 +190,15 @@ fn pages_of_a_machine_are_right_or_refused() {
         for (number, deed) in DEEDS.iter().enumerate() {
             let (tenant, key) = acme();
             let nodes = vec![proxy.address.clone()];
-            let config = DepotConfig { nodes, copies: 1, tenant, key, transport: Transport::Tcp };
-            let depot = PoolDepot::new(config).unwrap().trying_for(Duration::from_millis(10));
+            let config =
+                BackingStoreConfig { nodes, copies: 1, tenant, key, transport: Transport::Tcp };
+            let store =
+                PoolBackingStore::new(config).unwrap().trying_for(Duration::from_millis(10));
             proxy.does(way, 0);
-            let parcel = depot.put(bytes).unwrap();
+            let parcel = store.put(bytes).unwrap();
             proxy.does(way, number);
             let mut found = vec![0; CHUNK];
-            match depot.read(parcel, 16, &mut found) {
+            match store.read(parcel, 16, &mut found) {
                 Ok(()) => assert!(found == bytes[CHUNK..2 * CHUNK], "{deed:?} {way}"),
                 Err(e) => {
                     assert!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
-use varve_memory_tiers::{Elsewhere, ImageInfo, PageSource, SourceError};
+use varve_memory_tiers::{ImageInfo, ImageResolver, PageSource, SourceError};
 use varve_snapshot::{Image, ImageEntry, ImageReader, ManifestReader, chain};
 
 use crate::device::DeviceImage;
@@ -62,7 +62,7 @@ fn one(snapshot: &ManifestReader, name: &str, place: &Place) -> Result<Attached,
     attached.map_err(|e| chain(&e))?.ok_or_else(|| "it is gone or revoked".into())
 }
 
-impl Elsewhere for Published {
+impl ImageResolver for Published {
     fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
         let (place, _) = self.of(entry)?;
         let mappable = local.mappable && place.at.is_mappable();

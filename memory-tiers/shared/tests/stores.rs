@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use varve_memory_tiers::{Elsewhere, ImageInfo, Tier};
+use varve_memory_tiers::{ImageInfo, ImageResolver, Tier};
 use varve_shared::{
     Attached, Device, Freed, Held, Key, Places, Published, Store, Uri, gc, open, publish, revoke,
     status,

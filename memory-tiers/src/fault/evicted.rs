@@ -1,13 +1,13 @@
 //! Pages that were taken out of guest memory: where each is now, and how it comes back.
 //!
 //! ```text
-//!  guest memory ──take──> staged: aside, in this process ──commit──> kept: in a parcel at the depot
+//!  guest memory ──take──> staged: aside, in this process ──commit──> kept: in a batch at the store
 //!       ^                    │                                          │
 //!       └─────── fault ──────┴──────────────── fault ───────────────────┘
 //! ```
 //!
 //! A page is in guest memory or in this table, never in both: it enters when it is made missing and
-//! leaves when it is put in place, both with [`Watched::emptied`] locked. What its source once held no
+//! leaves when it is put in place, both with [`Watched::discarded`] locked. What its source once held no
 //! longer counts, so each page that enters is noted there, too.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use varve_snapshot::{PAGE_SIZE, PageRange, is_zero};
 
 use crate::error::TierError;
-use crate::fault::backing_store::Depot;
-use crate::fault::tally::Count;
+use crate::fault::backing_store::BackingStore;
+use crate::fault::stats::Count;
 use crate::fault::watched::Watched;
 use crate::ram::error::RamError;
 use crate::ram::guest_ram::GuestRam;
@@ -25,28 +25,28 @@ use crate::ram::regions::Regions;
 use crate::ram::sys::mmap::Reservation;
 use crate::ram::sys::uffd::{Install, Installed};
 
-/// Pages of a parcel that are read together when one of them is asked for.
+/// Pages of a batch that are read together when one of them is asked for.
 const WINDOW: usize = 16;
 const PAGE: usize = PAGE_SIZE as usize;
 
 /// The table, and its counters.
 #[derive(Default)]
-pub(crate) struct Away {
+pub(crate) struct Evicted {
     state: Mutex<State>,
-    /// Called when a parcel has no page any more.
+    /// Called when a batch has no page any more.
     pub on_freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    pub tally: AwayTally,
+    pub stats: EvictionStats,
 }
 
 #[derive(Default)]
 struct State {
     /// By guest address.
     pages: BTreeMap<u64, Place>,
-    parcels: HashMap<u64, Parcel>,
+    batches: HashMap<u64, Batch>,
     staged: u64,
     /// Parcels that are wanted no more.
     freed: Vec<u64>,
-    depot: Option<Arc<dyn Depot>>,
+    store: Option<Arc<dyn BackingStore>>,
 }
 
 /// Where a page is.
@@ -54,20 +54,20 @@ struct State {
 enum Place {
     /// At an offset of memory of this process.
     Staged(Arc<Reservation>, usize),
-    /// In a parcel: its number, and which of its pages.
+    /// In a batch: its number, and which of its pages.
     Kept(u64, usize),
 }
 
-struct Parcel {
+struct Batch {
     /// Guest addresses.
     pages: Vec<u64>,
-    /// How many of them are still in it.
+    /// Mechanism many of them are still in it.
     left: usize,
 }
 
 /// Pages, counted as they go and come.
 #[derive(Debug, Default)]
-pub(crate) struct AwayTally {
+pub(crate) struct EvictionStats {
     pub taken: Count,
     pub zero: Count,
     pub sent: Count,
@@ -78,9 +78,9 @@ pub(crate) struct AwayTally {
     pub discarded: Count,
 }
 
-impl std::fmt::Debug for Away {
+impl std::fmt::Debug for Evicted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Away").field("tally", &self.tally).finish_non_exhaustive()
+        f.debug_struct("Evicted").field("stats", &self.stats).finish_non_exhaustive()
     }
 }
 
@@ -100,17 +100,17 @@ impl State {
     }
 
     fn leave(&mut self, number: u64) {
-        if let Some(parcel) = self.parcels.get_mut(&number) {
-            parcel.left -= 1;
-            if parcel.left == 0 {
-                self.parcels.remove(&number);
+        if let Some(batch) = self.batches.get_mut(&number) {
+            batch.left -= 1;
+            if batch.left == 0 {
+                self.batches.remove(&number);
                 self.freed.push(number);
             }
         }
     }
 }
 
-impl Away {
+impl Evicted {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,7 +121,7 @@ impl Away {
         (state.staged, state.pages.len() as u64 - state.staged)
     }
 
-    /// Whether a page has to come from a depot.
+    /// Whether a page has to come from a store.
     pub fn is_far(&self, page: u64) -> bool {
         matches!(self.state().pages.get(&page), Some(Place::Kept(..)))
     }
@@ -132,13 +132,13 @@ impl Away {
     }
 
     /// Where kept pages are.
-    pub fn depot(&self) -> Option<Arc<dyn Depot>> {
-        self.state().depot.clone()
+    pub fn store(&self) -> Option<Arc<dyn BackingStore>> {
+        self.state().store.clone()
     }
 
     /// Where pages will be kept from now on. Those that are kept already must be there, too.
-    pub fn set_depot(&self, depot: Arc<dyn Depot>) {
-        self.state().depot = Some(depot);
+    pub fn set_depot(&self, store: Arc<dyn BackingStore>) {
+        self.state().store = Some(store);
     }
 
     /// Addresses of staged pages.
@@ -148,14 +148,14 @@ impl Away {
         staged.map(|(&page, _)| page).collect()
     }
 
-    /// One of the parcels: its number, a page that is in it, and the guest addresses of all that were.
-    pub fn some_parcel(&self) -> Option<(u64, u64, Vec<u64>)> {
+    /// One of the batches: its number, a page that is in it, and the guest addresses of all that were.
+    pub fn some_batch(&self) -> Option<(u64, u64, Vec<u64>)> {
         let state = self.state();
-        let (&number, parcel) = state.parcels.iter().next()?;
+        let (&number, batch) = state.batches.iter().next()?;
         let is_in =
             |page: &&u64| matches!(state.pages.get(page), Some(Place::Kept(n, _)) if *n == number);
-        let page = *parcel.pages.iter().find(is_in)?;
-        Some((number, page, parcel.pages.clone()))
+        let page = *batch.pages.iter().find(is_in)?;
+        Some((number, page, batch.pages.clone()))
     }
 
     /// Copies those of `pages` that are staged into `data`, and returns which they are.
@@ -174,7 +174,7 @@ impl Away {
         Ok(found)
     }
 
-    /// `pages`, as they were copied, are in a parcel now: those that are still staged are kept there
+    /// `pages`, as they were copied, are in a batch now: those that are still staged are kept there
     /// from here on.
     pub fn commit(&self, number: u64, pages: Vec<u64>) {
         let mut state = self.state();
@@ -186,10 +186,10 @@ impl Away {
             }
         }
         state.staged -= left as u64;
-        self.tally.sent.add(left as u64);
+        self.stats.sent.add(left as u64);
         match left {
             0 => state.freed.push(number),
-            _ => drop(state.parcels.insert(number, Parcel { pages, left })),
+            _ => drop(state.batches.insert(number, Batch { pages, left })),
         }
     }
 
@@ -204,7 +204,7 @@ impl Away {
         let gone: Vec<u64> =
             state.pages.range(pages.start()..pages.end()).map(|(&page, _)| page).collect();
         gone.iter().for_each(|&page| drop(state.remove(page)));
-        self.tally.discarded.add(gone.len() as u64);
+        self.stats.discarded.add(gone.len() as u64);
         self.tell_freed(state);
     }
 
@@ -217,17 +217,17 @@ impl Away {
     }
 }
 
-/// Pages that follow each other in a parcel.
+/// Pages that follow each other in a batch.
 #[derive(Clone, Copy)]
 pub(crate) struct Part<'p> {
-    pub parcel: u64,
-    /// Number of the first of them in the parcel.
+    pub batch: u64,
+    /// Number of the first of them in the batch.
     pub first: usize,
     /// Guest addresses.
     pub pages: &'p [u64],
 }
 
-/// How a page that comes back is counted.
+/// Mechanism a page that comes back is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Back {
     /// It, or a neighbour, was touched.
@@ -258,7 +258,7 @@ impl Watched {
                 Ok(())
             })?;
             if is_zero(&data) {
-                self.away.tally.zero.add(1);
+                self.evicted.stats.zero.add(1);
                 continue;
             }
             let call = |source| RamError::Call { what: "set aside", range: one, source };
@@ -279,24 +279,24 @@ impl Watched {
             }
             return Err(error);
         }
-        let mut state = self.away.state();
+        let mut state = self.evicted.state();
         state.staged += taken.len() as u64;
-        self.away.tally.taken.add(taken.len() as u64);
+        self.evicted.stats.taken.add(taken.len() as u64);
         state.pages.extend(taken);
         Ok(end - offset)
     }
 
     /// Puts the page at `page`, which a thread waits for, in place if it is away, and its neighbours in
-    /// its parcel; whether it was away.
+    /// its batch; whether it was away.
     pub fn bring_back(
         &self,
         regions: &Regions,
         page: u64,
         buffer: &mut Vec<u8>,
     ) -> Result<bool, TierError> {
-        let state = self.away.state();
-        let (number, at, depot) = match (state.pages.get(&page), &state.depot) {
-            (Some(&Place::Kept(number, at)), Some(depot)) => (number, at, depot.clone()),
+        let state = self.evicted.state();
+        let (number, at, store) = match (state.pages.get(&page), &state.store) {
+            (Some(&Place::Kept(number, at)), Some(store)) => (number, at, store.clone()),
             (None, _) => return Ok(false),
             _ => {
                 drop(state);
@@ -304,39 +304,39 @@ impl Watched {
                 return Ok(true);
             }
         };
-        let parcel = state.parcels.get(&number);
+        let batch = state.batches.get(&number);
         let first = at / WINDOW * WINDOW;
-        let window = parcel.and_then(|p| p.pages.get(first..p.pages.len().min(first + WINDOW)));
+        let window = batch.and_then(|p| p.pages.get(first..p.pages.len().min(first + WINDOW)));
         let window = window.unwrap_or_default().to_vec();
         drop(state);
-        self.away.tally.faults.add(1);
-        let part = Part { parcel: number, first, pages: &window };
-        self.fetch(regions, part, page, &*depot, buffer, Back::Touched)?;
+        self.evicted.stats.faults.add(1);
+        let part = Part { batch: number, first, pages: &window };
+        self.fetch(regions, part, page, &*store, buffer, Back::Touched)?;
         Ok(true)
     }
 
-    /// Brings pages of a parcel back, those that are still in it. Fails if `wanted` cannot be had.
+    /// Brings pages of a batch back, those that are still in it. Fails if `wanted` cannot be had.
     pub fn fetch(
         &self,
         regions: &Regions,
-        Part { parcel: number, first, pages }: Part<'_>,
+        Part { batch: number, first, pages }: Part<'_>,
         wanted: u64,
-        depot: &dyn Depot,
+        store: &dyn BackingStore,
         buffer: &mut Vec<u8>,
         back: Back,
     ) -> Result<(), TierError> {
         buffer.resize(pages.len() * PAGE, 0);
-        if let Err(source) = depot.read(number, first as u64, buffer) {
-            // Another thread may have brought it back, and then its parcel is no more.
-            let state = self.away.state();
+        if let Err(source) = store.read(number, first as u64, buffer) {
+            // Another thread may have brought it back, and then its batch is no more.
+            let state = self.evicted.state();
             if !matches!(state.pages.get(&wanted), Some(Place::Kept(n, _)) if *n == number) {
                 return Ok(());
             }
             let pages = PageRange::new(wanted, PAGE_SIZE).map_err(plan)?;
-            return Err(TierError::Away { pages, source });
+            return Err(TierError::Evicted { pages, source });
         }
-        let _emptied = self.emptied.read().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.away.state();
+        let _emptied = self.discarded.read().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.evicted.state();
         let mut came = 0;
         for ((&page, data), at) in pages.iter().zip(buffer.chunks_exact(PAGE)).zip(first..) {
             let here = matches!(state.pages.get(&page),
@@ -348,17 +348,17 @@ impl Watched {
             }
         }
         match back {
-            Back::Touched => self.away.tally.fetched.add(came),
-            Back::Called => self.away.tally.recalled.add(came),
+            Back::Touched => self.evicted.stats.fetched.add(came),
+            Back::Called => self.evicted.stats.recalled.add(came),
         }
-        self.away.tell_freed(state);
+        self.evicted.tell_freed(state);
         Ok(())
     }
 
     /// Puts a staged page in place, if it still is one.
     pub fn put_staged(&self, regions: &Regions, page: u64, back: Back) -> Result<(), TierError> {
-        let _emptied = self.emptied.read().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.away.state();
+        let _emptied = self.discarded.read().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.evicted.state();
         let Some(Place::Staged(memory, at)) = state.pages.get(&page) else { return Ok(()) };
         let mut data = [0; PAGE];
         let range = PageRange::new(page, PAGE_SIZE).map_err(plan)?;
@@ -367,8 +367,8 @@ impl Watched {
         self.put(regions, page, &data)?;
         state.remove(page);
         match back {
-            Back::Touched => self.away.tally.touched.add(1),
-            Back::Called => self.away.tally.recalled.add(1),
+            Back::Touched => self.evicted.stats.touched.add(1),
+            Back::Called => self.evicted.stats.recalled.add(1),
         }
         Ok(())
     }

@@ -24,10 +24,10 @@ use crate::ram::kind::{HUGE_PAGE, HugePages};
 use crate::ram::sys::peer::peer_process;
 use crate::ram::sys::uffd::{Uffd, Watch};
 
-/// How long a process may take to end after its connection has closed, before that is remarked upon.
+/// Mechanism long a process may take to end after its connection has closed, before that is remarked upon.
 const GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// How long a handler may take to take the connection, and then the message.
+/// Mechanism long a handler may take to take the connection, and then the message.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A run of guest memory, as the handler is told (Firecracker's `GuestRegionUffdMapping`).
@@ -58,7 +58,7 @@ impl HandlerMapping {
 /// The one thing that a handler may say, as a line of JSON: why it cannot go on. varve's pager says it;
 /// others say nothing.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Said {
+pub(crate) struct Reply {
     pub error: String,
 }
 
@@ -67,12 +67,12 @@ const MAX_SAID: usize = 64 << 10;
 
 /// Guest memory in the care of another process, until this is dropped.
 #[derive(Debug)]
-pub struct Handler {
+pub struct ExternalHandler {
     watcher: Option<JoinHandle<()>>,
     stop: Arc<OwnedFd>,
 }
 
-impl Handler {
+impl ExternalHandler {
     /// Hands `ram`, which is fresh, to the handler that listens at `socket`. Should it end,
     /// `on_fatal` is called from a thread of its own: the machine must end, as with
     /// [`crate::Hooks::on_fatal`].
@@ -80,13 +80,13 @@ impl Handler {
         ram: &GuestRam,
         socket: &Path,
         on_fatal: Box<dyn Fn(TierError) + Send + Sync>,
-    ) -> Result<Handler, TierError> {
+    ) -> Result<ExternalHandler, TierError> {
         let watched = Arc::new(Watched::by_handler()?);
         ram.watch(watched.clone())?;
         for region in ram.regions() {
             watched.add(ram, region.pages, Watch::Missing)?;
         }
-        Handler::hand_over(ram, &watched, socket, on_fatal.into())
+        ExternalHandler::hand_over(ram, &watched, socket, on_fatal.into())
     }
 
     /// The same for the part of `ram` that is `watched`, [by a handler](Watched::by_handler).
@@ -95,7 +95,7 @@ impl Handler {
         watched: &Watched,
         socket: &Path,
         on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
-    ) -> Result<Handler, TierError> {
+    ) -> Result<ExternalHandler, TierError> {
         let failed = |source| TierError::Handler { socket: socket.into(), source };
         let stream = connect(socket).map_err(failed)?;
         // Before it can end unseen.
@@ -117,11 +117,11 @@ impl Handler {
                 End::Failed(said) => on_fatal(TierError::HandlerFailed { socket, said }),
             }
         };
-        Ok(Handler { watcher: Some(crate::ram::threads::spawn("handler", run)?), stop })
+        Ok(ExternalHandler { watcher: Some(crate::ram::threads::spawn("handler", run)?), stop })
     }
 }
 
-impl Drop for Handler {
+impl Drop for ExternalHandler {
     fn drop(&mut self) {
         let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
         if let Some(watcher) = self.watcher.take() {
@@ -196,7 +196,7 @@ fn wait(mut stream: UnixStream, process: Option<OwnedFd>, stop: &OwnedFd, socket
             Some(false) => match stream.read(&mut piece) {
                 Ok(len @ 1..) => {
                     said.extend_from_slice(piece.get(..len).unwrap_or_default());
-                    if let Ok(Said { error }) = serde_json::from_slice(&said) {
+                    if let Ok(Reply { error }) = serde_json::from_slice(&said) {
                         return End::Failed(error);
                     }
                     if said.len() > MAX_SAID {
@@ -274,7 +274,7 @@ mod tests {
         let listener = UnixListener::bind(&socket).unwrap();
         let (fatal, lost) = channel();
         let on_fatal = Box::new(move |e: TierError| fatal.send(e).unwrap());
-        let handler = Handler::start(&ram, &socket, on_fatal).unwrap();
+        let handler = ExternalHandler::start(&ram, &socket, on_fatal).unwrap();
         let (stream, mappings, fd) = accept(&listener);
         let of = |at: usize, size, offset| HandlerMapping {
             base_host_virt_addr: ram.regions()[at].host,
@@ -288,15 +288,15 @@ mod tests {
         let refused = crate::Offload::new(ram.clone(), None, hooks().0).err();
         assert!(matches!(refused, Some(crate::OffloadError::Handled)), "{refused:?}");
 
-        let (asked, answered) = ((1 << 32) + 0x2000, content((1 << 32) + 0x2000, 0));
+        let (context, answered) = ((1 << 32) + 0x2000, content((1 << 32) + 0x2000, 0));
         std::thread::scope(|scope| {
-            let reader = scope.spawn(|| read_page(&ram, asked));
+            let reader = scope.spawn(|| read_page(&ram, context));
             // Through the descriptor that was sent, a fault is seen; any copy of it can answer.
             poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).unwrap();
             let watched = Watched::of(&ram).unwrap();
             let uffd = &watched.uffd;
             let fault = uffd.read().unwrap()[0];
-            assert_eq!(ram.guest_address(fault.address), Some(asked));
+            assert_eq!(ram.guest_address(fault.address), Some(context));
             uffd.copy(fault.address, &answered, Install::Plain).unwrap();
             assert_eq!(reader.join().unwrap(), answered);
         });
@@ -312,7 +312,8 @@ mod tests {
         }
         let ram = GuestRam::new(&[PageRange::new(0, 0x1000).unwrap()], false).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let failed = Handler::start(&ram, &dir.path().join("none"), Box::new(|_| {})).unwrap_err();
+        let failed =
+            ExternalHandler::start(&ram, &dir.path().join("none"), Box::new(|_| {})).unwrap_err();
         assert!(matches!(failed, TierError::Handler { .. }), "{failed}");
     }
 }

@@ -5,7 +5,7 @@ pub(crate) mod backing_store;
 pub(crate) mod evicted;
 pub(crate) mod external;
 pub(crate) mod histogram;
-pub(crate) mod tally;
+pub(crate) mod stats;
 pub(crate) mod threads;
 pub(crate) mod watchdog;
 pub(crate) mod watched;

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::error::TierError;
-use crate::fault::answer::{Answerer, Asked};
+use crate::fault::answer::{FaultContext, FaultHandler};
 use crate::fault::watchdog::{Pending, lock, watch_deadlines};
 use crate::ram::sys::uffd::Fault;
 use crate::ram::threads::spawn;
@@ -28,25 +28,25 @@ pub(crate) struct FaultThreads {
 
 impl FaultThreads {
     /// Starts answering, by so many threads.
-    pub fn start(asked: Asked, threads: usize) -> Result<FaultThreads, TierError> {
+    pub fn start(context: FaultContext, threads: usize) -> Result<FaultThreads, TierError> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| TierError::Thread(e.into()))?;
         let stop = Arc::new(stop);
-        let asked = Arc::new(asked);
+        let context = Arc::new(context);
         let work = Arc::new(Work::new(threads));
         let mut started = FaultThreads { threads: Vec::new(), stop: stop.clone() };
         for _ in 0..threads.max(1) {
             let pending = Arc::new(Pending::default());
-            let mut answerer = Answerer::new(asked.clone(), work.clone(), pending.clone());
+            let mut handler = FaultHandler::new(context.clone(), work.clone(), pending.clone());
             let stop = stop.clone();
             let run = move || {
                 let _end = EndTogether;
-                run(&mut answerer, &stop);
+                run(&mut handler, &stop);
             };
             started.threads.push((spawn("faults", run)?, pending));
         }
         let pending: Vec<_> = started.threads.iter().map(|(_, pending)| pending.clone()).collect();
-        let run = move || watch_deadlines(&asked, &pending, &stop);
+        let run = move || watch_deadlines(&context, &pending, &stop);
         started.threads.push((spawn("deadlines", run)?, Arc::default()));
         Ok(started)
     }
@@ -92,7 +92,7 @@ struct Queues {
     /// Pages that are far, for which no thread was free.
     far: VecDeque<Fault>,
     /// Threads that wait for far pages.
-    away: usize,
+    waiting: usize,
 }
 
 impl Work {
@@ -104,9 +104,9 @@ impl Work {
     /// may has to ask for the [`Work::next_far`] afterwards.
     pub fn may_wait(&self, fault: Fault) -> bool {
         let mut queues = lock(&self.queues);
-        let may = queues.away < self.most_far;
+        let may = queues.waiting < self.most_far;
         if may {
-            queues.away += 1;
+            queues.waiting += 1;
         } else {
             queues.far.push_back(fault);
         }
@@ -118,16 +118,16 @@ impl Work {
         let mut queues = lock(&self.queues);
         let next = queues.far.pop_front();
         if next.is_none() {
-            queues.away -= 1;
+            queues.waiting -= 1;
         }
         next
     }
 
     /// Reads an event that may hold up what the caller does, unless another thread does so.
-    pub fn make_way(&self, asked: &Asked) -> Result<(), TierError> {
+    pub fn make_way(&self, context: &FaultContext) -> Result<(), TierError> {
         match self.turn.try_lock() {
             Ok(_turn) => {
-                let fault = asked.watched.next(&asked.regions).map_err(failed)?;
+                let fault = context.watched.next(&context.regions).map_err(failed)?;
                 lock(&self.queues).read.extend(fault);
             }
             Err(_) => std::thread::yield_now(),
@@ -136,13 +136,13 @@ impl Work {
     }
 
     /// Waits for the next fault; none: it is time to end.
-    fn next(&self, asked: &Asked, stop: &OwnedFd) -> Result<Option<Fault>, TierError> {
+    fn next(&self, context: &FaultContext, stop: &OwnedFd) -> Result<Option<Fault>, TierError> {
         let _turn = lock(&self.turn);
         loop {
             if let Some(fault) = lock(&self.queues).read.pop_front() {
                 return Ok(Some(fault));
             }
-            let uffd = asked.watched.uffd.as_fd();
+            let uffd = context.watched.uffd.as_fd();
             let mut fds =
                 [PollFd::from_borrowed_fd(uffd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
             match poll(&mut fds, None) {
@@ -152,7 +152,7 @@ impl Work {
             if !fds[1].revents().is_empty() {
                 return Ok(None);
             }
-            if let Some(fault) = asked.watched.next(&asked.regions).map_err(failed)? {
+            if let Some(fault) = context.watched.next(&context.regions).map_err(failed)? {
                 return Ok(Some(fault));
             }
         }
@@ -163,12 +163,12 @@ fn failed(source: std::io::Error) -> TierError {
     TierError::Fault { address: 0, source }
 }
 
-fn run(answerer: &mut Answerer, stop: &OwnedFd) {
+fn run(handler: &mut FaultHandler, stop: &OwnedFd) {
     loop {
-        match answerer.work.next(&answerer.asked, stop) {
-            Ok(Some(fault)) => answerer.answer(fault),
+        match handler.work.next(&handler.context, stop) {
+            Ok(Some(fault)) => handler.answer(fault),
             Ok(None) => return,
-            Err(error) => return (answerer.asked.on_fatal)(error),
+            Err(error) => return (handler.context.on_fatal)(error),
         }
     }
 }

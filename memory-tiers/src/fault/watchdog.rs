@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use varve_snapshot::{PageRange, Stored};
 
 use crate::error::TierError;
-use crate::fault::answer::Asked;
+use crate::fault::answer::FaultContext;
 use crate::source::page_source::source_of;
 
 /// What a thread is waiting for, seen by the one that watches deadlines: pages that are stored there, or
@@ -21,8 +21,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Ends the machine when a source does not answer in time.
-pub(crate) fn watch_deadlines(asked: &Asked, pending: &[Arc<Pending>], stop: &OwnedFd) {
-    let deadline = asked.deadline;
+pub(crate) fn watch_deadlines(context: &FaultContext, pending: &[Arc<Pending>], stop: &OwnedFd) {
+    let deadline = context.deadline;
     let tick = (deadline / 4).clamp(Duration::from_millis(1), Duration::from_secs(1));
     let mut reported: Vec<Option<Instant>> = vec![None; pending.len()];
     while !stopped(stop, tick) {
@@ -34,12 +34,12 @@ pub(crate) fn watch_deadlines(asked: &Asked, pending: &[Arc<Pending>], stop: &Ow
             *reported = Some(since);
             let Some(from) = from else {
                 let source = format!("no copy came within {} ms", deadline.as_millis()).into();
-                (asked.on_fatal)(TierError::Away { pages, source });
+                (context.on_fatal)(TierError::Evicted { pages, source });
                 continue;
             };
-            let Ok(source) = source_of(&asked.sources, from.image) else { continue };
+            let Ok(source) = source_of(&context.sources, from.image) else { continue };
             let (image, tier) = (source.info().name.clone(), source.info().tier);
-            (asked.on_fatal)(TierError::Deadline { pages, image, tier, deadline });
+            (context.on_fatal)(TierError::Deadline { pages, image, tier, deadline });
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use varve_snapshot::PageRange;
 
-use crate::fault::evicted::Away;
+use crate::fault::evicted::Evicted;
 use crate::ram::error::RamError;
 use crate::ram::guest_ram::GuestRam;
 use crate::ram::missing::Missing;
@@ -26,27 +26,27 @@ pub(crate) struct Watched {
     /// are zero, or were taken out later on. Whoever puts pages in place holds this for reading from
     /// looking here to having put them, so that a page fetched before it was given back can not come
     /// after.
-    pub emptied: RwLock<RangeSet>,
+    pub discarded: RwLock<RangeSet>,
     /// What is watched because it comes from a source.
     pub pages: RwLock<RangeSet>,
     /// Pages that are given back are told by the userfaultfd.
     tells: bool,
     /// What is watched only because pages of it were taken out: what else is missing there is zero.
-    pub lent: RwLock<RangeSet>,
+    pub lazily_registered: RwLock<RangeSet>,
     /// Pages that were taken out.
-    pub away: Away,
+    pub evicted: Evicted,
 }
 
 impl Missing for Watched {
     fn forget(&self, pages: PageRange) {
         self.pages.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
-        self.lent.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
+        self.lazily_registered.write().unwrap_or_else(PoisonError::into_inner).remove(pages);
     }
 
     fn give_back(&self, pages: PageRange) -> RwLockWriteGuard<'_, RangeSet> {
-        let emptied = self.empty(pages);
-        self.away.forget(pages);
-        emptied
+        let discarded = self.empty(pages);
+        self.evicted.forget(pages);
+        discarded
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -76,30 +76,30 @@ impl Watched {
 
     /// What `uffd` will watch; whether it `tells` of pages that are given back.
     pub fn by(uffd: Uffd, tells: bool) -> Watched {
-        let (emptied, pages, lent) = Default::default();
-        Watched { uffd, emptied, pages, lent, away: Away::default(), tells }
+        let (discarded, pages, lazily_registered) = Default::default();
+        Watched { uffd, discarded, pages, lazily_registered, evicted: Evicted::default(), tells }
     }
 
     /// Notes that the source of `pages` does not count any more. Nothing is put in place until the guard
     /// is dropped, which must be when they are gone.
     pub fn empty(&self, pages: PageRange) -> RwLockWriteGuard<'_, RangeSet> {
         let watched = self.pages.read().unwrap_or_else(PoisonError::into_inner).within(pages);
-        let mut emptied = self.emptied.write().unwrap_or_else(PoisonError::into_inner);
-        watched.into_iter().for_each(|part| emptied.insert(part));
-        emptied
+        let mut discarded = self.discarded.write().unwrap_or_else(PoisonError::into_inner);
+        watched.into_iter().for_each(|part| discarded.insert(part));
+        discarded
     }
 
     /// The next fault, if there is one now. That pages are given back, where that is told, is noted
     /// before anything can be put in place again.
     pub fn next(&self, regions: &Regions) -> io::Result<Option<Fault>> {
         // Reading it lets whoever gives pages back go on.
-        let mut emptied =
-            self.tells.then(|| self.emptied.write().unwrap_or_else(PoisonError::into_inner));
+        let mut discarded =
+            self.tells.then(|| self.discarded.write().unwrap_or_else(PoisonError::into_inner));
         match self.uffd.next()? {
             Some(Event::Fault(fault)) => return Ok(Some(fault)),
             Some(Event::Removed(start, end)) => {
-                if let Some(emptied) = &mut emptied {
-                    regions.guest_pages(start, end).into_iter().for_each(|p| emptied.insert(p));
+                if let Some(discarded) = &mut discarded {
+                    regions.guest_pages(start, end).into_iter().for_each(|p| discarded.insert(p));
                 }
             }
             None => {}
@@ -115,9 +115,9 @@ impl Watched {
     }
 
     /// Watches `pages` of `ram`, which come from no source, for as long as some are taken out.
-    pub fn lend(&self, ram: &GuestRam, pages: PageRange) -> Result<(), RamError> {
+    pub fn register_lazily(&self, ram: &GuestRam, pages: PageRange) -> Result<(), RamError> {
         self.register(ram, pages, Watch::Missing)?;
-        self.lent.write().unwrap_or_else(PoisonError::into_inner).insert(pages);
+        self.lazily_registered.write().unwrap_or_else(PoisonError::into_inner).insert(pages);
         Ok(())
     }
 
@@ -127,18 +127,20 @@ impl Watched {
             set.read().unwrap_or_else(PoisonError::into_inner).outside(pages)
         };
         let parts = outside(&self.pages, pages);
-        parts.into_iter().flat_map(|part| outside(&self.lent, part)).collect()
+        parts.into_iter().flat_map(|part| outside(&self.lazily_registered, part)).collect()
     }
 
-    /// Ends what [`Watched::lend`] began, if no page is out.
-    pub fn end_lending(&self, ram: &GuestRam) -> Result<(), RamError> {
+    /// Ends what [`Watched::register_lazily`] began, if no page is out.
+    pub fn end_lazy_registration(&self, ram: &GuestRam) -> Result<(), RamError> {
         // Nothing is taken out or put in place meanwhile.
-        let _still = self.emptied.write().unwrap_or_else(PoisonError::into_inner);
-        if self.away.counts() != (0, 0) {
+        let _still = self.discarded.write().unwrap_or_else(PoisonError::into_inner);
+        if self.evicted.counts() != (0, 0) {
             return Ok(());
         }
-        let lent = std::mem::take(&mut *self.lent.write().unwrap_or_else(PoisonError::into_inner));
-        for pages in lent.ranges() {
+        let lazily_registered = std::mem::take(
+            &mut *self.lazily_registered.write().unwrap_or_else(PoisonError::into_inner),
+        );
+        for pages in lazily_registered.ranges() {
             let call = |source: io::Error| RamError::Call { what: "unwatch", range: pages, source };
             let offset = ram.offset(pages)?;
             let ended = self.uffd.unregister(ram.reservation(), offset, pages.len() as usize);

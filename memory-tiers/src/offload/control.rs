@@ -1,8 +1,8 @@
-//! Offloading: pages of a running machine that nobody touches go to a depot, and come back when they
+//! Offloading: pages of a running machine that nobody touches go to a store, and come back when they
 //! are touched.
 //!
 //! What is idle is found out, not guessed: all pages are taken out and set aside, and those that nobody
-//! has asked back after a while are sent. Only when all of them are at the depot, and it has said so
+//! has asked back after a while are sent. Only when all of them are at the store, and it has said so
 //! once more, what was set aside is let go; until then a failure costs nothing but time. A page that is
 //! touched is in guest memory again before who touched it goes on, whatever is under way: what is sent
 //! meanwhile is its copy, which is not used then.
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use varve_snapshot::{PageRange, chain};
 
 use crate::error::TierError;
-use crate::fault::answer::Asked;
-use crate::fault::backing_store::Depot;
+use crate::fault::answer::FaultContext;
+use crate::fault::backing_store::BackingStore;
 use crate::fault::threads::FaultThreads;
 use crate::fault::watched::Watched;
 use crate::offload::evict::{self, Taken, WINDOW};
@@ -51,9 +51,9 @@ pub enum OffloadError {
         "offloading is under way ({0:?}): wait until GET /memory says idle, or recall the pages"
     )]
     Busy(Phase),
-    /// Pages are with another depot.
+    /// Pages are with another store.
     #[error("pages are out on other nodes: recall them first")]
-    Elsewhere,
+    OtherStore,
     /// Guest memory itself.
     #[error(transparent)]
     Memory(#[from] TierError),
@@ -70,7 +70,7 @@ pub enum Phase {
     Taking,
     /// Pages are set aside; those that are touched come back.
     Waiting,
-    /// Pages go to the depot.
+    /// Pages go to the store.
     Sending,
     /// Pages come back.
     Recalling,
@@ -81,7 +81,7 @@ pub enum Phase {
 pub struct OffloadReport {
     /// What is under way.
     pub phase: Phase,
-    /// At the depot now.
+    /// At the store now.
     pub out: u64,
     /// Set aside now.
     pub set_aside: u64,
@@ -93,19 +93,19 @@ pub struct OffloadReport {
     pub clean: u64,
     /// Private copies of pages of files that the last offload left where they are.
     pub left: u64,
-    /// Sent to the depot.
+    /// Sent to the store.
     pub sent: u64,
     /// Touched before they were sent.
     pub touched: u64,
-    /// Accesses that waited for a page from the depot.
+    /// Accesses that waited for a page from the store.
     pub faults: u64,
     /// Pages that came back from there because they, or their neighbours, were touched.
     pub fetched: u64,
-    /// Pages that came back because they were recalled, or not taken by the depot.
+    /// Pages that came back because they were recalled, or not taken by the store.
     pub recalled: u64,
     /// Pages that the guest gave back while they were out.
     pub discarded: u64,
-    /// Pages that the depot did not take.
+    /// Pages that the store did not take.
     pub refused: u64,
     /// Why the last offload or recall did not end well.
     pub error: Option<String>,
@@ -153,16 +153,17 @@ impl Offload {
             _ => {
                 let watched = Arc::new(Watched::open(Watch::Missing).map_err(TierError::from)?);
                 ram.watch(watched.clone()).map_err(TierError::from)?;
-                let asked = Asked::of_nothing(&ram, watched.clone(), hooks.on_fatal.into())?;
-                let faults = FaultThreads::start(asked, FAULT_THREADS)?;
+                let context =
+                    FaultContext::of_nothing(&ram, watched.clone(), hooks.on_fatal.into())?;
+                let faults = FaultThreads::start(context, FAULT_THREADS)?;
                 (watched, Some(faults))
             }
         };
         let (tell, told) = channel();
         // It is the memory's first: there is one offload for it, as one restore.
         let freed = tell.clone();
-        // A closed channel means that the machine ends, and its parcels with it.
-        let _ = watched.away.on_freed.set(Box::new(move || drop(freed.send(Message::Freed))));
+        // A closed channel means that the machine ends, and its batches with it.
+        let _ = watched.evicted.on_freed.set(Box::new(move || drop(freed.send(Message::Freed))));
         let work = Arc::new(Work::new(ram, watched));
         let of_thread = work.clone();
         let thread = spawn("offload", move || of_thread.run(&told)).map_err(TierError::from)?;
@@ -171,10 +172,10 @@ impl Offload {
     }
 
     /// Begins to take out at most `limit` pages, of which those that are not touched for `idle` will go
-    /// to `depot`. [`Offload::take_some`] is to be called until nothing is left to be taken.
+    /// to `store`. [`Offload::take_some`] is to be called until nothing is left to be taken.
     pub fn begin(
         &self,
-        depot: Arc<dyn Depot>,
+        store: Arc<dyn BackingStore>,
         idle: Duration,
         limit: u64,
     ) -> Result<(), OffloadError> {
@@ -183,12 +184,12 @@ impl Offload {
         if status.phase != Phase::Idle {
             return Err(OffloadError::Busy(status.phase));
         }
-        let same = work.watched.away.depot().is_some_and(|now| Arc::ptr_eq(&now, &depot));
-        if !same && work.watched.away.counts() != (0, 0) {
-            return Err(OffloadError::Elsewhere);
+        let same = work.watched.evicted.store().is_some_and(|now| Arc::ptr_eq(&now, &store));
+        if !same && work.watched.evicted.counts() != (0, 0) {
+            return Err(OffloadError::OtherStore);
         }
         evict::watch(&work.ram, &work.watched).map_err(TierError::from)?;
-        work.watched.away.set_depot(depot);
+        work.watched.evicted.set_depot(store);
         work.cancelled.store(false, Relaxed);
         let windows = work.ram.regions().iter().flat_map(|r| windows(r.pages)).rev().collect();
         *self.taking() = Some(Taking { windows, limit, idle });
@@ -248,23 +249,23 @@ impl Offload {
     /// Pages and what became of them.
     pub fn report(&self) -> OffloadReport {
         let Work { watched, .. } = &*self.work;
-        let tally = &watched.away.tally;
+        let stats = &watched.evicted.stats;
         let status = self.work.status();
-        let (set_aside, out) = watched.away.counts();
+        let (set_aside, out) = watched.evicted.counts();
         OffloadReport {
             phase: status.phase,
             out,
             set_aside,
-            taken: tally.taken.get(),
-            zero: tally.zero.get(),
+            taken: stats.taken.get(),
+            zero: stats.zero.get(),
             clean: status.clean,
             left: status.left,
-            sent: tally.sent.get(),
-            touched: tally.touched.get(),
-            faults: tally.faults.get(),
-            fetched: tally.fetched.get(),
-            recalled: tally.recalled.get(),
-            discarded: tally.discarded.get(),
+            sent: stats.sent.get(),
+            touched: stats.touched.get(),
+            faults: stats.faults.get(),
+            fetched: stats.fetched.get(),
+            recalled: stats.recalled.get(),
+            discarded: stats.discarded.get(),
             refused: status.refused,
             error: status.error.clone(),
         }

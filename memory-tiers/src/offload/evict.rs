@@ -35,7 +35,7 @@ pub(crate) fn watch(ram: &GuestRam, watched: &Watched) -> Result<(), RamError> {
         let plain = ram.layers().files.outside(region.pages);
         for part in plain {
             for part in watched.not_yet(part) {
-                watched.lend(ram, part)?;
+                watched.register_lazily(ram, part)?;
             }
         }
     }
@@ -90,7 +90,7 @@ pub(crate) fn take(
             continue;
         }
         used += watched.take(ram, run, &stage, used, || match on_file {
-            true => ram.lay_over_file(run).and_then(|()| watched.lend(ram, run)),
+            true => ram.lay_over_file(run).and_then(|()| watched.register_lazily(ram, run)),
             false => ram.call("give back", run, |r, o, len| r.discard(o, len)),
         })?;
         taken.out += run.pages();

@@ -14,14 +14,14 @@ use varve_snapshot::PAGE_SIZE;
 use crate::plan::tests::range;
 use crate::testing::*;
 use crate::{
-    Depot, GuestRam, HugePages, Offload, OffloadError, OffloadReport, Phase, Policy, Recorder,
-    RecorderHooks, SourceError, Sources, TierError, take_dirty,
+    BackingStore, GuestRam, HugePages, Offload, OffloadError, OffloadReport, Phase, Policy,
+    Recorder, RecorderHooks, SourceError, Sources, TierError, take_dirty,
 };
 
-/// Keeps parcels in memory, until it is told to fail.
+/// Keeps batches in memory, until it is told to fail.
 #[derive(Default)]
 struct TestDepot {
-    parcels: Mutex<HashMap<u64, Vec<u8>>>,
+    batches: Mutex<HashMap<u64, Vec<u8>>>,
     next: AtomicU64,
     /// Puts that succeed, less 1 << 40.
     puts: AtomicI64,
@@ -40,17 +40,17 @@ impl TestDepot {
     }
 
     fn len(&self) -> usize {
-        self.parcels.lock().unwrap().len()
+        self.batches.lock().unwrap().len()
     }
 }
 
-impl Depot for TestDepot {
+impl BackingStore for TestDepot {
     fn put(&self, pages: &[u8]) -> Result<u64, SourceError> {
         if self.puts.fetch_sub(1, Relaxed) <= 0 {
             return Err("node n: it is full".into());
         }
         let number = self.next.fetch_add(1, Relaxed);
-        self.parcels.lock().unwrap().insert(number, pages.to_vec());
+        self.batches.lock().unwrap().insert(number, pages.to_vec());
         Ok(number)
     }
 
@@ -58,22 +58,22 @@ impl Depot for TestDepot {
         if self.unconfirmed.load(Relaxed) { Err("node n: it is gone".into()) } else { Ok(()) }
     }
 
-    fn read(&self, parcel: u64, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+    fn read(&self, batch: u64, first: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         while self.silent.load(Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
         }
         if self.lost.load(Relaxed) {
             return Err("node n: it is gone".into());
         }
-        let parcels = self.parcels.lock().unwrap();
-        let parcel = parcels.get(&parcel).ok_or("it was freed")?;
-        buffer.copy_from_slice(&parcel[(first * PAGE_SIZE) as usize..][..buffer.len()]);
+        let batches = self.batches.lock().unwrap();
+        let batch = batches.get(&batch).ok_or("it was freed")?;
+        buffer.copy_from_slice(&batch[(first * PAGE_SIZE) as usize..][..buffer.len()]);
         Ok(())
     }
 
-    fn free(&self, parcels: &[u64]) {
-        let mut kept = self.parcels.lock().unwrap();
-        parcels.iter().for_each(|number| assert!(kept.remove(number).is_some(), "freed twice"));
+    fn free(&self, batches: &[u64]) {
+        let mut kept = self.batches.lock().unwrap();
+        batches.iter().for_each(|number| assert!(kept.remove(number).is_some(), "freed twice"));
     }
 }
 
@@ -104,23 +104,23 @@ fn until(offload: &Offload, phase: Phase) -> OffloadReport {
 }
 
 /// Takes out and sends all that can be.
-fn send(offload: &Offload, depot: &Arc<TestDepot>) -> OffloadReport {
-    begin(offload, depot, NOW, u64::MAX);
+fn send(offload: &Offload, store: &Arc<TestDepot>) -> OffloadReport {
+    begin(offload, store, NOW, u64::MAX);
     until(offload, Phase::Idle)
 }
 
-fn begin(offload: &Offload, depot: &Arc<TestDepot>, idle: Duration, limit: u64) {
-    offload.begin(depot.clone(), idle, limit).unwrap();
+fn begin(offload: &Offload, store: &Arc<TestDepot>, idle: Duration, limit: u64) {
+    offload.begin(store.clone(), idle, limit).unwrap();
     while offload.is_taking() {
         offload.take_some().unwrap();
     }
 }
 
-/// Waits until the depot has so many parcels.
-fn until_parcels(depot: &TestDepot, count: usize) {
+/// Waits until the store has so many batches.
+fn until_parcels(store: &TestDepot, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while depot.len() != count {
-        assert!(Instant::now() < deadline, "{} parcels", depot.len());
+    while store.len() != count {
+        assert!(Instant::now() < deadline, "{} batches", store.len());
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -139,18 +139,18 @@ fn pages_go_out_and_come_back_when_they_are_touched() {
     let (ram, offload, _told) = booted(1000);
     write_page(&ram, 7 << 12, &[0; 4096]);
     take_dirty(&ram, &[&[0; 16]]).unwrap();
-    let depot = TestDepot::new();
-    let report = send(&offload, &depot);
+    let store = TestDepot::new();
+    let report = send(&offload, &store);
     assert_eq!((report.out, report.sent, report.zero, report.error), (999, 999, 1, None));
-    assert_eq!((resident(&ram), depot.len()), (0, 16));
-    // Neighbours in the parcel come along; what was out is not dirty.
+    assert_eq!((resident(&ram), store.len()), (0, 16));
+    // Neighbours in the batch come along; what was out is not dirty.
     assert_eq!(read_page(&ram, 64 << 12), content(64 << 12, 0));
     let report = offload.report();
     assert_eq!((report.out, report.faults, report.fetched), (983, 1, 16));
     write_page(&ram, 500 << 12, &content(1, 2));
     assert_eq!(take_dirty(&ram, &[&[0; 16]]).unwrap(), [range(500, 1)]);
     // Out once more, what is new too.
-    let report = send(&offload, &depot);
+    let report = send(&offload, &store);
     assert_eq!((report.out, report.error), (999, None));
     for page in 0..1000 {
         let expected = match page {
@@ -161,10 +161,10 @@ fn pages_go_out_and_come_back_when_they_are_touched() {
         assert_eq!(read_page(&ram, page << 12), expected, "{page}");
     }
     assert_eq!(offload.report().out, 0);
-    until_parcels(&depot, 0);
+    until_parcels(&store, 0);
     // A page that was never there.
     let (ram, offload, _told) = booted(1);
-    send(&offload, &depot);
+    send(&offload, &store);
     assert_eq!(read_page(&ram, 0), content(0, 0));
 }
 
@@ -174,31 +174,37 @@ fn what_is_touched_meanwhile_stays_and_recalling_ends_it() {
         return;
     }
     let (ram, offload, _told) = booted(100);
-    let depot = TestDepot::new();
-    begin(&offload, &depot, NEVER, 60);
+    let store = TestDepot::new();
+    begin(&offload, &store, NEVER, 60);
     assert_eq!((offload.report().set_aside, resident(&ram)), (60, 40));
-    let other = offload.begin(depot.clone(), NOW, 1).unwrap_err();
+    let other = offload.begin(store.clone(), NOW, 1).unwrap_err();
     assert!(matches!(other, OffloadError::Busy(Phase::Waiting)), "{other}");
     write_page(&ram, 3 << 12, &content(9, 9));
     assert_eq!(read_page(&ram, 4 << 12), content(4 << 12, 0));
     offload.recall();
     let report = until(&offload, Phase::Idle);
     assert_eq!((report.touched, report.recalled, report.sent), (2, 58, 0));
-    assert_eq!((resident(&ram), depot.len()), (100, 0));
+    assert_eq!((resident(&ram), store.len()), (100, 0));
 
-    let sent = send(&offload, &depot).out;
-    assert_eq!((sent, depot.len()), (100, 2));
-    let elsewhere = offload.begin(TestDepot::new(), NOW, 1).unwrap_err();
-    assert!(matches!(elsewhere, OffloadError::Elsewhere), "{elsewhere}");
+    let sent = send(&offload, &store).out;
+    assert_eq!((sent, store.len()), (100, 2));
+    let resolver = offload.begin(TestDepot::new(), NOW, 1).unwrap_err();
+    assert!(matches!(resolver, OffloadError::OtherStore), "{resolver}");
     offload.recall();
     let report = until(&offload, Phase::Idle);
     assert_eq!((report.out, report.recalled, report.faults), (0, 158, 0));
-    assert_eq!((resident(&ram), depot.len()), (100, 0));
+    assert_eq!((resident(&ram), store.len()), (100, 0));
     assert_eq!(read_page(&ram, 3 << 12), content(9, 9));
     assert!(
-        crate::fault::watched::Watched::of(&ram).unwrap().lent.read().unwrap().ranges().is_empty()
+        crate::fault::watched::Watched::of(&ram)
+            .unwrap()
+            .lazily_registered
+            .read()
+            .unwrap()
+            .ranges()
+            .is_empty()
     );
-    assert_eq!(send(&offload, &TestDepot::new()).out, 100, "and out again, elsewhere");
+    assert_eq!(send(&offload, &TestDepot::new()).out, 100, "and out again, resolver");
 }
 
 #[test]
@@ -207,16 +213,16 @@ fn what_is_given_back_is_zero_and_freed() {
         return;
     }
     let (ram, offload, _told) = booted(256);
-    let depot = TestDepot::new();
-    send(&offload, &depot);
+    let store = TestDepot::new();
+    send(&offload, &store);
     ram.discard(range(0, 64)).unwrap();
-    until_parcels(&depot, 3);
+    until_parcels(&store, 3);
     ram.discard(range(64, 1)).unwrap();
     assert_eq!(offload.report().discarded, 65);
     assert_eq!(read_page(&ram, 64 << 12), [0; 4096]);
     assert_eq!(read_page(&ram, 65 << 12), content(65 << 12, 0));
     // Set aside, too.
-    begin(&offload, &depot, NEVER, u64::MAX);
+    begin(&offload, &store, NEVER, u64::MAX);
     ram.discard(range(65, 1)).unwrap();
     assert_eq!(read_page(&ram, 65 << 12), [0; 4096]);
     offload.recall();
@@ -231,13 +237,13 @@ fn a_depot_that_fails_leaves_all_pages() {
     }
     for puts in [0, 1, 7, 16] {
         let (ram, offload, _told) = booted(1000);
-        let depot = TestDepot::taking(puts);
-        depot.unconfirmed.store(puts == 16, Relaxed);
-        let report = send(&offload, &depot);
+        let store = TestDepot::taking(puts);
+        store.unconfirmed.store(puts == 16, Relaxed);
+        let report = send(&offload, &store);
         assert_eq!((report.out, report.refused), (0, 1000));
         assert!(report.error.unwrap().contains("node n: it is"));
-        assert_eq!((resident(&ram), depot.len()), (1000, 0));
-        depot.lost.store(true, Relaxed);
+        assert_eq!((resident(&ram), store.len()), (1000, 0));
+        store.lost.store(true, Relaxed);
         for page in 0..1000 {
             assert_eq!(read_page(&ram, page << 12), content(page << 12, 0));
         }
@@ -252,9 +258,9 @@ fn a_page_that_is_lost_is_told_and_never_zero() {
         return;
     }
     let (ram, offload, told) = booted(10);
-    let depot = TestDepot::new();
-    send(&offload, &depot);
-    depot.lost.store(true, Relaxed);
+    let store = TestDepot::new();
+    send(&offload, &store);
+    store.lost.store(true, Relaxed);
     offload.recall();
     let report = until(&offload, Phase::Idle);
     assert!(report.error.unwrap().contains("it is gone"), "a recall is not worth an end");
@@ -262,10 +268,10 @@ fn a_page_that_is_lost_is_told_and_never_zero() {
     let reader = ram.clone();
     let reader = std::thread::spawn(move || read_page(&reader, 2 << 12));
     let error = told.recv_timeout(Duration::from_secs(60)).unwrap();
-    assert!(matches!(error, TierError::Away { pages, .. } if pages == range(2, 1)), "{error}");
+    assert!(matches!(error, TierError::Evicted { pages, .. } if pages == range(2, 1)), "{error}");
     assert!(!reader.is_finished(), "it waits for ever");
     // Until the pages are there again; the test has to end.
-    depot.lost.store(false, Relaxed);
+    store.lost.store(false, Relaxed);
     assert_eq!(read_page(&ram, 3 << 12), content(3 << 12, 0));
     assert_eq!(reader.join().unwrap(), content(2 << 12, 0));
 }
@@ -284,14 +290,14 @@ fn a_depot_that_is_silent_is_told() {
     let (ram, restore) = restore(&memory, &layout, sources, &policy, hooks_of_restore);
     page_numbers(&memory).for_each(|page| drop(read_page(&ram, page)));
     let offload = Offload::new(ram.clone(), Some(&restore), hooks().0).unwrap();
-    let depot = TestDepot::new();
-    assert_eq!(send(&offload, &depot).out, 160);
-    depot.silent.store(true, Relaxed);
+    let store = TestDepot::new();
+    assert_eq!(send(&offload, &store).out, 160);
+    store.silent.store(true, Relaxed);
     let reader = ram.clone();
     let reader = std::thread::spawn(move || read_page(&reader, 9 << 12));
     let error = told.recv_timeout(Duration::from_secs(60)).unwrap();
-    assert!(matches!(error, TierError::Away { pages, .. } if pages == range(9, 1)), "{error}");
-    depot.silent.store(false, Relaxed);
+    assert!(matches!(error, TierError::Evicted { pages, .. } if pages == range(9, 1)), "{error}");
+    store.silent.store(false, Relaxed);
     assert_eq!(reader.join().unwrap(), expected(&layout, 9 << 12));
 }
 
@@ -301,7 +307,7 @@ enum Deed {
     Write(u64, u64),
     Read(u64),
     GiveBack(u64, u64),
-    /// Offloads at most so many pages, to a depot that takes so many parcels.
+    /// Offloads at most so many pages, to a store that takes so many batches.
     Offload(u64, i64),
     Recall,
 }
@@ -341,7 +347,7 @@ proptest! {
         restore.populate_beside().unwrap();
         let (hooks, lost_later) = hooks();
         let offload = Offload::new(ram.clone(), Some(&restore), hooks).unwrap();
-        let depot = TestDepot::new();
+        let store = TestDepot::new();
         let mut model: HashMap<u64, Vec<u8>> =
             page_numbers(&memory).map(|page| (page, expected(&layout, page))).collect();
         for deed in deeds {
@@ -360,8 +366,8 @@ proptest! {
                     model.extend(page_numbers(&[gone]).map(|page| (page, vec![0; 4096])));
                 }
                 Deed::Offload(limit, puts) => {
-                    depot.puts.store(puts, Relaxed);
-                    begin(&offload, &depot, NOW, limit);
+                    store.puts.store(puts, Relaxed);
+                    begin(&offload, &store, NOW, limit);
                     let report = until(&offload, Phase::Idle);
                     prop_assert!(report.error.is_none() || puts < 3, "{:?}", report);
                 }
@@ -376,7 +382,7 @@ proptest! {
         }
         prop_assert_eq!(offload.report().out, 0);
         prop_assert!(lost.try_recv().is_err() && lost_later.try_recv().is_err());
-        until_parcels(&depot, 0);
+        until_parcels(&store, 0);
     }
 }
 
@@ -389,7 +395,7 @@ fn no_write_is_lost_whatever_goes_on_beside() {
     // Held for writing where a machine would stand still.
     let running = RwLock::new(());
     let done = std::sync::atomic::AtomicBool::new(false);
-    let depot = TestDepot::new();
+    let store = TestDepot::new();
     std::thread::scope(|scope| {
         for worker in 0..3u64 {
             let (ram, running, done) = (&ram, &running, &done);
@@ -425,9 +431,9 @@ fn no_write_is_lost_whatever_goes_on_beside() {
         }
         let rounds = 40;
         for round in 0..rounds {
-            depot.puts.store(if round % 5 == 4 { round } else { i64::MAX }, Relaxed);
+            store.puts.store(if round % 5 == 4 { round } else { i64::MAX }, Relaxed);
             let idle = Duration::from_millis((round % 3) as u64);
-            offload.begin(depot.clone(), idle, u64::MAX).unwrap();
+            offload.begin(store.clone(), idle, u64::MAX).unwrap();
             while offload.is_taking() {
                 let _still = running.write().unwrap();
                 offload.take_some().unwrap();
@@ -448,7 +454,7 @@ fn no_write_is_lost_whatever_goes_on_beside() {
     assert!(told.try_recv().is_err());
     offload.recall();
     until(&offload, Phase::Idle);
-    until_parcels(&depot, 0);
+    until_parcels(&store, 0);
 }
 
 #[test]
@@ -466,8 +472,8 @@ fn private_copies_over_a_file_go_out_and_its_own_pages_to_the_cache() {
         write_page(&ram, page << 12, &content(page << 12, 5));
     }
     let offload = Offload::new(ram.clone(), Some(&restore), hooks().0).unwrap();
-    let depot = TestDepot::new();
-    let report = send(&offload, &depot);
+    let store = TestDepot::new();
+    let report = send(&offload, &store);
     assert_eq!((report.out, report.clean, report.left), (30, 130, 0));
     let mapped = restore.census().unwrap();
     assert_eq!((mapped.ro.present, mapped.rw.present, mapped.cold.present), (0, 0, 0));
@@ -482,7 +488,7 @@ fn private_copies_over_a_file_go_out_and_its_own_pages_to_the_cache() {
     }
     ram.set_room(5);
     let taken = report.taken;
-    let report = send(&offload, &depot);
+    let report = send(&offload, &store);
     // A fault that was answered along with another one's may be read only now, and brings pages back:
     // they do not count as out.
     assert_eq!((report.taken - taken, report.left), (32, 13), "{report:?}");

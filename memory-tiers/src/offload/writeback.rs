@@ -1,4 +1,4 @@
-//! The thread that sends set-aside pages to a depot, and brings pages back.
+//! The thread that sends set-aside pages to a store, and brings pages back.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -8,15 +8,15 @@ use std::time::Instant;
 use varve_snapshot::chain;
 
 use crate::error::TierError;
-use crate::fault::backing_store::Depot;
+use crate::fault::backing_store::BackingStore;
 use crate::fault::evicted::{Back, Part};
 use crate::fault::watched::Watched;
 use crate::offload::control::Phase;
 use crate::ram::guest_ram::GuestRam;
 use crate::source::page_source::SourceError;
 
-/// Pages of a parcel.
-const PARCEL: usize = 64;
+/// Pages of a batch.
+const BATCH_PAGES: usize = 64;
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -107,44 +107,44 @@ impl Work {
         }
     }
 
-    /// Calls the depot.
-    fn ask<T>(&self, call: impl FnOnce(&dyn Depot) -> T) -> Option<T> {
-        let depot = self.watched.away.depot()?;
+    /// Calls the store.
+    fn ask<T>(&self, call: impl FnOnce(&dyn BackingStore) -> T) -> Option<T> {
+        let store = self.watched.evicted.store()?;
         self.asking.store(true, Relaxed);
-        let answer = call(&*depot);
+        let answer = call(&*store);
         self.asking.store(false, Relaxed);
         Some(answer)
     }
 
     fn free(&self) {
-        let freed = self.watched.away.take_freed();
+        let freed = self.watched.evicted.take_freed();
         if !freed.is_empty() {
-            self.ask(|depot| depot.free(&freed));
+            self.ask(|store| store.free(&freed));
         }
     }
 
-    /// Sends what nobody has touched. All of it is at the depot before any of it is let go.
+    /// Sends what nobody has touched. All of it is at the store before any of it is let go.
     fn send(&self) {
         if !self.goes_on(Phase::Sending) {
             return;
         }
-        let away = &self.watched.away;
+        let away = &self.watched.evicted;
         let mut sent = Vec::new();
-        let outcome = self.ask(|depot| self.send_to(depot, &mut sent)).unwrap_or(Ok(true));
+        let outcome = self.ask(|store| self.send_to(store, &mut sent)).unwrap_or(Ok(true));
         let error = match outcome {
             Ok(true) => {
-                sent.into_iter().for_each(|(parcel, pages)| away.commit(parcel, pages));
+                sent.into_iter().for_each(|(batch, pages)| away.commit(batch, pages));
                 None
             }
             // A recall follows, or the end.
             Ok(false) => {
-                let parcels: Vec<u64> = sent.iter().map(|(parcel, _)| *parcel).collect();
-                self.ask(|depot| depot.free(&parcels));
+                let batches: Vec<u64> = sent.iter().map(|(batch, _)| *batch).collect();
+                self.ask(|store| store.free(&batches));
                 return;
             }
             Err(error) => {
-                let parcels: Vec<u64> = sent.iter().map(|(parcel, _)| *parcel).collect();
-                self.ask(|depot| depot.free(&parcels));
+                let batches: Vec<u64> = sent.iter().map(|(batch, _)| *batch).collect();
+                self.ask(|store| store.free(&batches));
                 let text = chain(&*error);
                 log::warn!("offloading: {text}; the pages stay");
                 self.status().refused += away.counts().0;
@@ -157,26 +157,26 @@ impl Work {
     /// Whether all was sent; otherwise it was cancelled.
     fn send_to(
         &self,
-        depot: &dyn Depot,
+        store: &dyn BackingStore,
         sent: &mut Vec<(u64, Vec<u64>)>,
     ) -> Result<bool, SourceError> {
         let mut data = Vec::new();
-        for pages in self.watched.away.staged().chunks(PARCEL) {
+        for pages in self.watched.evicted.staged().chunks(BATCH_PAGES) {
             if self.cancelled.load(Relaxed) {
                 return Ok(false);
             }
-            let found = self.watched.away.copy_staged(pages, &mut data)?;
+            let found = self.watched.evicted.copy_staged(pages, &mut data)?;
             if !found.is_empty() {
-                sent.push((depot.put(&data)?, found));
+                sent.push((store.put(&data)?, found));
             }
         }
-        depot.confirm()?;
+        store.confirm()?;
         Ok(true)
     }
 
     /// Brings back what is set aside.
     fn put_back(&self) -> Result<(), TierError> {
-        for page in self.watched.away.staged() {
+        for page in self.watched.evicted.staged() {
             if self.ending.load(Relaxed) {
                 break;
             }
@@ -188,7 +188,7 @@ impl Work {
     fn recall(&self) {
         self.status().phase = Phase::Recalling;
         let recalled = self.put_back().and_then(|()| self.fetch_all());
-        let ended = recalled.and_then(|()| Ok(self.watched.end_lending(&self.ram)?));
+        let ended = recalled.and_then(|()| Ok(self.watched.end_lazy_registration(&self.ram)?));
         let error = ended.err().map(|e| chain(&e));
         if let Some(error) = &error {
             log::warn!("recalling pages: {error}");
@@ -198,14 +198,14 @@ impl Work {
 
     fn fetch_all(&self) -> Result<(), TierError> {
         let mut buffer = Vec::new();
-        while let Some((parcel, wanted, pages)) = self.watched.away.some_parcel() {
+        while let Some((batch, wanted, pages)) = self.watched.evicted.some_batch() {
             if self.ending.load(Relaxed) {
                 break;
             }
-            self.ask(|depot| {
+            self.ask(|store| {
                 let Work { ram, watched, .. } = self;
-                let whole = Part { parcel, first: 0, pages: &pages };
-                watched.fetch(ram.places(), whole, wanted, depot, &mut buffer, Back::Called)
+                let whole = Part { batch, first: 0, pages: &pages };
+                watched.fetch(ram.places(), whole, wanted, store, &mut buffer, Back::Called)
             })
             .unwrap_or(Ok(()))?;
             self.free();

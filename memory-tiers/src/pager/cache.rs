@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use varve_snapshot::PAGE_SIZE;
 
-use crate::fault::tally::Count;
+use crate::fault::stats::Count;
 use crate::fault::watchdog::lock;
 use crate::plan::image::ImageInfo;
 use crate::source::page_source::{PageSource, SourceError};
@@ -273,12 +273,12 @@ mod tests {
     fn what_was_not_used_for_longest_goes_first() {
         let cache = ChunkCache::new(250);
         let get = |n: u64, fetched: bool| {
-            let mut asked = false;
+            let mut context = false;
             let data = cache.get((1, n), || {
-                asked = true;
+                context = true;
                 Ok(chunk(n as u8))
             });
-            assert_eq!((data.unwrap()[0], asked), (n as u8, fetched), "{n}");
+            assert_eq!((data.unwrap()[0], context), (n as u8, fetched), "{n}");
         };
         get(1, true);
         get(2, true);

@@ -14,7 +14,7 @@ use crate::fault::external::HandlerMapping;
 use crate::ram::kind::HUGE_PAGE;
 use crate::ram::regions::{RamRegion, Regions};
 
-/// How long the whole message may take, once a machine has connected.
+/// Mechanism long the whole message may take, once a machine has connected.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest message: some hundred thousand runs of memory.
 const MAX_BYTES: usize = 32 << 20;

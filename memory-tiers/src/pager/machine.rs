@@ -12,18 +12,18 @@ use varve_snapshot::chain;
 use super::handshake::{HandshakeError, receive, regions};
 use super::{Served, Settings};
 use crate::error::TierError;
-use crate::fault::answer::Asked;
-use crate::fault::external::Said;
+use crate::fault::answer::FaultContext;
+use crate::fault::external::Reply;
 use crate::fault::threads::FaultThreads;
 use crate::fault::watchdog::lock;
 use crate::fault::watched::Watched;
 use crate::ram::sys::peer::peer_process;
 use crate::ram::sys::uffd::Uffd;
 
-/// How long a machine that was told that a page cannot be had may take to end.
+/// Mechanism long a machine that was told that a page cannot be had may take to end.
 const GRACE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// How a machine's connection came to its end.
+/// Mechanism a machine's connection came to its end.
 pub(super) enum End {
     /// The machine's process ended, or the pager did.
     Over,
@@ -55,18 +55,18 @@ pub(super) fn serve(
     }
     let failed = Arc::new(Failure::new()?);
     let of_threads = failed.clone();
-    let asked = Asked {
+    let context = FaultContext {
         regions,
         page_size,
         watched: Arc::new(watched),
         layout: served.layout.clone(),
         order: served.by_image.clone(),
         sources: served.sources.clone(),
-        tally: served.tally.clone(),
+        stats: served.stats.clone(),
         deadline: settings.deadline,
         on_fatal: Arc::new(move |error| of_threads.tell(error)),
     };
-    let threads = FaultThreads::start(asked, settings.threads)
+    let threads = FaultThreads::start(context, settings.threads)
         .map_err(|e| HandshakeError::Io(io::Error::other(chain(&e))))?;
 
     // A machine may close its connection and go on: what counts is its process, if it can be seen.
@@ -87,7 +87,7 @@ pub(super) fn serve(
 
 /// Tells a machine why its pages will not come; Firecracker's do not listen.
 pub(super) fn say(mut stream: &UnixStream, error: String) {
-    let mut said = serde_json::to_vec(&Said { error }).unwrap_or_default();
+    let mut said = serde_json::to_vec(&Reply { error }).unwrap_or_default();
     said.push(b'\n');
     if let Err(e) = stream.write_all(&said) {
         log::debug!("telling a machine: {e}");

@@ -29,18 +29,18 @@ pub use cache::{CacheCounters, ChunkCache};
 pub use served::Served;
 
 use crate::error::TierError;
-use crate::fault::tally::{ByAccess, SourceCount};
+use crate::fault::stats::{ByAccess, SourceCount};
 use crate::fault::watchdog::lock;
 use machine::End;
 
-/// How machines are served.
+/// Mechanism machines are served.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Threads for each machine.
     pub threads: usize,
     /// Most machines at once.
     pub machines: usize,
-    /// How long an image may take for a page.
+    /// Mechanism long an image may take for a page.
     pub deadline: Duration,
 }
 
@@ -149,12 +149,12 @@ impl Pager {
         let shared = &self.shared;
         let snapshot = |served: &Arc<Served>| SnapshotCounters {
             snapshot: served.name.clone(),
-            faults: served.tally.faults_by_class(),
-            faults_late: served.tally.late.get(),
-            fetched: served.tally.fetched.get(),
-            fetched_along: served.tally.along.get(),
-            zeroed: served.tally.zeroed.get(),
-            sources: served.tally.sources(&served.images),
+            faults: served.stats.faults_by_class(),
+            faults_late: served.stats.late.get(),
+            fetched: served.stats.fetched.get(),
+            fetched_along: served.stats.along.get(),
+            zeroed: served.stats.zeroed.get(),
+            sources: served.stats.sources(&served.images),
         };
         PagerCounters {
             machines: MachineCounts {

@@ -12,7 +12,7 @@ use varve_snapshot::{
 
 use super::cache::{Cached, ChunkCache};
 use crate::error::TierError;
-use crate::fault::tally::Tally;
+use crate::fault::stats::Stats;
 use crate::plan::image::{ImageInfo, Tier};
 use crate::plan::ops::{PlanInput, check};
 use crate::plan::policy::Policy;
@@ -21,7 +21,7 @@ use crate::plan::strategy::Strategy;
 use crate::source::images::{infos, open_image};
 use crate::source::page_source::PageSource;
 use crate::source::page_source::{FileSource, Sources};
-use crate::source::resolver::Elsewhere;
+use crate::source::resolver::ImageResolver;
 
 /// Pages of a raw memory file that come together.
 const FILE_CHUNK: u64 = 16;
@@ -34,7 +34,7 @@ pub struct Served {
     pub(super) by_image: Arc<Vec<(Stored, PageRange)>>,
     pub(super) images: Vec<ImageInfo>,
     pub(super) sources: Sources,
-    pub(super) tally: Arc<Tally>,
+    pub(super) stats: Arc<Stats>,
 }
 
 impl Served {
@@ -43,7 +43,7 @@ impl Served {
     pub fn tiered(
         name: impl Into<String>,
         snapshot: &ManifestReader,
-        elsewhere: &dyn Elsewhere,
+        resolver: &dyn ImageResolver,
         cache: &Arc<ChunkCache>,
     ) -> Result<Served, TierError> {
         // Each layout tells all of memory; this one names the images that are published.
@@ -51,12 +51,12 @@ impl Served {
         let tiered = names.iter().find(|l| *l == layout::TIERED).or(names.first());
         let none = || TierError::Plan("the snapshot has no layout".into());
         let layout = snapshot.layout(tiered.ok_or_else(none)?)?;
-        let images = infos(snapshot, elsewhere);
+        let images = infos(snapshot, resolver);
         let mut sources: Sources = vec![None; images.len()];
         for stored in layout.regions().iter().filter_map(|r| r.stored) {
             let at = usize::from(stored.image.0);
             if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
-                let source = open_image(snapshot, stored.image, info, true, elsewhere)?;
+                let source = open_image(snapshot, stored.image, info, true, resolver)?;
                 *slot = Some(match info.mappable {
                     true => source,
                     false => Arc::new(Cached::new(source, cache.clone())),
@@ -92,7 +92,7 @@ impl Served {
         check(&PlanInput {
             memory,
             layout: &layout,
-            beneath: None,
+            base_image: None,
             images: &images,
             policy: &policy,
         })?;
@@ -101,7 +101,7 @@ impl Served {
             order: FlatOrder::new(memory),
             by_image: Arc::new(by_image(&layout)),
             layout,
-            tally: Arc::new(Tally::new(images.len())),
+            stats: Arc::new(Stats::new(images.len())),
             images,
             sources,
         })

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::testing::*;
-use crate::{GuestRam, Handler, HugePages, ImageInfo, Tier};
+use crate::{ExternalHandler, GuestRam, HugePages, ImageInfo, Tier};
 use varve_snapshot::{ImageId, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 
 /// Two ranges; the image holds pages 0 to 31 of the first and all of the second.
@@ -88,7 +88,7 @@ impl Serving {
     }
 
     /// A machine, and what it is told when it is lost.
-    fn machine(&self, pages: HugePages) -> (Arc<GuestRam>, Handler, Receiver<TierError>) {
+    fn machine(&self, pages: HugePages) -> (Arc<GuestRam>, ExternalHandler, Receiver<TierError>) {
         machine(&self.socket(), &memory(), pages).unwrap()
     }
 
@@ -101,13 +101,13 @@ impl Serving {
     }
 }
 
-type Machine = (Arc<GuestRam>, Handler, Receiver<TierError>);
+type Machine = (Arc<GuestRam>, ExternalHandler, Receiver<TierError>);
 
 fn machine(socket: &Path, memory: &[PageRange], pages: HugePages) -> Result<Machine, TierError> {
     let ram = Arc::new(GuestRam::with_pages(memory, false, pages)?);
     let (tell, told): (Sender<TierError>, _) = channel();
     let on_fatal = Box::new(move |error| drop(tell.send(error)));
-    let handler = Handler::start(&ram, socket, on_fatal)?;
+    let handler = ExternalHandler::start(&ram, socket, on_fatal)?;
     Ok((ram, handler, told))
 }
 
@@ -191,7 +191,7 @@ fn a_restore_lays_what_is_hot_and_hands_over_the_rest() {
         let input = PlanInput {
             memory: &memory,
             layout: &layout,
-            beneath: None,
+            base_image: None,
             images: &images,
             policy: &policy,
         };
@@ -229,7 +229,7 @@ fn pages_that_are_given_back_are_zero_whatever_is_under_way() {
     }
     for threads in [1, 3] {
         let mut source = source();
-        let (tell, asked) = channel();
+        let (tell, context) = channel();
         let (answer, wait) = channel();
         source.gate = Some((Mutex::new(tell), Mutex::new(wait)));
         let cache = Arc::new(ChunkCache::new(1 << 20));
@@ -237,7 +237,7 @@ fn pages_that_are_given_back_are_zero_whatever_is_under_way() {
         let (ram, _handler, _told) = serving.machine(HugePages::Off);
         let reader = ram.clone();
         let reader = std::thread::spawn(move || read_page(&reader, 8 << 12));
-        assert_eq!(asked.recv().unwrap(), 8);
+        assert_eq!(context.recv().unwrap(), 8);
         // Fetched, and not in place: with one thread nobody reads of it before it is.
         let pages = PageRange::new(8 << 12, 2 << 12).unwrap();
         let discarding = ram.clone();
@@ -266,26 +266,26 @@ fn a_page_that_is_slow_delays_no_other() {
         return;
     }
     let mut source = source();
-    let (tell, asked) = channel();
+    let (tell, context) = channel();
     let (answer, wait) = channel();
     source.gate = Some((Mutex::new(tell), Mutex::new(wait)));
     let serving = Serving::new(source);
     let (ram, ..) = &serving.machine(HugePages::Off);
     answer.send(()).unwrap();
     assert_eq!(read_page(ram, 0), content(0, 0));
-    assert_eq!(asked.recv().unwrap(), 0);
+    assert_eq!(context.recv().unwrap(), 0);
     std::thread::scope(|scope| {
         // Two threads, of which one may wait: the second page waits in a queue.
         let slow: Vec<_> =
             [8u64, 16].into_iter().map(|p| scope.spawn(move || read_page(ram, p << 12))).collect();
-        let first = asked.recv().unwrap();
+        let first = context.recv().unwrap();
         assert!([8, 16].contains(&first));
         // Zero pages, and what is in the cache, come meanwhile.
         assert_eq!(read_page(ram, 50 << 12), [0; 4096]);
         let (other, _handler, _told) = serving.machine(HugePages::Off);
         assert_eq!(read_page(&other, 3 << 12), content(3 << 12, 0));
         answer.send(()).unwrap();
-        assert_eq!(asked.recv().unwrap(), 24 - first);
+        assert_eq!(context.recv().unwrap(), 24 - first);
         answer.send(()).unwrap();
         for (slow, page) in slow.into_iter().zip([8u64, 16]) {
             assert_eq!(slow.join().unwrap(), content(page << 12, 0));

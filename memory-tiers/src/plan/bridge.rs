@@ -4,7 +4,7 @@
 use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Region, Stored};
 
 use crate::plan::ops::PlanInput;
-use crate::plan::placement::{How, Placement};
+use crate::plan::placement::{Mechanism, Placement};
 
 /// A run that one operation covers.
 #[derive(Clone, Debug)]
@@ -37,12 +37,12 @@ impl Bridging<'_> {
         let mut extents: Vec<Extent> = Vec::new();
         let regions = self.input.layout.regions();
         for (index, (region, placement)) in regions.iter().zip(self.placements).enumerate() {
-            let mapped = placement.how == How::Map;
+            let mapped = placement.how == Mechanism::Map;
             let here = self.one_layer || region.class == layer;
             let (true, Some(from)) = (mapped && here, region.stored) else {
                 continue;
             };
-            if self.input.beneath == Some(from.image) && self.is_in_place(region, from) {
+            if self.input.base_image == Some(from.image) && self.is_in_place(region, from) {
                 continue;
             }
             match extents.last_mut() {
@@ -65,7 +65,7 @@ impl Bridging<'_> {
 
     /// Whether one mapping may reach from `last` to `region`.
     fn joins(&self, last: &Extent, region: &Region, from: Stored, index: usize) -> bool {
-        let PlanInput { memory, layout, beneath, images, .. } = *self.input;
+        let PlanInput { memory, layout, base_image, images, .. } = *self.input;
         if position(last.from, last.pages.start()) != position(from, region.pages.start())
             || last.from.image != from.image
             || !memory.iter().any(|m| m.contains(&join(last.pages, region.pages)))
@@ -83,20 +83,20 @@ impl Bridging<'_> {
                 // Not by a copy: to make room for it, the kernel would first bring in the page that
                 // the mapping shows there.
                 let above = height(between.class) > height(last.layer) && !self.one_layer;
-                let covered = above && how.how == How::Map || how.how == How::Block;
+                let covered = above && how.how == Mechanism::Map || how.how == Mechanism::Block;
                 let same = stored.image == from.image
                     && position(stored, between.pages.start())
                         == position(from, region.pages.start());
-                if !(covered || same && how.how == How::Map) {
+                if !(covered || same && how.how == Mechanism::Map) {
                     return false;
                 }
-            } else if how.how == How::Fault {
+            } else if how.how == Mechanism::Fault {
                 return false;
             } else {
                 zeros += between.pages.len();
             }
         }
-        if unnamed > 0 && beneath.is_some() {
+        if unnamed > 0 && base_image.is_some() {
             return false;
         }
         let shows_zeros = || {

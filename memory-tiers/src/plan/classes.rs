@@ -3,10 +3,10 @@
 use varve_snapshot::{PageClass, Region, layout};
 
 use super::image::ImageInfo;
-use super::placement::{How, Placement};
-use super::policy::{Policy, ReadOnlyPages, Wait};
+use super::placement::{Mechanism, Placement};
+use super::policy::{Policy, PrefaultBarrier, ReadOnlyPages};
 use super::strategy::Traits;
-use crate::ram::kind::Ahead;
+use crate::ram::kind::PrefaultMode;
 
 /// Packed images, one a class.
 pub const TIERED: Traits = Traits {
@@ -47,27 +47,27 @@ fn place_template(region: &Region, image: Option<&ImageInfo>, policy: &Policy) -
 fn place(region: &Region, image: Option<&ImageInfo>, policy: &Policy, touched: bool) -> Placement {
     let Some(image) = image else {
         let written = region.class == PageClass::ReadWrite;
-        return Placement { how: How::Base, ahead: written.then_some(Ahead::Write) };
+        return Placement { how: Mechanism::Base, ahead: written.then_some(PrefaultMode::Write) };
     };
     if !image.mappable {
         return Placement::copied_if_hot(region);
     }
-    let mapped = |ahead| Placement { how: How::Map, ahead };
+    let mapped = |ahead| Placement { how: Mechanism::Map, ahead };
     match region.class {
-        PageClass::ReadWrite => mapped(Some(Ahead::Write)),
+        PageClass::ReadWrite => mapped(Some(PrefaultMode::Write)),
         PageClass::ReadOnly => mapped(Some(read_only(image, policy))),
         PageClass::Zero | PageClass::Cold => match () {
-            () if touched && region.is_hot() => mapped(Some(Ahead::Read)),
-            () if policy.asks_for_cold() => Placement::only(How::Fault),
+            () if touched && region.is_hot() => mapped(Some(PrefaultMode::Read)),
+            () if policy.asks_for_cold() => Placement::only(Mechanism::Fault),
             () => mapped(None),
         },
     }
 }
 
 /// Read-only pages are used in place, or copied to local memory ahead of their use.
-fn read_only(image: &ImageInfo, policy: &Policy) -> Ahead {
+fn read_only(image: &ImageInfo, policy: &Policy) -> PrefaultMode {
     let costs = &policy.costs;
-    let share = policy.waited(Wait::First);
+    let share = policy.waited(PrefaultBarrier::First);
     let copied = match policy.read_only {
         ReadOnlyPages::Mapped => false,
         ReadOnlyPages::Copied => true,
@@ -76,5 +76,5 @@ fn read_only(image: &ImageInfo, policy: &Policy) -> Ahead {
             costs.populate_write * share < in_place
         }
     };
-    if copied { Ahead::Write } else { Ahead::Read }
+    if copied { PrefaultMode::Write } else { PrefaultMode::Read }
 }

@@ -8,40 +8,40 @@ use varve_snapshot::{NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, 
 
 use crate::plan::bridge::guest_index;
 use crate::plan::ops::PlanInput;
-use crate::plan::placement::{How, Placement};
-use crate::plan::policy::Wait;
+use crate::plan::placement::{Mechanism, Placement};
+use crate::plan::policy::PrefaultBarrier;
 use crate::ram::host::transparent_huge_pages;
 use crate::ram::kind::{HUGE_PAGE, HugePages};
 
 /// Whether there are dense blocks, and how they become huge pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum DenseBlocks {
+pub enum HugeBlocks {
     /// There are none.
     #[default]
     Off,
     /// The kernel makes huge pages by itself, where there is one at hand.
     Given,
     /// It is asked for each, and may move other pages out of the way for it, which takes time.
-    Asked,
+    FaultContext,
 }
 
-impl DenseBlocks {
+impl HugeBlocks {
     /// What suits this host, for those who wait for `wait`: transparent huge pages are made always, by
     /// madvise, or never (Documentation/admin-guide/mm/transhuge.rst). Where it cannot be told, as in a jail,
     /// they are asked for.
-    pub fn suited(wait: Wait) -> DenseBlocks {
-        if wait < Wait::First {
-            return DenseBlocks::Off;
+    pub fn suited(wait: PrefaultBarrier) -> HugeBlocks {
+        if wait < PrefaultBarrier::First {
+            return HugeBlocks::Off;
         }
-        DenseBlocks::of(&transparent_huge_pages())
+        HugeBlocks::of(&transparent_huge_pages())
     }
 
-    fn of(enabled: &str) -> DenseBlocks {
+    fn of(enabled: &str) -> HugeBlocks {
         match enabled {
-            text if text.contains("[never]") => DenseBlocks::Off,
-            text if text.contains("[always]") => DenseBlocks::Given,
-            _ => DenseBlocks::Asked,
+            text if text.contains("[never]") => HugeBlocks::Off,
+            text if text.contains("[always]") => HugeBlocks::Given,
+            _ => HugeBlocks::FaultContext,
         }
     }
 }
@@ -57,10 +57,10 @@ const LEAST: u64 = BLOCK / PAGE_SIZE * 2 / 3;
 pub(crate) fn blocks(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<PageRange> {
     let PlanInput { memory, layout, policy, .. } = *input;
     let knows = policy.strategy.traits().classes;
-    let waited = policy.dense != DenseBlocks::Off && policy.wait >= Wait::First;
+    let waited = policy.dense != HugeBlocks::Off && policy.wait >= PrefaultBarrier::First;
     let may = waited && policy.huge_pages == HugePages::Off;
     // Where pages are asked for nothing else can be laid.
-    if !(knows && may) || placements.iter().any(|p| p.how == How::Fault) {
+    if !(knows && may) || placements.iter().any(|p| p.how == Mechanism::Fault) {
         return Vec::new();
     }
     let mut blocks = Vec::new();
@@ -77,7 +77,7 @@ pub(crate) fn blocks(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Pag
             if region.class == PageClass::ReadWrite {
                 written += part(region, block.start(), block.end()).map_or(0, |p| p.pages.pages());
             }
-            mapped &= region.stored.is_none() || placement.how == How::Map;
+            mapped &= region.stored.is_none() || placement.how == Mechanism::Map;
         }
         if mapped && written >= LEAST {
             blocks.push(block);
@@ -89,9 +89,9 @@ pub(crate) fn blocks(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Pag
 /// The layout with regions cut at the borders of `blocks`, in which what no region names is named where
 /// an image beneath holds it.
 pub(crate) fn cut(input: &PlanInput<'_>, blocks: &[PageRange]) -> Option<RegionMap> {
-    let PlanInput { memory, layout, beneath, .. } = *input;
+    let PlanInput { memory, layout, base_image, .. } = *input;
     let unnamed = |start: u64, end: u64| {
-        let (pages, image) = (PageRange::new(start, end - start).ok()?, beneath?);
+        let (pages, image) = (PageRange::new(start, end - start).ok()?, base_image?);
         let stored = Some(Stored { image, page: guest_index(memory, start)? });
         Some(Region { pages, class: PageClass::Cold, stored, rank: NEVER })
     };
@@ -124,7 +124,7 @@ pub(crate) fn place(layout: &RegionMap, placements: &mut [Placement], blocks: &[
     for (region, placement) in layout.regions().iter().zip(placements) {
         let at = blocks.partition_point(|block| block.end() <= region.pages.start());
         if blocks.get(at).is_some_and(|block| block.contains(&region.pages)) {
-            *placement = Placement { how: How::Block, ahead: None };
+            *placement = Placement { how: Mechanism::Block, ahead: None };
         }
     }
 }
@@ -146,13 +146,13 @@ mod tests {
     #[test]
     fn huge_pages_are_made_as_the_host_says() {
         for (enabled, found) in [
-            ("always madvise [never]\n", DenseBlocks::Off),
-            ("[always] madvise never\n", DenseBlocks::Given),
-            ("always [madvise] never\n", DenseBlocks::Asked),
-            ("", DenseBlocks::Asked),
+            ("always madvise [never]\n", HugeBlocks::Off),
+            ("[always] madvise never\n", HugeBlocks::Given),
+            ("always [madvise] never\n", HugeBlocks::FaultContext),
+            ("", HugeBlocks::FaultContext),
         ] {
-            assert_eq!(DenseBlocks::of(enabled), found, "{enabled}");
+            assert_eq!(HugeBlocks::of(enabled), found, "{enabled}");
         }
-        assert_eq!(DenseBlocks::suited(Wait::Written), DenseBlocks::Off);
+        assert_eq!(HugeBlocks::suited(PrefaultBarrier::Written), HugeBlocks::Off);
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn regions(
     policy: &Policy,
     images: &[ImageInfo],
 ) -> Result<(RegionMap, Option<ImageId>), SnapshotError> {
-    if let Some(image) = beneath(strategy, policy, images)
+    if let Some(image) = base_image(strategy, policy, images)
         && let Some(hot) = snapshot.hot_regions(name)?
         && used(&hot).all(|(_, at)| images.get(usize::from(at.image.0)).is_some_and(|i| i.mappable))
     {
@@ -50,7 +50,7 @@ pub(crate) fn regions(
 
 /// The raw memory file, if one mapping of it can lie beneath everything else: nothing is asked for or
 /// copied, and no fresh huge pages are to hold what is zero.
-fn beneath(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<ImageId> {
+fn base_image(strategy: Strategy, policy: &Policy, images: &[ImageInfo]) -> Option<ImageId> {
     let cold = images.iter().find(|i| i.name == COLD_IMAGE && strategy.traits().packed);
     let at = images.iter().position(|image| {
         image.guest_layout && image.mappable && cold.is_none_or(|cold| cold.mappable)

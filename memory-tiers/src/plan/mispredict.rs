@@ -1,4 +1,4 @@
-//! How good a layout's prediction was, against a recording of what was done. Pure.
+//! Mechanism good a layout's prediction was, against a recording of what was done. Pure.
 
 use varve_snapshot::{Access, NEVER, PAGE_SIZE, PageClass, RegionMap, Trace};
 

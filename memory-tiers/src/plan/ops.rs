@@ -9,12 +9,12 @@ use varve_snapshot::{ImageId, PageClass, PageRange, Region, RegionMap, Stored};
 use crate::plan::bridge::guest_index;
 use crate::plan::image::ImageInfo;
 use crate::plan::overlay::{Overlay, Shown};
-use crate::plan::placement::{How, Placement};
+use crate::plan::placement::{Mechanism, Placement};
 use crate::plan::planner;
 use crate::plan::policy::Policy;
 use crate::plan::stored::stored_at;
 use crate::plan::strategy::Strategy;
-use crate::ram::kind::{Ahead, HugePages};
+use crate::ram::kind::{HugePages, PrefaultMode};
 use crate::ram::ranges::RangeSet;
 
 /// What a plan is made from.
@@ -26,7 +26,7 @@ pub struct PlanInput<'a> {
     pub layout: &'a RegionMap,
     /// The image in guest layout that holds all pages that `layout` does not name, cold or zero, and
     /// lies beneath the others. None: these pages are zero.
-    pub beneath: Option<ImageId>,
+    pub base_image: Option<ImageId>,
     /// The images that the layout names, by their number.
     pub images: &'a [ImageInfo],
     /// What is wanted.
@@ -55,7 +55,7 @@ pub enum PlanError {
         has: u64,
     },
     /// An image that cannot lie beneath the others, or a method that does not lay it there.
-    #[error("image {0} cannot lie beneath all else of what strategy {1} restores")]
+    #[error("image {0} cannot be the base mapping for strategy {1}")]
     Beneath(u16, Strategy),
     /// A method that maps 4 KiB pages or waits for their faults.
     #[error(
@@ -111,8 +111,8 @@ pub struct Op {
 pub struct Step {
     /// The pages.
     pub pages: PageRange,
-    /// How; `None`: they are ready, and only stage-2 is filled.
-    pub how: Option<Ahead>,
+    /// Mechanism; `None`: they are ready, and only stage-2 is filled.
+    pub how: Option<PrefaultMode>,
     /// Their class.
     pub class: PageClass,
     /// When recorded invocations first touched one of them.
@@ -132,7 +132,7 @@ pub struct Plan {
     pub(crate) beside: OnceLock<Vec<Step>>,
     pub(crate) memory: Vec<PageRange>,
     pub(crate) layout: RegionMap,
-    pub(crate) beneath: Option<ImageId>,
+    pub(crate) base_image: Option<ImageId>,
     pub(crate) placements: Vec<Placement>,
     pub(crate) images: Vec<ImageInfo>,
     pub(crate) policy: Policy,
@@ -191,7 +191,7 @@ impl Plan {
 
     /// Where the content of the page at `address` is; `None`: it is zero.
     pub(crate) fn stored_at(&self, address: u64) -> Option<Stored> {
-        match (self.layout.find(address), self.beneath) {
+        match (self.layout.find(address), self.base_image) {
             (None, Some(image)) => {
                 guest_index(&self.memory, address).map(|page| Stored { image, page })
             }
@@ -220,7 +220,7 @@ impl Plan {
 
     fn is_right(&self, page: u64, shown: Shown) -> bool {
         match (shown, self.stored_at(page)) {
-            (Shown::Asked, _) => true,
+            (Shown::FaultContext, _) => true,
             (Shown::Zero, stored) => stored.is_none(),
             (Shown::Image(shown), Some(stored)) => shown == stored,
             (Shown::Image(shown), None) => {
@@ -240,7 +240,7 @@ impl Plan {
     pub fn made_private(&self) -> Vec<PageRange> {
         let mut pages = RangeSet::default();
         let steps = self.before.iter().chain(self.beside());
-        let written = steps.filter(|step| step.how == Some(Ahead::Write));
+        let written = steps.filter(|step| step.how == Some(PrefaultMode::Write));
         written.for_each(|step| pages.insert(step.pages));
         pages.ranges()
     }
@@ -249,9 +249,9 @@ impl Plan {
     /// asked for are the pager's to read, if there is one.
     pub(crate) fn used_images(&self) -> impl Iterator<Item = ImageId> + '_ {
         let regions = self.layout.regions().iter().zip(&self.placements);
-        let own = |p: &Placement| p.how != How::Fault || self.policy.pager.is_none();
+        let own = |p: &Placement| p.how != Mechanism::Fault || self.policy.pager.is_none();
         let named = regions.filter(move |(_, p)| own(p)).filter_map(|(r, _)| Some(r.stored?.image));
-        named.chain(self.beneath)
+        named.chain(self.base_image)
     }
 
     /// Whether pages are put in place one by one, now or as they are asked for.
@@ -281,7 +281,7 @@ impl Plan {
         let mut overlay = Overlay::new(&self.memory);
         for op in &self.ops {
             let shown = match (op.action, op.from) {
-                (Action::Watch, _) => Shown::Asked,
+                (Action::Watch, _) => Shown::FaultContext,
                 (Action::Map, Some(from)) => Shown::Image(from),
                 (Action::Clear | Action::Block, _) => Shown::Zero,
                 (_, Some(from)) if copies => Shown::Image(from),
@@ -318,15 +318,15 @@ pub(crate) fn check(input: &PlanInput<'_>) -> Result<(), PlanError> {
         }
     }
     let strategy = input.policy.strategy;
-    if let Some(beneath) = input.beneath {
-        let image = images.get(usize::from(beneath.0)).filter(|i| i.guest_layout && i.mappable);
+    if let Some(base_image) = input.base_image {
+        let image = images.get(usize::from(base_image.0)).filter(|i| i.guest_layout && i.mappable);
         let maps = strategy.traits().base_image;
         let asks = input.policy.asks_for_cold() || input.policy.huge_pages != HugePages::Off;
         // Pages can only be asked for where nothing is mapped.
         let mappable =
             |r: &Region| r.stored.is_none_or(|s| images[usize::from(s.image.0)].mappable);
         let fits = maps && !asks && input.layout.regions().iter().all(mappable);
-        let image = image.filter(|_| fits).ok_or(PlanError::Beneath(beneath.0, strategy))?;
+        let image = image.filter(|_| fits).ok_or(PlanError::Beneath(base_image.0, strategy))?;
         let mut page = 0;
         for &pages in input.memory {
             if page + pages.pages() > image.pages {

@@ -13,7 +13,7 @@ pub enum Shown {
     /// An image's pages, from this one on.
     Image(Stored),
     /// Whatever the region map says, asked for when it is touched.
-    Asked,
+    FaultContext,
 }
 
 impl Shown {

@@ -11,10 +11,10 @@ use crate::plan::bridge::{Bridging, Extent, height};
 use crate::plan::huge_blocks;
 use crate::plan::ops::{Action, Op, Plan, PlanInput, Step, joined};
 use crate::plan::overlay::{Overlay, Shown};
-use crate::plan::placement::{How, Placement, place};
-use crate::plan::policy::Wait;
+use crate::plan::placement::{Mechanism, Placement, place};
+use crate::plan::policy::PrefaultBarrier;
 use crate::plan::strategy::Traits;
-use crate::ram::kind::{Ahead, HugePages};
+use crate::ram::kind::{HugePages, PrefaultMode};
 use crate::ram::ranges::RangeSet;
 
 /// The plan by a method that is not `auto`, of a layout that was checked.
@@ -42,7 +42,7 @@ fn place_all(input: &PlanInput<'_>) -> Vec<Placement> {
 
 /// The plan for regions that are placed.
 fn lay_out(input: &PlanInput<'_>, mut placements: Vec<Placement>, blocks: &[PageRange]) -> Plan {
-    let PlanInput { memory, layout, beneath, images, policy } = *input;
+    let PlanInput { memory, layout, base_image, images, policy } = *input;
     let lowest = lowest(input);
     let mut maps = maps(input, &placements);
     let mut clear = clear_where_cheaper(input, &maps, &placements);
@@ -57,7 +57,7 @@ fn lay_out(input: &PlanInput<'_>, mut placements: Vec<Placement>, blocks: &[Page
             beside: OnceLock::new(),
             memory: memory.to_vec(),
             layout: RegionMap::default(),
-            beneath,
+            base_image,
             placements: Vec::new(),
             images: images.to_vec(),
             policy: policy.clone(),
@@ -94,7 +94,7 @@ fn lay_out(input: &PlanInput<'_>, mut placements: Vec<Placement>, blocks: &[Page
 
 /// Mappings of the image that lies beneath, one for each range of memory.
 fn lowest(input: &PlanInput<'_>) -> Vec<Extent> {
-    let Some(image) = input.beneath else { return Vec::new() };
+    let Some(image) = input.base_image else { return Vec::new() };
     let mut page = 0;
     let extent = |&pages: &PageRange| {
         let from = Stored { image, page };
@@ -119,7 +119,7 @@ fn maps(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<Extent> {
 
 fn copy(placements: &mut [Placement], region: usize) {
     if let Some(placement) = placements.get_mut(region) {
-        *placement = Placement { how: How::Copy, ahead: None };
+        *placement = Placement { how: Mechanism::Copy, ahead: None };
     }
 }
 
@@ -133,7 +133,8 @@ fn clear_where_cheaper(
 ) -> Vec<usize> {
     let (regions, policy) = (input.layout.regions(), input.policy);
     let costs = &policy.costs;
-    let saved = (costs.populate_write - costs.populate_fresh) * policy.waited(Wait::Written);
+    let saved =
+        (costs.populate_write - costs.populate_fresh) * policy.waited(PrefaultBarrier::Written);
     if !policy.strategy.traits().classes {
         return Vec::new();
     }
@@ -141,11 +142,13 @@ fn clear_where_cheaper(
     let lowest: Vec<_> = maps.iter().filter(|m| m.layer == PageClass::Cold).collect();
     let shown = |region: &Region| {
         let at = lowest.partition_point(|m| m.pages.end() <= region.pages.start());
-        input.beneath.is_some() || lowest.get(at).is_some_and(|m| m.pages.contains(&region.pages))
+        input.base_image.is_some()
+            || lowest.get(at).is_some_and(|m| m.pages.contains(&region.pages))
     };
     let regions = regions.iter().zip(placements).enumerate();
     let clear = regions.filter(|(_, (region, placement))| {
-        let allocated = placement.how == How::Base && placement.ahead == Some(Ahead::Write);
+        let allocated =
+            placement.how == Mechanism::Base && placement.ahead == Some(PrefaultMode::Write);
         allocated && region.pages.pages() as f64 * saved > costs.map && shown(region)
     });
     clear.map(|(index, _)| index).collect()
@@ -158,7 +161,7 @@ fn watches(input: &PlanInput<'_>, placements: &[Placement], bridge: u64) -> Vec<
     }
     let mut watches: Vec<PageRange> = Vec::new();
     for (region, placement) in input.layout.regions().iter().zip(placements) {
-        if placement.how != How::Fault {
+        if placement.how != Mechanism::Fault {
             continue;
         }
         let pages = region.pages;
@@ -213,14 +216,14 @@ fn operations(
     let block = |&pages| Op { action: Action::Block, layer: written, pages, from: None };
     ops.extend(blocks.iter().map(block));
     for (region, placement) in regions.iter().zip(placements) {
-        if placement.how == How::Block {
+        if placement.how == Mechanism::Block {
             let op = |from| Op { action: Action::Fill, layer: written, pages: region.pages, from };
             ops.extend(region.stored.map(|from| op(Some(from))));
             continue;
         }
         // Zero pages that are allocated ahead can not be populated where they would be asked for.
-        let zero = placement.how == How::Base && placement.ahead.is_some();
-        if placement.how != How::Copy && !zero {
+        let zero = placement.how == Mechanism::Base && placement.ahead.is_some();
+        if placement.how != Mechanism::Copy && !zero {
             continue;
         }
         let (layer, from) = (region.class, region.stored);
@@ -262,19 +265,21 @@ fn schedule(plan: &mut Plan) {
     }
     for (region, placement) in plan.layout.regions().iter().zip(&mut plan.placements) {
         // What is installed is there.
-        let installed = placement.how == How::Base && !watched.within(region.pages).is_empty();
+        let installed =
+            placement.how == Mechanism::Base && !watched.within(region.pages).is_empty();
         if installed && placement.ahead.take().is_some() {
-            placement.how = How::Copy;
+            placement.how = Mechanism::Copy;
         }
     }
     let wait = plan.policy.wait;
-    if wait == Wait::Nothing {
+    if wait == PrefaultBarrier::Nothing {
         return;
     }
     let mut pages = 0;
     let first = |step: &Step| {
         pages += step.pages.pages();
-        pages <= wait.most() && (step.how == Some(Ahead::Write) || wait != Wait::Written)
+        pages <= wait.most()
+            && (step.how == Some(PrefaultMode::Write) || wait != PrefaultBarrier::Written)
     };
     let (before, beside): (Vec<Step>, Vec<Step>) = steps(plan).into_iter().partition(first);
     (plan.before, plan.beside) = (before, beside.into());
@@ -282,7 +287,7 @@ fn schedule(plan: &mut Plan) {
 
 /// Whether something is done ahead for a region: it is populated, or copied and then mapped in stage-2.
 pub(crate) fn is_step(plan: &Plan, region: &Region, placement: &Placement) -> bool {
-    let copied = placement.how == How::Copy && region.is_hot() && plan.policy.stage2;
+    let copied = placement.how == Mechanism::Copy && region.is_hot() && plan.policy.stage2;
     placement.ahead.is_some() || copied
 }
 

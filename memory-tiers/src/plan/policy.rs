@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use varve_snapshot::PAGE_SIZE;
 
-use crate::plan::huge_blocks::DenseBlocks;
+use crate::plan::huge_blocks::HugeBlocks;
 use crate::plan::image::{ImageInfo, Tier};
 use crate::plan::strategy::Strategy;
 use crate::ram::host::{mapping_budget, processors};
@@ -24,7 +24,7 @@ pub enum ReadOnlyPages {
     Copied,
 }
 
-/// How cold pages come.
+/// Mechanism cold pages come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ColdPages {
@@ -49,7 +49,7 @@ pub enum ColdPages {
     serde::Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
-pub enum Wait {
+pub enum PrefaultBarrier {
     /// Only what must be.
     #[default]
     Nothing,
@@ -62,24 +62,24 @@ pub enum Wait {
     All,
 }
 
-impl Wait {
+impl PrefaultBarrier {
     /// What suits a method and the processors that this process may use. With one alone, whatever
     /// populates beside the guest takes its time, and a page is cheaper to make ready than to fault on. With
     /// several the guest soon catches up with whoever populates beside it, and faults beside him on what both want next;
     /// before it runs, two can populate. Other systems' methods stay as they were described.
-    pub fn suited(strategy: Strategy) -> Wait {
+    pub fn suited(strategy: Strategy) -> PrefaultBarrier {
         if strategy.is_baseline() {
-            return Wait::Nothing;
+            return PrefaultBarrier::Nothing;
         }
-        if processors() == 1 { Wait::All } else { Wait::First }
+        if processors() == 1 { PrefaultBarrier::All } else { PrefaultBarrier::First }
     }
 
-    /// How many pages are waited for.
+    /// Mechanism many pages are waited for.
     pub(crate) fn most(self) -> u64 {
         match self {
-            Wait::Nothing => 0,
-            Wait::First => (32 << 20) / PAGE_SIZE,
-            Wait::Written | Wait::All => u64::MAX,
+            PrefaultBarrier::Nothing => 0,
+            PrefaultBarrier::First => (32 << 20) / PAGE_SIZE,
+            PrefaultBarrier::Written | PrefaultBarrier::All => u64::MAX,
         }
     }
 }
@@ -150,7 +150,7 @@ impl Costs {
     }
 }
 
-/// How long a page may take to come: longer than a pool tries all copies of a page, so that the pool's
+/// Mechanism long a page may take to come: longer than a pool tries all copies of a page, so that the pool's
 /// error, which names them, comes first.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -161,10 +161,10 @@ pub struct Policy {
     pub strategy: Strategy,
     /// Where read-only pages are used from (`tiered`, `template`).
     pub read_only: ReadOnlyPages,
-    /// How cold pages come (`tiered`, `template`).
+    /// Mechanism cold pages come (`tiered`, `template`).
     pub cold: ColdPages,
     /// What is made ready before the guest runs.
-    pub wait: Wait,
+    pub wait: PrefaultBarrier,
     /// Threads that populate beside the guest, 1 or more. Before it runs, the one that restores helps.
     pub threads: usize,
     /// Threads that answer faults, 1 or more.
@@ -176,12 +176,12 @@ pub struct Policy {
     pub max_mappings: usize,
     /// What guest memory is made of.
     pub huge_pages: HugePages,
-    /// How 2 MiB that will mostly be written, and are waited for, become one page (`tiered`, `template`,
+    /// Mechanism 2 MiB that will mostly be written, and are waited for, become one page (`tiered`, `template`,
     /// with `huge_pages` off).
-    pub dense: DenseBlocks,
+    pub dense: HugeBlocks,
     /// Whether stage-2 is filled as well.
     pub stage2: bool,
-    /// How long a page may take to come.
+    /// Mechanism long a page may take to come.
     pub deadline: Duration,
     /// The unix socket of a process that brings the pages that are asked for; else threads of this
     /// one do. What is cold is asked for then, and with `lazy` all that is stored.
@@ -203,13 +203,13 @@ impl Policy {
         self.threads.max(if helped { 2 } else { 1 })
     }
 
-    /// How many threads populate at a time at most.
+    /// Mechanism many threads populate at a time at most.
     pub fn most_at_once(&self) -> usize {
-        if self.wait == Wait::Nothing { self.threads } else { self.workers() }
+        if self.wait == PrefaultBarrier::Nothing { self.threads } else { self.workers() }
     }
 
     /// The share of work ahead of the guest that it waits for: all of what `from` on is waited for.
-    pub(crate) fn waited(&self, from: Wait) -> f64 {
+    pub(crate) fn waited(&self, from: PrefaultBarrier) -> f64 {
         if self.wait >= from { 1.0 } else { self.costs.beside_share }
     }
 
@@ -219,13 +219,13 @@ impl Policy {
             strategy,
             read_only: ReadOnlyPages::Auto,
             cold: ColdPages::Mapped,
-            wait: Wait::Nothing,
+            wait: PrefaultBarrier::Nothing,
             threads: 1,
             fault_threads: 1,
             bridge: 16,
             max_mappings: mapping_budget(),
             huge_pages: HugePages::Off,
-            dense: DenseBlocks::Off,
+            dense: HugeBlocks::Off,
             stage2: true,
             deadline: DEFAULT_DEADLINE,
             pager: None,
@@ -250,10 +250,10 @@ mod tests {
                 let mut some = CpuSet::new();
                 mine.iter().take(many).for_each(|&cpu| some.set(cpu));
                 sched_setaffinity(None, &some).unwrap();
-                let ready = if many == 1 { Wait::All } else { Wait::First };
-                assert_eq!(Wait::suited(Strategy::Tiered), ready);
-                assert_eq!(Wait::suited(Strategy::Auto), ready);
-                assert_eq!(Wait::suited(Strategy::Faasnap), Wait::Nothing);
+                let ready = if many == 1 { PrefaultBarrier::All } else { PrefaultBarrier::First };
+                assert_eq!(PrefaultBarrier::suited(Strategy::Tiered), ready);
+                assert_eq!(PrefaultBarrier::suited(Strategy::Auto), ready);
+                assert_eq!(PrefaultBarrier::suited(Strategy::Faasnap), PrefaultBarrier::Nothing);
             }
         })
         .join()

@@ -9,7 +9,7 @@ use varve_snapshot::Region;
 use super::baselines::{eager, faasnap, lazy, reap};
 use super::classes;
 use super::image::ImageInfo;
-use super::placement::{How, Placement};
+use super::placement::{Mechanism, Placement};
 use super::policy::Policy;
 
 /// A method of restoring.
@@ -73,7 +73,7 @@ impl Traits {
         one_layer: false,
         watches_all: false,
         hugetlb: false,
-        place: |_, _, _| Placement::only(How::Fault),
+        place: |_, _, _| Placement::only(Mechanism::Fault),
     };
 }
 

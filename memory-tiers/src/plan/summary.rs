@@ -7,9 +7,9 @@ use varve_snapshot::{PAGE_SIZE, PageClass, PageRange, Region};
 
 use crate::plan::image::Tier;
 use crate::plan::ops::{Action, Plan};
-use crate::plan::placement::How;
+use crate::plan::placement::Mechanism;
 use crate::plan::strategy::Strategy;
-use crate::ram::kind::Ahead;
+use crate::ram::kind::PrefaultMode;
 
 /// What a restore should take, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -117,12 +117,12 @@ impl Plan {
                 Action::Install => costs.read_call + pages * costs.install_page,
             };
         }
-        let ahead = |how: Option<Ahead>, pages: PageRange| {
+        let ahead = |how: Option<PrefaultMode>, pages: PageRange| {
             pages.pages() as f64
                 * match how {
                     None => 0.0,
-                    Some(Ahead::Write) => costs.populate_write,
-                    Some(Ahead::Read | Ahead::Cache) => costs.populate_read,
+                    Some(PrefaultMode::Write) => costs.populate_write,
+                    Some(PrefaultMode::Read | PrefaultMode::Cache) => costs.populate_read,
                 }
         };
         cost.before += self.before.iter().map(|s| ahead(s.how, s.pages)).sum::<f64>();
@@ -133,17 +133,18 @@ impl Plan {
         };
         cost.beside = beside * costs.beside_share;
         for (region, placement) in placed() {
-            let copied = matches!(placement.how, How::Copy | How::Block);
-            let local = copied || placement.ahead == Some(Ahead::Write);
+            let copied = matches!(placement.how, Mechanism::Copy | Mechanism::Block);
+            let local = copied || placement.ahead == Some(PrefaultMode::Write);
             if region.class == PageClass::ReadOnly && !local {
                 cost.in_place += self.in_place_use(region) * region.pages.pages() as f64;
             }
             let fault = match (placement.how, placement.ahead) {
                 _ if !region.is_hot() => continue,
-                (How::Copy | How::Block, _) | (_, Some(Ahead::Read | Ahead::Write)) => continue,
-                (How::Fault, _) => costs.paged_fault,
+                (Mechanism::Copy | Mechanism::Block, _)
+                | (_, Some(PrefaultMode::Read | PrefaultMode::Write)) => continue,
+                (Mechanism::Fault, _) => costs.paged_fault,
                 _ if region.class == PageClass::ReadWrite => costs.write_fault,
-                (How::Base, _) => continue,
+                (Mechanism::Base, _) => continue,
                 _ => costs.read_fault,
             };
             cost.faults += fault * region.pages.pages() as f64;
@@ -183,9 +184,9 @@ impl fmt::Display for Plan {
             for step in steps {
                 let how = match step.how {
                     None => "stage2",
-                    Some(Ahead::Read) => "read",
-                    Some(Ahead::Write) => "write",
-                    Some(Ahead::Cache) => "cache",
+                    Some(PrefaultMode::Read) => "read",
+                    Some(PrefaultMode::Write) => "write",
+                    Some(PrefaultMode::Cache) => "cache",
                 };
                 let (class, pages) = (step.class.name(), step.pages);
                 writeln!(

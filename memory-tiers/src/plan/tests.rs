@@ -6,7 +6,7 @@ use proptest::prelude::{
 };
 use varve_snapshot::{ImageId, NEVER, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 
-use crate::ram::kind::Ahead;
+use crate::ram::kind::PrefaultMode;
 use crate::*;
 
 /// Two ranges with a hole between, as the PCI hole of a large guest.
@@ -85,7 +85,7 @@ fn whole<'a>(
     images: &'a [ImageInfo],
     policy: &'a Policy,
 ) -> PlanInput<'a> {
-    PlanInput { memory, layout, beneath: None, images, policy }
+    PlanInput { memory, layout, base_image: None, images, policy }
 }
 
 prop_compose! {
@@ -102,7 +102,7 @@ prop_compose! {
             read_only: [ReadOnlyPages::Auto, ReadOnlyPages::Mapped, ReadOnlyPages::Copied]
                 [read_only as usize],
             cold: if paged { ColdPages::Paged } else { ColdPages::Mapped },
-            wait: [Wait::Nothing, Wait::Written, Wait::First, Wait::All][wait as usize],
+            wait: [PrefaultBarrier::Nothing, PrefaultBarrier::Written, PrefaultBarrier::First, PrefaultBarrier::All][wait as usize],
             bridge,
             max_mappings,
             stage2,
@@ -122,18 +122,18 @@ proptest! {
     fn every_page_shows_what_the_layout_says(
         runs in runs(),
         policy in policies(),
-        beneath: bool,
+        base_image: bool,
     ) {
         let (mut layout, images) = layout(&runs);
         let memory = memory();
         // Only some methods have an image beneath all else; it holds what is not named then.
         let may = matches!(policy.strategy, Strategy::Lazy | Strategy::Tiered | Strategy::Template);
-        let beneath = (beneath && may && policy.cold == ColdPages::Mapped).then_some(ImageId(2));
-        if beneath.is_some() {
+        let base_image = (base_image && may && policy.cold == ColdPages::Mapped).then_some(ImageId(2));
+        if base_image.is_some() {
             let cold = |r: &Region| r.class == PageClass::Cold && r.rank == NEVER;
             layout = layout.only(|r| !cold(r) && r.stored.is_none_or(|s| s.image != ImageId(1)));
         }
-        let input = PlanInput { beneath, ..whole(&memory, &layout, &images, &policy) };
+        let input = PlanInput { base_image, ..whole(&memory, &layout, &images, &policy) };
         let plan = Plan::new(&input).unwrap();
         prop_assert_eq!(plan.verify(), Ok(()), "{}", plan);
         prop_assert!(plan.mappings() <= policy.max_mappings, "{} in\n{}", plan.mappings(), plan);
@@ -145,12 +145,12 @@ proptest! {
         prop_assert!(close(cost.total(), plan.cost().total()), "it costs the same in order");
         // Against a model that knows no ranges: page by page, the last operation wins.
         for page in memory.iter().flat_map(|m| (m.start()..m.end()).step_by(4096)) {
-            let mut asked = false;
+            let mut context = false;
             let mut shown = None;
             for op in plan.ops.iter().filter(|o| o.pages.contains(&range(page / 4096, 1))) {
                 let skip = (page - op.pages.start()) / 4096;
-                prop_assert!(op.action != Action::Install || asked, "nothing to install into");
-                asked = op.action == Action::Watch;
+                prop_assert!(op.action != Action::Install || context, "nothing to install into");
+                context = op.action == Action::Watch;
                 shown = op.from.map(|f| (f.image, f.page + skip));
             }
             let in_place = |image| (image, guest_index(page / 4096));
@@ -159,10 +159,10 @@ proptest! {
                     let skip = (page - region.pages.start()) / 4096;
                     region.stored.map(|s| (s.image, s.page + skip))
                 }
-                None => beneath.map(in_place),
+                None => base_image.map(in_place),
             };
             let hole = want.is_none() && shown == Some(in_place(ImageId(2)));
-            prop_assert!(asked || shown == want || hole, "page {page:#x}: {shown:?} for {want:?}");
+            prop_assert!(context || shown == want || hole, "page {page:#x}: {shown:?} for {want:?}");
         }
     }
 }
@@ -207,12 +207,12 @@ fn an_image_beneath_is_one_mapping_per_range() {
         layout(&[(4, 8 + 1, 4), (3, 8 + 3, 0), (2, PageClass::ReadOnly as u8, 5)]);
     let layout = layout.only(Region::is_hot);
     let memory = memory();
-    let beneath = Some(ImageId(2));
-    let plan = |policy: &Policy, beneath| {
-        Plan::new(&PlanInput { beneath, ..whole(&memory, &layout, &images, policy) })
+    let base_image = Some(ImageId(2));
+    let plan = |policy: &Policy, base_image| {
+        Plan::new(&PlanInput { base_image, ..whole(&memory, &layout, &images, policy) })
     };
     let tiered = Policy::new(Strategy::Tiered);
-    let of = |strategy| plan(&Policy::new(strategy), beneath).unwrap();
+    let of = |strategy| plan(&Policy::new(strategy), base_image).unwrap();
     for strategy in [Strategy::Lazy, Strategy::Tiered] {
         let plan = of(strategy);
         plan.verify().unwrap();
@@ -222,17 +222,18 @@ fn an_image_beneath_is_one_mapping_per_range() {
     }
     let mut short = images.clone();
     short[2].pages -= 1;
-    let input = PlanInput { beneath, ..whole(&memory, &layout, &short, &tiered) };
+    let input = PlanInput { base_image, ..whole(&memory, &layout, &short, &tiered) };
     let found = Plan::new(&input).unwrap_err();
     let last = PlanError::Short { pages: memory[1], page: 96, image: "image2".into(), has: 159 };
     assert_eq!(found, last);
-    let wrong =
-        |policy: &Policy, beneath| matches!(plan(policy, beneath), Err(PlanError::Beneath(..)));
+    let wrong = |policy: &Policy, base_image| {
+        matches!(plan(policy, base_image), Err(PlanError::Beneath(..)))
+    };
     assert!(wrong(&tiered, Some(ImageId(0))), "it is packed");
     assert!(wrong(&tiered, Some(ImageId(9))), "it is not there");
-    assert!(wrong(&Policy::new(Strategy::Reap), beneath));
-    assert!(wrong(&Policy { cold: ColdPages::Paged, ..tiered.clone() }, beneath));
-    assert!(wrong(&Policy { huge_pages: HugePages::Transparent, ..tiered }, beneath));
+    assert!(wrong(&Policy::new(Strategy::Reap), base_image));
+    assert!(wrong(&Policy { cold: ColdPages::Paged, ..tiered.clone() }, base_image));
+    assert!(wrong(&Policy { huge_pages: HugePages::Transparent, ..tiered }, base_image));
 }
 
 #[test]
@@ -278,10 +279,10 @@ fn fresh_memory_is_laid_where_the_guest_gains_by_it() {
         let policy = Policy { wait, ..Policy::new(Strategy::Template) };
         counted(&runs, &policy, Action::Clear)
     };
-    assert_eq!(clear(10, Wait::Nothing), 0);
-    assert!(clear(10, Wait::All) > 4);
-    assert_eq!(clear(4, Wait::All), 0);
-    assert!(clear(30, Wait::Nothing) > 0);
+    assert_eq!(clear(10, PrefaultBarrier::Nothing), 0);
+    assert!(clear(10, PrefaultBarrier::All) > 4);
+    assert_eq!(clear(4, PrefaultBarrier::All), 0);
+    assert!(clear(30, PrefaultBarrier::Nothing) > 0);
 }
 
 /// 32 MiB are waited for, in the order in which they will be needed, and the rest is left for later.
@@ -316,9 +317,9 @@ fn what_comes_first_is_waited_for() {
         let both: [Vec<u64>; 2] = [starts(&plan.before), starts(plan.beside())];
         both
     };
-    assert_eq!(steps(Wait::First), [vec![12000, 6000], vec![0]]);
-    assert_eq!(steps(Wait::All), [vec![12000, 6000, 0], vec![]]);
-    assert_eq!(steps(Wait::Nothing), [vec![], vec![12000, 6000, 0]]);
+    assert_eq!(steps(PrefaultBarrier::First), [vec![12000, 6000], vec![0]]);
+    assert_eq!(steps(PrefaultBarrier::All), [vec![12000, 6000, 0], vec![]]);
+    assert_eq!(steps(PrefaultBarrier::Nothing), [vec![], vec![12000, 6000, 0]]);
 }
 
 /// Read-only pages are copied where that costs less than what their use in place costs more, a part of
@@ -333,15 +334,15 @@ fn read_only_pages_are_copied_where_that_is_cheaper() {
         let memory = memory();
         let plan = Plan::new(&whole(&memory, &layout, &images, &policy)).unwrap();
         let ways = plan.before.iter().chain(plan.beside()).filter_map(|step| step.how);
-        let ways: Vec<Ahead> = ways.collect();
+        let ways: Vec<PrefaultMode> = ways.collect();
         assert!(ways.len() > 10 && ways.iter().all(|how| *how == ways[0]), "{plan}");
-        ways[0] == Ahead::Write
+        ways[0] == PrefaultMode::Write
     };
     for strategy in [Strategy::Tiered, Strategy::Template] {
-        assert!(!copied(strategy, Wait::Nothing, 0.0));
-        assert!(!copied(strategy, Wait::Nothing, 300.0));
-        assert!(copied(strategy, Wait::Nothing, 500.0));
-        assert!(!copied(strategy, Wait::All, 1200.0));
-        assert!(copied(strategy, Wait::All, 1800.0));
+        assert!(!copied(strategy, PrefaultBarrier::Nothing, 0.0));
+        assert!(!copied(strategy, PrefaultBarrier::Nothing, 300.0));
+        assert!(copied(strategy, PrefaultBarrier::Nothing, 500.0));
+        assert!(!copied(strategy, PrefaultBarrier::All, 1200.0));
+        assert!(copied(strategy, PrefaultBarrier::All, 1800.0));
     }
 }

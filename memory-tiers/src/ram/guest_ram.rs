@@ -11,7 +11,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::ram::error::RamError;
-use crate::ram::kind::{Ahead, HUGE_PAGE, HugePages};
+use crate::ram::kind::{HUGE_PAGE, HugePages, PrefaultMode};
 use crate::ram::missing::Missing;
 use crate::ram::ranges::RangeSet;
 use crate::ram::regions::{RamRegion, Regions};
@@ -25,7 +25,7 @@ pub type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
 pub(crate) struct Layers {
     /// Pages over which a file is laid.
     pub files: RangeSet,
-    /// How many mappings may still be added by giving pages back.
+    /// Mechanism many mappings may still be added by giving pages back.
     pub room: usize,
 }
 
@@ -194,7 +194,7 @@ impl GuestRam {
     }
 
     /// Makes `range` present; see [`Reservation::populate`].
-    pub(crate) fn populate(&self, range: PageRange, how: Ahead) -> Result<(), RamError> {
+    pub(crate) fn populate(&self, range: PageRange, how: PrefaultMode) -> Result<(), RamError> {
         self.call("populate", range, |r, o, len| r.populate(o, len, how))
     }
 
@@ -231,7 +231,7 @@ impl GuestRam {
         self.watched.get()
     }
 
-    /// How many mappings giving pages back may add from now on.
+    /// Mechanism many mappings giving pages back may add from now on.
     pub(crate) fn set_room(&self, mappings: usize) {
         self.layers().room = mappings;
     }

@@ -17,10 +17,10 @@ pub enum HugePages {
     Pool,
 }
 
-/// How pages are made present before they are touched.
+/// Mechanism pages are made present before they are touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Ahead {
+pub enum PrefaultMode {
     /// Mapped for reading; a file's page stays shared.
     Read,
     /// Made private and writable.

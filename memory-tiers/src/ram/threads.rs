@@ -1,4 +1,4 @@
-//! How the threads of this crate start: named, and confined by whoever owns the process.
+//! Mechanism the threads of this crate start: named, and confined by whoever owns the process.
 
 use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};

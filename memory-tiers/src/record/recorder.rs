@@ -46,7 +46,7 @@ struct Shared {
     layout: RegionMap,
     order: FlatOrder,
     hooks: RecorderHooks,
-    // Locked before `watched.emptied`.
+    // Locked before `watched.discarded`.
     state: Mutex<State>,
 }
 
@@ -188,11 +188,11 @@ impl Shared {
     ) -> Result<Option<Page>, TierError> {
         let at = self.ram.places().host(pages)?;
         // Held until it is in place: it cannot be given back in between.
-        let emptied = self.watched.emptied.read().unwrap_or_else(PoisonError::into_inner);
+        let discarded = self.watched.discarded.read().unwrap_or_else(PoisonError::into_inner);
         let kept = state.record.take_kept(index);
         let mut data = [0; PAGE_SIZE as usize];
         let mut page = Page::Clean;
-        if !emptied.has(pages.start()) {
+        if !discarded.has(pages.start()) {
             match (kept, stored_at(&self.layout, pages.start())) {
                 (Some(kept), _) => (page, data) = (Page::Written, *kept),
                 (None, Some(from)) => state.content.page(from, pages, &mut data)?,
@@ -222,7 +222,7 @@ impl Shared {
 
     /// Makes all pages missing again, so that their next access is seen.
     fn rearm(&self, state: &mut State) -> Result<(), TierError> {
-        let mut emptied = self.watched.emptied.write().unwrap_or_else(PoisonError::into_inner);
+        let mut discarded = self.watched.discarded.write().unwrap_or_else(PoisonError::into_inner);
         let mut index = 0;
         for region in self.ram.regions() {
             // From here on nobody writes: a write waits for this to end, and then finds the page
@@ -241,7 +241,7 @@ impl Shared {
                         Ok(())
                     })?;
                     // What was given back and written since is no longer empty.
-                    emptied.remove(pages);
+                    discarded.remove(pages);
                     state.record.keep(index, data);
                 }
                 state.record.missing(index);

@@ -39,8 +39,8 @@ fn order_reads_and_writes_are_seen() {
         return;
     }
     let monitor = Arc::new(AtomicU32::new(0));
-    let asked = monitor.clone();
-    let (ram, recorder, layout) = record(move |thread| thread == asked.load(Ordering::Relaxed));
+    let context = monitor.clone();
+    let (ram, recorder, layout) = record(move |thread| thread == context.load(Ordering::Relaxed));
     for page in [5, 200, 3, 9] {
         assert_eq!(read_page(&ram, page << 12), expected(&layout, page << 12));
     }

@@ -42,7 +42,7 @@ impl Census {
     pub fn take(ram: &GuestRam, plan: &Plan) -> Result<Census, TierError> {
         let mut census = Census::default();
         let mapped = plan.mapped();
-        let unnamed = if plan.beneath.is_some() { PageClass::Cold } else { PageClass::Zero };
+        let unnamed = if plan.base_image.is_some() { PageClass::Cold } else { PageClass::Zero };
         for region in ram.regions() {
             let mut regions = plan.layout.regions().iter().peekable();
             let states = ram.page_states(region.pages)?;

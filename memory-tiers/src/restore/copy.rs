@@ -13,10 +13,10 @@ use crate::fault::watched::Watched;
 use crate::plan::image::Tier;
 use crate::plan::ops::{Action, Op};
 use crate::ram::error::RamError;
-use crate::ram::kind::{Ahead, HugePages};
+use crate::ram::kind::{HugePages, PrefaultMode};
 use crate::ram::sys::uffd::{Install, Installed};
 use crate::restore::execute::Shared;
-use crate::restore::workers::Team;
+use crate::restore::workers::Workers;
 use crate::source::chunk::Chunk;
 use crate::source::page_cache::in_memory;
 use crate::source::page_source::lost;
@@ -59,7 +59,7 @@ fn without_hole(shared: &Shared, op: &Op) -> Result<Option<Op>, TierError> {
         return Ok(Some(*op));
     };
     let region = plan.layout.find(op.pages.start());
-    let unnamed = plan.beneath == Some(from.image)
+    let unnamed = plan.base_image == Some(from.image)
         && region.is_some_and(|region| region.class == PageClass::Cold);
     let source = shared.source(from.image)?;
     let Some((file, offset)) = source.file().filter(|_| unnamed) else { return Ok(Some(*op)) };
@@ -82,15 +82,15 @@ pub(crate) fn carry_out(
     shared: &Arc<Shared>,
     watched: Option<Arc<Watched>>,
     ops: Vec<Op>,
-    team: &Team,
+    workers: &Workers,
 ) -> Result<(), TierError> {
     let blocks = shared.plan.ops.iter().filter(|op| op.action == Action::Block);
     let blocks: Vec<PageRange> = blocks.map(|op| op.pages).collect();
     let (next_block, next) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let pages: u64 = ops.iter().map(|op| op.pages.pages()).sum();
-    let parts = split(&ops, pages.div_ceil(team.len() as u64).max(4 * BATCH));
+    let parts = split(&ops, pages.div_ceil(workers.len() as u64).max(4 * BATCH));
     let shared = shared.clone();
-    team.share(move || {
+    workers.share(move || {
         while let Some(&block) = blocks.get(next_block.fetch_add(1, Relaxed)) {
             make_block(&shared, block);
         }
@@ -103,12 +103,12 @@ pub(crate) fn carry_out(
 
 /// Makes a dense block present, as one page where the kernel has one.
 fn make_block(shared: &Shared, block: PageRange) {
-    match shared.ram.populate(block, Ahead::Write) {
-        Ok(()) => shared.tally.ahead(Ahead::Write, block.pages()),
+    match shared.ram.populate(block, PrefaultMode::Write) {
+        Ok(()) => shared.stats.ahead(PrefaultMode::Write, block.pages()),
         // What is copied into it is made present then, or is an error.
         Err(error) => {
             log::warn!("a dense block is not made ready: {error}");
-            shared.tally.ahead_failed.add(block.pages());
+            shared.stats.ahead_failed.add(block.pages());
         }
     }
 }
@@ -192,7 +192,7 @@ fn read_run(shared: &Shared, run: &[Op], from: Stored) -> Result<(), TierError> 
     let mut ranges = Vec::with_capacity(run.len());
     for op in run {
         if ram.huge_pages() == HugePages::Off && op.action == Action::Copy {
-            ram.populate(op.pages, Ahead::Write)?;
+            ram.populate(op.pages, PrefaultMode::Write)?;
         }
         ranges.push((ram.offset(op.pages)?, op.pages.len() as usize));
     }
@@ -202,8 +202,8 @@ fn read_run(shared: &Shared, run: &[Op], from: Stored) -> Result<(), TierError> 
         return Err(lost(first, source, cause.into()));
     }
     let pages = run.iter().map(|op| op.pages.pages()).sum();
-    shared.tally.copied.add(pages);
-    shared.tally.read(from.image.0, pages);
+    shared.stats.copied.add(pages);
+    shared.stats.read(from.image.0, pages);
     Ok(())
 }
 
@@ -220,7 +220,7 @@ fn copy(
             let source = shared.source(from.image)?;
             let read = chunk.get(source, from, pages.pages());
             let (data, fresh) = read.map_err(|cause| lost(pages, source, cause))?;
-            shared.tally.read(from.image.0, fresh);
+            shared.stats.read(from.image.0, fresh);
             data
         }
         None => {
@@ -231,11 +231,11 @@ fn copy(
     match (op.action, watched) {
         (Action::Install, Some(watched)) => {
             install(shared, watched, pages, data)?;
-            shared.tally.installed.add(pages.pages());
+            shared.stats.installed.add(pages.pages());
         }
         _ => {
             ram.fill(pages, data)?;
-            shared.tally.copied.add(pages.pages());
+            shared.stats.copied.add(pages.pages());
         }
     }
     Ok(())

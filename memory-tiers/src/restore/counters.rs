@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::fault::histogram::Bucket;
-use crate::fault::tally::{ByAccess, SourceCount, Tally};
+use crate::fault::stats::{ByAccess, SourceCount, Stats};
 use crate::plan::ops::Plan;
 use crate::plan::strategy::Strategy;
-use crate::ram::kind::Ahead;
+use crate::ram::kind::PrefaultMode;
 
 /// Pages, by what happened to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -72,14 +72,14 @@ pub struct Counters {
     pub mappings: Option<usize>,
     /// Time, in microseconds.
     pub times: Times,
-    /// How long answers to faults took, from the event to the wake-up, by how many.
+    /// Mechanism long answers to faults took, from the event to the wake-up, by how many.
     pub fault_latency: Vec<Bucket>,
 }
 
-impl Tally {
+impl Stats {
     /// The counters now.
     pub fn counters(&self, plan: &Plan, mappings: Option<usize>) -> Counters {
-        let ahead = |how: Ahead| self.ahead[how as usize].get();
+        let ahead = |how: PrefaultMode| self.ahead[how as usize].get();
         Counters {
             strategy: plan.strategy,
             faults: self.faults_by_class(),
@@ -88,9 +88,9 @@ impl Tally {
                 mapped: self.mapped.get(),
                 copied: self.copied.get(),
                 installed: self.installed.get(),
-                ahead_read: ahead(Ahead::Read),
-                ahead_write: ahead(Ahead::Write),
-                ahead_cached: ahead(Ahead::Cache),
+                ahead_read: ahead(PrefaultMode::Read),
+                ahead_write: ahead(PrefaultMode::Write),
+                ahead_cached: ahead(PrefaultMode::Cache),
                 ahead_failed: self.ahead_failed.get(),
                 stage2: self.stage2.get(),
                 fetched: self.fetched.get(),

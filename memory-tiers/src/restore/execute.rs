@@ -10,13 +10,13 @@ use std::time::Instant;
 use varve_snapshot::{PageClass, PageRange};
 
 use crate::error::TierError;
-use crate::fault::answer::Asked;
-use crate::fault::external::Handler;
-use crate::fault::tally::Tally;
+use crate::fault::answer::FaultContext;
+use crate::fault::external::ExternalHandler;
+use crate::fault::stats::Stats;
 use crate::fault::threads::FaultThreads;
 use crate::fault::watched::Watched;
 use crate::plan::bridge::height;
-use crate::plan::huge_blocks::DenseBlocks;
+use crate::plan::huge_blocks::HugeBlocks;
 use crate::plan::ops::{Action, Op, Plan};
 use crate::plan::stored::by_image;
 use crate::ram::guest_ram::GuestRam;
@@ -24,7 +24,7 @@ use crate::ram::sys::uffd::Watch;
 use crate::restore::census::Census;
 use crate::restore::counters::Counters;
 use crate::restore::mapped::Ends;
-use crate::restore::workers::Team;
+use crate::restore::workers::Workers;
 use crate::restore::{copy, populate};
 use crate::source::page_cache::reads_far;
 use crate::source::page_source::{PageSource, Sources, source_of};
@@ -55,7 +55,7 @@ pub(crate) struct Shared {
     pub sources: Sources,
     pub stage2: Option<Box<dyn Stage2>>,
     pub on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,
-    pub tally: Arc<Tally>,
+    pub stats: Arc<Stats>,
     /// Populating beside the guest may begin.
     pub begin: OnceLock<()>,
     /// Populating ends.
@@ -72,7 +72,7 @@ impl Shared {
 
     fn counters(&self) -> Counters {
         let mappings = self.ram.mappings().ok();
-        self.tally.counters(&self.plan, mappings)
+        self.stats.counters(&self.plan, mappings)
     }
 }
 
@@ -94,7 +94,7 @@ impl Restore {
         hooks: Hooks,
     ) -> Result<Restore, TierError> {
         fits(&ram, &plan, &sources)?;
-        let tally = Arc::new(Tally::new(sources.len()));
+        let stats = Arc::new(Stats::new(sources.len()));
         let Hooks { stage2, on_fatal } = hooks;
         let cancelled = AtomicBool::new(false);
         let shared = Arc::new(Shared {
@@ -103,25 +103,26 @@ impl Restore {
             sources,
             stage2,
             on_fatal: on_fatal.into(),
-            tally,
+            stats,
             begin: OnceLock::new(),
             cancelled,
             ends: OnceLock::new(),
         });
-        let team = Team::of(if waits(&shared.plan) { shared.plan.policy.workers() } else { 1 })?;
+        let workers =
+            Workers::of(if waits(&shared.plan) { shared.plan.policy.workers() } else { 1 })?;
         let started = Instant::now();
         let watched = lay(&shared)?;
-        shared.tally.lay_time.add_time(started);
+        shared.stats.lay_time.add_time(started);
         let started = Instant::now();
         let copies = copy::ask(&shared)?;
         populate::ask(&shared);
-        copy::carry_out(&shared, watched.clone(), copies, &team)?;
-        shared.tally.copy_time.add_time(started);
+        copy::carry_out(&shared, watched.clone(), copies, &workers)?;
+        shared.stats.copy_time.add_time(started);
         let answers = watched.map(|w| answer_for(&shared, w)).transpose()?;
         let restore = Restore { shared, answers, populating: Mutex::default() };
         let started = Instant::now();
-        populate::before(&restore.shared, &team)?;
-        restore.shared.tally.before_time.add_time(started);
+        populate::before(&restore.shared, &workers)?;
+        restore.shared.stats.before_time.add_time(started);
         Ok(restore)
     }
 
@@ -210,7 +211,7 @@ impl Drop for Restore {
 /// Who answers for pages that are asked for, until this is dropped.
 enum Answers {
     Here { _threads: FaultThreads },
-    Elsewhere { _handler: Handler },
+    External { _handler: ExternalHandler },
 }
 
 /// Has what is `watched` answered for: by threads of this process, or by a pager.
@@ -218,21 +219,21 @@ fn answer_for(shared: &Shared, watched: Arc<Watched>) -> Result<Answers, TierErr
     let plan = &shared.plan;
     if let Some(pager) = &plan.policy.pager {
         let on_fatal = shared.on_fatal.clone();
-        let handler = Handler::hand_over(&shared.ram, &watched, pager, on_fatal)?;
-        return Ok(Answers::Elsewhere { _handler: handler });
+        let handler = ExternalHandler::hand_over(&shared.ram, &watched, pager, on_fatal)?;
+        return Ok(Answers::External { _handler: handler });
     }
-    let asked = Asked {
+    let context = FaultContext {
         regions: shared.ram.places().clone(),
         page_size: varve_snapshot::PAGE_SIZE,
         watched,
         layout: plan.layout.clone(),
         order: Arc::new(by_image(&plan.layout)),
         sources: shared.sources.clone(),
-        tally: shared.tally.clone(),
+        stats: shared.stats.clone(),
         deadline: plan.policy.deadline,
         on_fatal: shared.on_fatal.clone(),
     };
-    let threads = FaultThreads::start(asked, plan.policy.fault_threads)?;
+    let threads = FaultThreads::start(context, plan.policy.fault_threads)?;
     Ok(Answers::Here { _threads: threads })
 }
 
@@ -272,7 +273,7 @@ fn waits(plan: &Plan) -> bool {
 
 /// Lays watches and mappings, bottom-up.
 fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
-    let Shared { ram, plan, tally, .. } = shared;
+    let Shared { ram, plan, stats, .. } = shared;
     let mut watched = None;
     let knows_cold = plan.strategy.traits().classes;
     let mut lowest = knows_cold && !reads_alone_later(plan);
@@ -302,10 +303,10 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
                 let unmapped = || TierError::Plan("an image cannot be mapped".into());
                 let (file, offset) = source.file().ok_or_else(unmapped)?;
                 ram.lay_file(op.pages, file, offset + from.page * varve_snapshot::PAGE_SIZE)?;
-                tally.mapped.add(op.pages.pages());
+                stats.mapped.add(op.pages.pages());
             }
             (Action::Clear, _) => ram.lay_fresh(op.pages)?,
-            (Action::Block, _) if plan.policy.dense == DenseBlocks::Asked => {
+            (Action::Block, _) if plan.policy.dense == HugeBlocks::FaultContext => {
                 ram.lay_fresh_huge(op.pages)?;
             }
             (Action::Block, _) => ram.lay_fresh(op.pages)?,

@@ -8,7 +8,7 @@ use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 use varve_snapshot::{ImageId, PAGE_SIZE, PageClass, PageRange, Region, RegionMap};
 
 use crate::plan::tests::{layout_of, range};
-use crate::ram::kind::{Ahead, HUGE_PAGE};
+use crate::ram::kind::{HUGE_PAGE, PrefaultMode};
 use crate::ram::sys::mmap::Reservation;
 use crate::testing::*;
 use crate::*;
@@ -19,7 +19,7 @@ fn memory() -> Vec<PageRange> {
 }
 
 fn dense(strategy: Strategy) -> Policy {
-    Policy { dense: DenseBlocks::Asked, wait: Wait::All, ..Policy::new(strategy) }
+    Policy { dense: HugeBlocks::FaultContext, wait: PrefaultBarrier::All, ..Policy::new(strategy) }
 }
 
 fn blocks(plan: &Plan) -> Vec<PageRange> {
@@ -44,7 +44,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn dense_blocks_hold_what_was_saved(runs in runs(), whole: bool, beneath: bool, few: bool) {
+    fn dense_blocks_hold_what_was_saved(runs in runs(), whole: bool, base_image: bool, few: bool) {
         let memory = memory();
         let (layout, images) = layout_of(&memory, &runs);
         let policy = dense(if whole { Strategy::Template } else { Strategy::Tiered });
@@ -54,10 +54,10 @@ proptest! {
         let hot = layout.clone().only(|region: &Region| {
             region.is_hot() || region.stored.is_some_and(|s| s.image != ImageId(2))
         });
-        let beneath = beneath.then_some(ImageId(2));
-        let layout_read = if beneath.is_some() { &hot } else { &layout };
+        let base_image = base_image.then_some(ImageId(2));
+        let layout_read = if base_image.is_some() { &hot } else { &layout };
         let images = &images;
-        let input = PlanInput { memory: &memory, layout: layout_read, beneath, images, policy: &policy };
+        let input = PlanInput { memory: &memory, layout: layout_read, base_image, images, policy: &policy };
         let plan = Plan::new(&input).unwrap();
         prop_assert_eq!(plan.verify(), Ok(()), "{}", plan);
         prop_assert!(plan.mappings() <= policy.max_mappings, "{} in\n{}", plan.mappings(), plan);
@@ -98,7 +98,7 @@ fn plan(policy: &Policy, mappable: bool) -> Plan {
     let (layout, mut images) = nearly_all_written();
     images[2].mappable = mappable;
     let (memory, layout) = (&memory(), &layout);
-    Plan::new(&PlanInput { memory, layout, beneath: None, images: &images, policy }).unwrap()
+    Plan::new(&PlanInput { memory, layout, base_image: None, images: &images, policy }).unwrap()
 }
 
 #[test]
@@ -109,8 +109,8 @@ fn blocks_are_made_where_the_guest_waits_for_them_anyway() {
             blocks(&plan(&policy, true)).iter().map(|b| b.start() / PAGE_SIZE).collect();
         assert_eq!(starts, [0, 512, 2048]);
         let none = |policy: &Policy, mappable| blocks(&plan(policy, mappable)).is_empty();
-        assert!(none(&Policy { wait: Wait::Written, ..policy.clone() }, true));
-        assert!(none(&Policy { dense: DenseBlocks::Off, ..policy.clone() }, true));
+        assert!(none(&Policy { wait: PrefaultBarrier::Written, ..policy.clone() }, true));
+        assert!(none(&Policy { dense: HugeBlocks::Off, ..policy.clone() }, true));
         assert!(none(&Policy { huge_pages: HugePages::Transparent, ..policy.clone() }, true));
         assert!(none(&policy, false), "its image cannot be mapped");
     }
@@ -130,9 +130,9 @@ fn what_a_short_file_lacks_is_an_error() {
         let sources = files(&layout, &images, &memory);
         sources[2].file.set_len(pages * PAGE_SIZE).unwrap();
         let sources = sources.into_iter().map(|s| Some(Arc::new(s) as Arc<dyn PageSource>));
-        let beneath = Some(ImageId(2));
+        let base_image = Some(ImageId(2));
         let (memory, images, policy) = (&memory, &images, &policy);
-        let input = PlanInput { memory, layout: &hot, beneath, images, policy };
+        let input = PlanInput { memory, layout: &hot, base_image, images, policy };
         let plan = Plan::new(&input).unwrap();
         assert_eq!(blocks(&plan).len(), 1);
         let ram = Arc::new(GuestRam::new(memory, false).unwrap());
@@ -172,7 +172,8 @@ fn a_block_is_one_page() {
     let smaps = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let huge = smaps.lines().find_map(|line| line.strip_prefix("AnonHugePages:")).unwrap();
     let huge: usize = huge.trim().trim_end_matches(" kB").parse().unwrap();
-    match DenseBlocks::suited(Wait::All) != DenseBlocks::Off && huge_pages_are_to_be_had() {
+    match HugeBlocks::suited(PrefaultBarrier::All) != HugeBlocks::Off && huge_pages_are_to_be_had()
+    {
         true => assert!(huge >= 3 * HUGE_PAGE / 1024, "{huge} KiB"),
         false => println!("skipped: this host makes no huge pages"),
     }
@@ -185,6 +186,6 @@ fn huge_pages_are_to_be_had() -> bool {
     if memory.want_huge(0, HUGE_PAGE).is_err() {
         return false;
     }
-    memory.populate(0, PAGE_SIZE as usize, Ahead::Write).unwrap();
+    memory.populate(0, PAGE_SIZE as usize, PrefaultMode::Write).unwrap();
     memory.in_core(HUGE_PAGE - PAGE_SIZE as usize, PAGE_SIZE as usize).unwrap() == [true]
 }

@@ -12,53 +12,55 @@ use varve_snapshot::{
 };
 
 use crate::error::TierError;
-use crate::plan::huge_blocks::DenseBlocks;
+use crate::plan::huge_blocks::HugeBlocks;
 use crate::plan::image::{ImageInfo, Tier};
 use crate::plan::layouts::{has, layout_for, regions};
 use crate::plan::ops::{Plan, PlanInput};
-use crate::plan::policy::{Policy, Wait};
+use crate::plan::policy::{Policy, PrefaultBarrier};
 use crate::plan::strategy::Strategy;
 use crate::ram::kind::HugePages;
 use crate::source::images::{file_of, infos, open_image};
 use crate::source::page_cache;
 use crate::source::page_source::{FileSource, Sources};
 use crate::source::readahead::fetch_packed;
-use crate::source::resolver::Elsewhere;
+use crate::source::resolver::ImageResolver;
 
 /// The plan for a tiered snapshot, with its images open. `auto` compares the methods that the
 /// snapshot was prepared for.
 pub fn open(
     snapshot: &ManifestReader,
     policy: &Policy,
-    elsewhere: &dyn Elsewhere,
+    resolver: &dyn ImageResolver,
 ) -> Result<(Plan, Sources), TierError> {
     let start = Instant::now();
-    let images = infos(snapshot, elsewhere);
+    let images = infos(snapshot, resolver);
     let plan = |strategy: Strategy, name: &str| {
-        let (layout, beneath) = regions(snapshot, strategy, name, policy, &images)?;
+        let (layout, base_image) = regions(snapshot, strategy, name, policy, &images)?;
         if strategy.traits().packed {
-            fetch_packed(snapshot, &layout, &images, elsewhere);
+            fetch_packed(snapshot, &layout, &images, resolver);
         }
         let mut policy = Policy { strategy, ..policy.clone() };
         // Packed images are read from end to end as fast as a disk gives them.
         let packed = strategy.traits().packed;
-        if policy.wait == Wait::First && !packed && !is_near(snapshot, &images, elsewhere, &layout)
+        if policy.wait == PrefaultBarrier::First
+            && !packed
+            && !is_near(snapshot, &images, resolver, &layout)
         {
-            (policy.wait, policy.dense) = (Wait::Nothing, DenseBlocks::Off);
+            (policy.wait, policy.dense) = (PrefaultBarrier::Nothing, HugeBlocks::Off);
         }
         let (memory, images) = (snapshot.memory(), images.as_slice());
-        Ok(Plan::new(&PlanInput { memory, layout: &layout, beneath, images, policy: &policy })?)
+        Ok(Plan::new(&PlanInput { memory, layout: &layout, base_image, images, policy: &policy })?)
     };
     let mut plan = match (policy.strategy, policy.huge_pages) {
         (Strategy::Auto, HugePages::Pool) => plan(Strategy::Tiered, layout::TIERED)?,
-        (Strategy::Auto, _) => cheapest(snapshot, &images, elsewhere, plan)?,
+        (Strategy::Auto, _) => cheapest(snapshot, &images, resolver, plan)?,
         (strategy, _) => plan(strategy, layout_for(snapshot, strategy))?,
     };
     let mut sources: Sources = vec![None; images.len()];
     for image in plan.used_images() {
         let at = usize::from(image.0);
         if let (Some(slot @ None), Some(info)) = (sources.get_mut(at), images.get(at)) {
-            *slot = Some(open_image(snapshot, image, info, plan.installs(), elsewhere)?);
+            *slot = Some(open_image(snapshot, image, info, plan.installs(), resolver)?);
         }
     }
     plan.took = start.elapsed();
@@ -74,7 +76,7 @@ pub fn open(
 fn cheapest(
     snapshot: &ManifestReader,
     images: &[ImageInfo],
-    elsewhere: &dyn Elsewhere,
+    resolver: &dyn ImageResolver,
     plan: impl Fn(Strategy, &str) -> Result<Plan, TierError>,
 ) -> Result<Plan, TierError> {
     let tiered = has(snapshot, layout::TIERED);
@@ -82,12 +84,13 @@ fn cheapest(
     if has(snapshot, layout::TEMPLATE) {
         let template = plan(Strategy::Template, layout::TEMPLATE)?;
         let policy = Policy { strategy: Strategy::Lazy, ..template.policy.clone() };
-        let (memory, layout, beneath) = (snapshot.memory(), &template.layout, template.beneath);
-        let lazy = Plan::new(&PlanInput { memory, layout, beneath, images, policy: &policy })?;
+        let (memory, layout, base_image) =
+            (snapshot.memory(), &template.layout, template.base_image);
+        let lazy = Plan::new(&PlanInput { memory, layout, base_image, images, policy: &policy })?;
         plans.extend([template, lazy]);
     }
     let alike = are_alike(images);
-    let near = |plan: &Plan| is_near(snapshot, images, elsewhere, &plan.layout);
+    let near = |plan: &Plan| is_near(snapshot, images, resolver, &plan.layout);
     if tiered && alike && plans.first().is_some_and(|template| !near(template)) {
         return plan(Strategy::Tiered, layout::TIERED);
     }
@@ -110,7 +113,7 @@ fn are_alike(images: &[ImageInfo]) -> bool {
 fn is_near(
     snapshot: &ManifestReader,
     images: &[ImageInfo],
-    elsewhere: &dyn Elsewhere,
+    resolver: &dyn ImageResolver,
     layout: &RegionMap,
 ) -> bool {
     let hot = layout.regions().iter().filter(|region| region.is_hot());
@@ -121,7 +124,7 @@ fn is_near(
     }
     let pages: Vec<u64> = stored.iter().filter(|s| s.image == image).map(|s| s.page).collect();
     let looked =
-        file_of(snapshot, image, elsewhere).map(|file| page_cache::in_memory(&file, &pages));
+        file_of(snapshot, image, resolver).map(|file| page_cache::in_memory(&file, &pages));
     looked.and_then(Result::ok).unwrap_or(true)
 }
 
@@ -143,7 +146,7 @@ pub fn open_flat(
     };
     let policy = Policy { strategy, ..policy.clone() };
     let (layout, images) = (&layout, &images);
-    let input = PlanInput { memory, layout, beneath: None, images, policy: &policy };
+    let input = PlanInput { memory, layout, base_image: None, images, policy: &policy };
     let mut plan = Plan::new(&input)?;
     plan.took = start.elapsed();
     Ok((plan, sources))

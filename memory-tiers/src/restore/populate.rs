@@ -11,10 +11,10 @@ use crate::error::TierError;
 use crate::plan::ops::{Step, joined};
 use crate::plan::stored::stored_at;
 use crate::ram::error::RamError;
-use crate::ram::kind::Ahead;
+use crate::ram::kind::PrefaultMode;
 use crate::ram::threads::spawn;
 use crate::restore::execute::Shared;
-use crate::restore::workers::Team;
+use crate::restore::workers::Workers;
 use crate::source::page_cache::{self, PIECE};
 use crate::source::page_source::lost;
 
@@ -27,13 +27,13 @@ pub(crate) fn ask(shared: &Arc<Shared>) {
     fetch(shared, &shared.plan.before);
 }
 
-/// Populates what the guest waits for and was [asked for](ask).
-pub(crate) fn before(shared: &Arc<Shared>, team: &Team) -> Result<(), TierError> {
+/// Populates what the guest waits for and was [context for](ask).
+pub(crate) fn before(shared: &Arc<Shared>, workers: &Workers) -> Result<(), TierError> {
     if shared.plan.before.is_empty() {
         return Ok(());
     }
     let work = Work::new(shared, false);
-    team.share(move || {
+    workers.share(move || {
         work.run(true);
         Ok(())
     })
@@ -95,7 +95,7 @@ impl Work {
             take(shared, step, &self.stage2_works);
         }
         if self.beside {
-            shared.tally.beside_time.add_time(started);
+            shared.stats.beside_time.add_time(started);
         }
     }
 }
@@ -107,7 +107,7 @@ const SAMPLES: usize = 16;
 /// after another, each would be waited for. A few tell for all. Packed images are fetched as a whole.
 fn fetch(shared: &Shared, steps: &[Step]) {
     let spread = |step: &&Step| {
-        let file = matches!(step.how, Some(Ahead::Read | Ahead::Write));
+        let file = matches!(step.how, Some(PrefaultMode::Read | PrefaultMode::Write));
         let image = || shared.plan.image_at(step.pages.start());
         file && image().is_some_and(|image| image.guest_layout)
     };
@@ -126,7 +126,7 @@ fn fetch(shared: &Shared, steps: &[Step]) {
     let files = steps.iter().filter(spread).copied().collect();
     for pages in requests(files, shared.plan.memory()) {
         // Who cannot fetch ahead fetches on demand.
-        let _ = shared.ram.populate(pages, Ahead::Cache);
+        let _ = shared.ram.populate(pages, PrefaultMode::Cache);
         if shared.cancelled.load(Relaxed) {
             return;
         }
@@ -160,13 +160,13 @@ fn cut(step: &Step, pages: u64) -> impl Iterator<Item = Step> + use<> {
 /// Makes one run ready.
 fn take(shared: &Shared, step: &Step, stage2_works: &AtomicBool) {
     // To map pages in stage-2 for reading brings them in as well.
-    let brings = step.how == Some(Ahead::Read) && fill(shared, step, stage2_works);
+    let brings = step.how == Some(PrefaultMode::Read) && fill(shared, step, stage2_works);
     if let Some(how) = step.how {
         let done = if brings { Ok(()) } else { shared.ram.populate(step.pages, how) };
         match done {
-            Ok(()) => shared.tally.ahead(how, step.pages.pages()),
+            Ok(()) => shared.stats.ahead(how, step.pages.pages()),
             Err(error) => {
-                shared.tally.ahead_failed.add(step.pages.pages());
+                shared.stats.ahead_failed.add(step.pages.pages());
                 failed(shared, step, error);
                 return;
             }
@@ -174,7 +174,7 @@ fn take(shared: &Shared, step: &Step, stage2_works: &AtomicBool) {
     }
     // Pages that are only in the page cache are not mapped yet, and stage-2 would map them for
     // reading, which a later write pays for.
-    if !matches!(step.how, Some(Ahead::Read | Ahead::Cache)) {
+    if !matches!(step.how, Some(PrefaultMode::Read | PrefaultMode::Cache)) {
         fill(shared, step, stage2_works);
     }
 }
@@ -183,9 +183,9 @@ fn take(shared: &Shared, step: &Step, stage2_works: &AtomicBool) {
 fn fill(shared: &Shared, step: &Step, works: &AtomicBool) -> bool {
     let Some(stage2) = shared.stage2.as_ref().filter(|_| works.load(Relaxed)) else { return false };
     match stage2.prefault(step.pages) {
-        Ok(()) => shared.tally.stage2.add(step.pages.pages()),
+        Ok(()) => shared.stats.stage2.add(step.pages.pages()),
         Err(error) => {
-            shared.tally.stage2_failed.add(step.pages.pages());
+            shared.stats.stage2_failed.add(step.pages.pages());
             if works.swap(false, Relaxed) {
                 log::warn!("stage-2 is not filled ahead: {:?}: {error}", step.pages);
             }
@@ -232,13 +232,13 @@ mod tests {
             rank,
         };
         let steps = vec![
-            step(98, 2, Ahead::Read, 5),
-            step(12, 3, Ahead::Write, 1),
-            step(10, 2, Ahead::Read, 7),
+            step(98, 2, PrefaultMode::Read, 5),
+            step(12, 3, PrefaultMode::Write, 1),
+            step(10, 2, PrefaultMode::Read, 7),
             // Another range of memory may be elsewhere.
-            step(100, 1, Ahead::Read, 4),
-            step(200, 70, Ahead::Write, 6),
-            step(20, 1, Ahead::Read, 3),
+            step(100, 1, PrefaultMode::Read, 4),
+            step(200, 70, PrefaultMode::Write, 6),
+            step(20, 1, PrefaultMode::Read, 3),
         ];
         let expected = [range(10, 5), range(20, 1), range(100, 1), range(98, 2)]
             .into_iter()

@@ -35,7 +35,7 @@ proptest! {
         let memory = memory();
         let policy = Policy { threads, fault_threads: threads, ..policy };
         let plan = Plan::new(&PlanInput {
-            memory: &memory, layout: &layout, beneath: None, images: &images, policy: &policy,
+            memory: &memory, layout: &layout, base_image: None, images: &images, policy: &policy,
         }).unwrap();
         if plan.ops.iter().any(|o| o.action == Action::Watch) && !has_uffd() {
             return Ok(());
@@ -104,11 +104,11 @@ fn cold_pages_are_read_alone_and_hot_ones_are_not() {
     // Hot in an image of its own, or, as `template` has it, in the one that cold pages are in.
     let (own, whole) = (1, 8 + 1);
     for (strategy, wait, hot, at_once) in [
-        (Strategy::Tiered, Wait::Nothing, own, true),
-        (Strategy::Tiered, Wait::All, own, true),
-        (Strategy::Template, Wait::Nothing, whole, false),
-        (Strategy::Template, Wait::All, whole, true),
-        (Strategy::Lazy, Wait::Nothing, whole, false),
+        (Strategy::Tiered, PrefaultBarrier::Nothing, own, true),
+        (Strategy::Tiered, PrefaultBarrier::All, own, true),
+        (Strategy::Template, PrefaultBarrier::Nothing, whole, false),
+        (Strategy::Template, PrefaultBarrier::All, whole, true),
+        (Strategy::Lazy, PrefaultBarrier::Nothing, whole, false),
     ] {
         let (layout, images) = layout(&[(4, hot, 5), (4, 8 + 3, 0)]);
         let policy = Policy { wait, ..Policy::new(strategy) };
@@ -151,11 +151,11 @@ const ORDER: [PageClass; 4] =
 #[test]
 fn a_read_write_class_that_was_waited_for_takes_no_fault() {
     let (layout, images) = classes(ORDER, 16);
-    for wait in [Wait::Written, Wait::Nothing] {
+    for wait in [PrefaultBarrier::Written, PrefaultBarrier::Nothing] {
         let policy = Policy { wait, ..Policy::new(Strategy::Tiered) };
         let sources = files(&layout, &images, &memory());
         let (ram, restore) = restore(&memory(), &layout, sources, &policy, hooks().0);
-        if wait == Wait::Nothing {
+        if wait == PrefaultBarrier::Nothing {
             restore.populate_beside().unwrap();
             restore.wait_populated();
         }
@@ -227,7 +227,7 @@ fn wrong_traces_change_counters_and_never_content() {
         if strategy == Strategy::Reap && !has_uffd() {
             continue;
         }
-        let policy = Policy { wait: Wait::All, ..Policy::new(strategy) };
+        let policy = Policy { wait: PrefaultBarrier::All, ..Policy::new(strategy) };
         let ready = wrong.each_ref().map(|layout| {
             let sources = files(layout, &images, &memory());
             let (ram, restore) = restore(&memory(), layout, sources, &policy, hooks().0);
@@ -288,13 +288,13 @@ fn a_source_that_does_not_answer_is_fatal() {
     let deadline = Duration::from_millis(50);
     let policy = Policy { cold: ColdPages::Paged, deadline, ..Policy::new(Strategy::Tiered) };
     let mut sources = files(&layout, &images, &memory());
-    let (tell, asked) = channel();
+    let (tell, context) = channel();
     let (answer, wait) = channel();
     sources[0].gate = Some((Mutex::new(tell), Mutex::new(wait)));
     let (hooks, fatal) = hooks();
     let (ram, restore) = restore(&memory(), &layout, sources, &policy, hooks);
     let reader = thread::spawn(move || read_page(&ram, 40 << 12));
-    assert_eq!(asked.recv().unwrap(), 40);
+    assert_eq!(context.recv().unwrap(), 40);
     let error = fatal.recv_timeout(Duration::from_secs(10)).unwrap();
     assert!(matches!(error, TierError::Deadline { .. }), "{error}");
     assert!(fatal.recv_timeout(deadline * 2).is_err(), "once is enough");
@@ -311,13 +311,13 @@ fn what_is_given_back_while_it_is_fetched_is_zero() {
     let (layout, images) = classes(ORDER, 16);
     let policy = Policy { cold: ColdPages::Paged, ..Policy::new(Strategy::Tiered) };
     let mut sources = files(&layout, &images, &memory());
-    let (tell, asked) = channel();
+    let (tell, context) = channel();
     let (answer, wait) = channel();
     sources[0].gate = Some((Mutex::new(tell), Mutex::new(wait)));
     let (ram, restore) = restore(&memory(), &layout, sources, &policy, hooks().0);
     let reader = ram.clone();
     let reader = thread::spawn(move || read_page(&reader, 40 << 12));
-    assert_eq!(asked.recv().unwrap(), 40);
+    assert_eq!(context.recv().unwrap(), 40);
     ram.discard(range(40, 2)).unwrap();
     answer.send(()).unwrap();
     assert_eq!(reader.join().unwrap(), [0; 4096]);
@@ -359,11 +359,11 @@ fn stage2_is_filled_for_what_is_ready_and_nothing_else() {
     let (layout, images) = classes(ORDER, 16);
     let both = [range(16, 16), range(0, 16)];
     for (strategy, wait, want, waited) in [
-        (Strategy::Tiered, Wait::Nothing, &both[..], 0),
-        (Strategy::Tiered, Wait::Written, &both, 1),
-        (Strategy::Tiered, Wait::All, &both, 2),
-        (Strategy::Faasnap, Wait::Nothing, &[], 0),
-        (Strategy::Lazy, Wait::Nothing, &[], 0),
+        (Strategy::Tiered, PrefaultBarrier::Nothing, &both[..], 0),
+        (Strategy::Tiered, PrefaultBarrier::Written, &both, 1),
+        (Strategy::Tiered, PrefaultBarrier::All, &both, 2),
+        (Strategy::Faasnap, PrefaultBarrier::Nothing, &[], 0),
+        (Strategy::Lazy, PrefaultBarrier::Nothing, &[], 0),
     ] {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (hooks, _fatal) = hooks();
@@ -406,7 +406,7 @@ fn where_stage2_cannot_be_filled_pages_are_ready_all_the_same() {
         }
     }
     let (layout, images) = classes(ORDER, 16);
-    for wait in [Wait::Nothing, Wait::All] {
+    for wait in [PrefaultBarrier::Nothing, PrefaultBarrier::All] {
         let (hooks, _fatal) = hooks();
         let hooks = Hooks { stage2: Some(Box::new(Fails)), ..hooks };
         let policy = Policy { wait, ..Policy::new(Strategy::Tiered) };
@@ -443,7 +443,7 @@ fn memory_from_the_pool_of_huge_pages_is_filled() {
 fn what_is_restored_is_not_dirty() {
     let (layout, images) = classes(ORDER, 16);
     for strategy in [Strategy::Eager, Strategy::Tiered, Strategy::Template] {
-        let policy = Policy { wait: Wait::All, ..Policy::new(strategy) };
+        let policy = Policy { wait: PrefaultBarrier::All, ..Policy::new(strategy) };
         let sources = files(&layout, &images, &memory());
         let (ram, _restore) = restore(&memory(), &layout, sources, &policy, hooks().0);
         let clean: [&[u64]; 2] = [&[0; 2], &[0]];

@@ -11,24 +11,24 @@ use crate::ram::threads::spawn;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The helpers, and whoever [shares](Team::share) work with them.
-pub(crate) struct Team {
+/// The helpers, and whoever [shares](Workers::share) work with them.
+pub(crate) struct Workers {
     helpers: Vec<(Sender<Job>, JoinHandle<()>)>,
 }
 
-impl Team {
-    /// A team of so many, of which one is there already.
-    pub fn of(many: usize) -> Result<Team, TierError> {
+impl Workers {
+    /// So many workers, of which the calling thread is one.
+    pub fn of(many: usize) -> Result<Workers, TierError> {
         let start = |_| {
             let (sender, inbox) = channel::<Job>();
             let helper = spawn("populate", move || inbox.iter().for_each(|job| job()))?;
             Ok((sender, helper))
         };
         let helpers = (1..many).map(start).collect::<Result<_, TierError>>()?;
-        Ok(Team { helpers })
+        Ok(Workers { helpers })
     }
 
-    /// How many work.
+    /// Mechanism many work.
     pub fn len(&self) -> usize {
         self.helpers.len() + 1
     }
@@ -55,7 +55,7 @@ impl Team {
     }
 }
 
-impl Drop for Team {
+impl Drop for Workers {
     fn drop(&mut self) {
         for (sender, helper) in self.helpers.drain(..) {
             drop(sender);
@@ -74,8 +74,8 @@ mod tests {
     #[test]
     fn everybody_works_and_all_are_waited_for() {
         for many in 1..4 {
-            let team = Team::of(many).unwrap();
-            assert_eq!(team.len(), many);
+            let workers = Workers::of(many).unwrap();
+            assert_eq!(workers.len(), many);
             let (count, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(many)));
             for round in 1..3 {
                 let (count, all) = (count.clone(), all.clone());
@@ -86,7 +86,7 @@ mod tests {
                     count.fetch_add(1, SeqCst);
                     Ok(())
                 };
-                team.share(work).unwrap();
+                workers.share(work).unwrap();
                 assert_eq!(seen.load(SeqCst), many * round);
             }
         }
@@ -94,25 +94,25 @@ mod tests {
 
     #[test]
     fn what_fails_for_one_fails_for_all() {
-        let team = Team::of(3).unwrap();
+        let workers = Workers::of(3).unwrap();
         let turn = AtomicUsize::new(0);
         let one_fails = move || match turn.fetch_add(1, SeqCst) {
             2 => Err(TierError::Plan("no".into())),
             _ => Ok(()),
         };
-        let error = team.share(one_fails).unwrap_err();
+        let error = workers.share(one_fails).unwrap_err();
         assert!(error.to_string().contains("no"), "{error}");
     }
 
     #[test]
     fn a_panic_is_an_error_then_and_later() {
-        let team = Team::of(2).unwrap();
+        let workers = Workers::of(2).unwrap();
         let main = std::thread::current().id();
         let panics = move || {
             assert_eq!(std::thread::current().id(), main, "a panic that is wanted");
             Ok(())
         };
-        assert!(matches!(team.share(panics), Err(TierError::Thread(_))));
-        assert!(matches!(team.share(|| Ok(())), Err(TierError::Thread(_))));
+        assert!(matches!(workers.share(panics), Err(TierError::Thread(_))));
+        assert!(matches!(workers.share(|| Ok(())), Err(TierError::Thread(_))));
     }
 }

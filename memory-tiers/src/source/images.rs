@@ -8,13 +8,13 @@ use varve_snapshot::{Compression, ImageEntry, ImageId, ImageReader, MEMORY_FILE,
 use crate::error::TierError;
 use crate::plan::image::{ImageInfo, Tier};
 use crate::source::page_source::{FileSource, ImageSource, PageSource};
-use crate::source::resolver::Elsewhere;
+use crate::source::resolver::ImageResolver;
 
 /// What is to be known of each image, wherever it is.
-pub(crate) fn infos(snapshot: &ManifestReader, elsewhere: &dyn Elsewhere) -> Vec<ImageInfo> {
+pub(crate) fn infos(snapshot: &ManifestReader, resolver: &dyn ImageResolver) -> Vec<ImageInfo> {
     let info = |entry| {
         let local = image_info(entry);
-        elsewhere.info(entry, &local).unwrap_or(local)
+        resolver.info(entry, &local).unwrap_or(local)
     };
     snapshot.images().iter().map(info).collect()
 }
@@ -23,9 +23,9 @@ pub(crate) fn infos(snapshot: &ManifestReader, elsewhere: &dyn Elsewhere) -> Vec
 pub(crate) fn file_of(
     snapshot: &ManifestReader,
     id: ImageId,
-    elsewhere: &dyn Elsewhere,
+    resolver: &dyn ImageResolver,
 ) -> Option<File> {
-    let other = elsewhere.file(snapshot.entry(id).ok()?).and_then(Result::ok);
+    let other = resolver.file(snapshot.entry(id).ok()?).and_then(Result::ok);
     other.or_else(|| snapshot.image_file(id).ok())
 }
 
@@ -35,11 +35,11 @@ pub(crate) fn open_image(
     id: ImageId,
     info: &ImageInfo,
     verified: bool,
-    elsewhere: &dyn Elsewhere,
+    resolver: &dyn ImageResolver,
 ) -> Result<Arc<dyn PageSource>, TierError> {
     let lost = |source| TierError::Image { image: info.name.clone(), tier: info.tier, source };
     let entry = snapshot.entry(id)?;
-    let file = elsewhere.file(entry).transpose().map_err(|e| lost(e.into()))?;
+    let file = resolver.file(entry).transpose().map_err(|e| lost(e.into()))?;
     let verified = verified || !info.mappable;
     Ok(match file {
         Some(file) if verified => {
@@ -50,7 +50,7 @@ pub(crate) fn open_image(
         None => {
             if info.tier != Tier::Local
                 && let Some(source) =
-                    elsewhere.open(&snapshot.image_table(id)?, info).map_err(lost)?
+                    resolver.open(&snapshot.image_table(id)?, info).map_err(lost)?
             {
                 return Ok(source);
             }

@@ -10,7 +10,7 @@ use crate::plan::layouts::used;
 use crate::ram::threads;
 use crate::source::images::file_of;
 use crate::source::page_cache;
-use crate::source::resolver::Elsewhere;
+use crate::source::resolver::ImageResolver;
 
 /// Has the disk begin with the images that hold nothing but what will be used, while the plan is made
 /// and carried out: piece by piece, in the order in which it will be used. A thread does that: to ask
@@ -19,9 +19,9 @@ pub(crate) fn fetch_packed(
     snapshot: &ManifestReader,
     layout: &RegionMap,
     images: &[ImageInfo],
-    elsewhere: &dyn Elsewhere,
+    resolver: &dyn ImageResolver,
 ) {
-    let files = absent(snapshot, layout, images, elsewhere);
+    let files = absent(snapshot, layout, images, resolver);
     if files.is_empty() {
         return;
     }
@@ -43,7 +43,7 @@ fn absent(
     snapshot: &ManifestReader,
     layout: &RegionMap,
     images: &[ImageInfo],
-    elsewhere: &dyn Elsewhere,
+    resolver: &dyn ImageResolver,
 ) -> BTreeMap<ImageId, File> {
     let mut used_pages: BTreeMap<ImageId, Vec<u64>> = BTreeMap::new();
     for (_, stored) in used(layout) {
@@ -52,7 +52,7 @@ fn absent(
     let absent = |(id, pages): (ImageId, Vec<u64>)| {
         let image = images.get(usize::from(id.0))?;
         let here = image.tier == Tier::Local && image.mappable && !image.guest_layout;
-        let file = here.then(|| file_of(snapshot, id, elsewhere))??;
+        let file = here.then(|| file_of(snapshot, id, resolver))??;
         let absent = page_cache::in_memory(&file, &pages).is_ok_and(|there| !there);
         absent.then_some((id, file))
     };

@@ -11,7 +11,7 @@ use crate::source::images::image_info;
 use crate::source::page_source::{PageSource, SourceError};
 
 /// Where images are that are not used from the snapshot's own files.
-pub trait Elsewhere {
+pub trait ImageResolver {
     /// What a plan has to know of an image, given what it would be as a local file; none if it is not
     /// there.
     fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo>;
@@ -32,14 +32,14 @@ pub trait Elsewhere {
 }
 
 /// All images are local files.
-impl Elsewhere for () {
+impl ImageResolver for () {
     fn info(&self, _entry: &ImageEntry, _local: &ImageInfo) -> Option<ImageInfo> {
         None
     }
 }
 
 /// Several places side by side: each image comes from the first that has it, or from its local file.
-impl Elsewhere for Vec<Box<dyn Elsewhere>> {
+impl ImageResolver for Vec<Box<dyn ImageResolver>> {
     fn info(&self, entry: &ImageEntry, local: &ImageInfo) -> Option<ImageInfo> {
         self.iter().find_map(|place| place.info(entry, local))
     }

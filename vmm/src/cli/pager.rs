@@ -151,8 +151,8 @@ fn served(
             ..Choices::default()
         };
         let manifest = ManifestReader::open(&path.join(MANIFEST_FILE))?;
-        let elsewhere = choices.elsewhere(&manifest)?;
-        return Ok(Served::tiered(name, &manifest, &elsewhere, cache)?);
+        let resolver = choices.resolver(&manifest)?;
+        return Ok(Served::tiered(name, &manifest, &resolver, cache)?);
     }
     let state = StateFile::read(&path.join(STATE_FILE))?;
     let memory = memory_in(path, &state)?;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use varve_memory_tiers::{
-    Elsewhere, GuestRam, Handler, Hooks, Plan, Policy, Recorder, RecorderHooks, Restore, ScanBy,
-    Scanner, Sources, Stage2, Strategy, TierError, flat, open, open_flat,
+    ExternalHandler, GuestRam, Hooks, ImageResolver, Plan, Policy, Recorder, RecorderHooks,
+    Restore, ScanBy, Scanner, Sources, Stage2, Strategy, TierError, flat, open, open_flat,
 };
 use varve_snapshot::{ManifestReader, PageRange, RegionMap};
 
@@ -35,7 +35,7 @@ pub enum Restored {
     /// Under a recording.
     Recorded(Arc<Recording>),
     /// By another process.
-    Handled(Handler),
+    Handled(ExternalHandler),
 }
 
 impl MemoryRestore {
@@ -43,7 +43,7 @@ impl MemoryRestore {
     pub fn tiered(
         manifest: &ManifestReader,
         policy: &Policy,
-        elsewhere: &dyn Elsewhere,
+        elsewhere: &dyn ImageResolver,
     ) -> Result<MemoryRestore, VmmError> {
         let (plan, sources) = open(manifest, policy, elsewhere)?;
         Ok(MemoryRestore::Planned(Box::new(plan), sources))
@@ -111,7 +111,7 @@ impl MemoryRestore {
                 Restored::Recorded(Arc::new(Recording::by_looks(scanner, restore, record)?))
             }
             MemoryRestore::Handled(socket) => {
-                Restored::Handled(Handler::start(&ram, &socket, on_fatal)?)
+                Restored::Handled(ExternalHandler::start(&ram, &socket, on_fatal)?)
             }
         })
     }

@@ -58,7 +58,7 @@ use crate::machine::memory::{Fatal, Restored};
 use crate::machine::saved::{Saved, SavedMachine};
 use crate::metrics::Metrics;
 use crate::reclaim::RamReclaim;
-use crate::vcpu::{VcpuHandle, World};
+use crate::vcpu::{Buses, VcpuHandle};
 use offload::Offloading;
 
 /// What a machine needs of the process around it.
@@ -488,7 +488,7 @@ impl<'h> Builder<'h> {
         restored: Option<Restored>,
         keyboard: Arc<I8042>,
     ) -> Result<Machine, VmmError> {
-        let world = Arc::new(World {
+        let buses = Arc::new(Buses {
             ports: self.ports,
             memory: self.memory,
             async_faults: self.vm.async_faults().cloned(),
@@ -497,7 +497,7 @@ impl<'h> Builder<'h> {
         });
         let vcpus = (0u8..)
             .zip(fds)
-            .map(|(id, fd)| VcpuHandle::start(id, fd, world.clone()))
+            .map(|(id, fd)| VcpuHandle::start(id, fd, buses.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Machine {
             vcpus,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use varve_memory_tiers::{Hooks, Offload, OffloadReport};
-use varve_pool::{DepotConfig, Keys, PoolDepot, PoolError};
+use varve_pool::{BackingStoreConfig, Keys, PoolBackingStore, PoolError};
 
 use super::Machine;
 use crate::error::VmmError;
@@ -16,7 +16,7 @@ use crate::seccomp;
 pub struct Offloading {
     offload: Offload,
     /// Where pages are, as it was asked for.
-    depot: Option<(Destination, Arc<PoolDepot>)>,
+    store: Option<(Destination, Arc<PoolBackingStore>)>,
 }
 
 impl Machine {
@@ -38,14 +38,14 @@ impl Machine {
             Some(Restored::Planned(restore)) => Some(restore),
             Some(Restored::Handled(_)) | None => None,
         };
-        let known = self.offloading.as_ref().and_then(|o| o.depot.as_ref());
-        let depot = match known.filter(|(known, _)| *known == to) {
-            Some((_, depot)) => depot.clone(),
+        let known = self.offloading.as_ref().and_then(|o| o.store.as_ref());
+        let store = match known.filter(|(known, _)| *known == to) {
+            Some((_, store)) => store.clone(),
             None => {
                 let Destination { nodes, copies, keys, tenant, transport } = to.clone();
                 let (tenant, key) = Keys::choose(&keys, tenant.as_ref())?;
-                let config = DepotConfig { nodes, copies, tenant, key, transport };
-                Arc::new(PoolDepot::new(config)?)
+                let config = BackingStoreConfig { nodes, copies, tenant, key, transport };
+                Arc::new(PoolBackingStore::new(config)?)
             }
         };
         let offloading = match &mut self.offloading {
@@ -54,13 +54,13 @@ impl Machine {
                 let fatal = fatal.clone();
                 let hooks = Hooks { stage2: None, on_fatal: Box::new(move |e| fatal(e)) };
                 let offload = Offload::new(self.ram.clone(), restore, hooks)?;
-                none.insert(Offloading { offload, depot: None })
+                none.insert(Offloading { offload, store: None })
             }
         };
         let limit = max_mib.map_or(u64::MAX, |mib| u64::from(mib) << (20 - 12));
         let idle = Duration::from_millis(idle_ms.into());
-        offloading.offload.begin(depot.clone(), idle, limit)?;
-        offloading.depot = Some((to, depot));
+        offloading.offload.begin(store.clone(), idle, limit)?;
+        offloading.store = Some((to, store));
         Ok(())
     }
 

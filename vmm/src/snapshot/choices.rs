@@ -7,7 +7,9 @@ use clap::Args;
 use serde::Deserialize;
 use serde::de::Error;
 use serde_json::{Map, Value};
-use varve_memory_tiers::{ColdPages, DenseBlocks, Elsewhere, HugePages, Policy, Strategy, Wait};
+use varve_memory_tiers::{
+    ColdPages, HugeBlocks, HugePages, ImageResolver, Policy, PrefaultBarrier, Strategy,
+};
 use varve_pool::{Keys, Places, Pool, PoolError};
 use varve_shared::Published;
 use varve_snapshot::ManifestReader;
@@ -31,8 +33,8 @@ pub struct Choices {
     pub cold: ColdPages,
 
     /// Pages ready before the guest runs: nothing, written, first or all [default: first]
-    #[arg(long, value_name = "WHICH", value_parser = word::<Wait>)]
-    pub wait: Option<Wait>,
+    #[arg(long, value_name = "WHICH", value_parser = word::<PrefaultBarrier>)]
+    pub wait: Option<PrefaultBarrier>,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would take them for the command's")]
@@ -53,7 +55,7 @@ pub struct Choices {
 struct Object {
     strategy: Option<Strategy>,
     cold: ColdPages,
-    wait: Option<Wait>,
+    wait: Option<PrefaultBarrier>,
     tune: Map<String, Value>,
     pool_keys: Option<PathBuf>,
     pager: Option<PathBuf>,
@@ -83,12 +85,12 @@ impl Choices {
     /// What the memory crate is told; `otherwise` is the strategy if none was chosen.
     pub fn policy(&self, otherwise: Strategy, huge_pages: HugePages) -> Policy {
         let strategy = self.strategy.unwrap_or(otherwise);
-        let wait = self.wait.unwrap_or_else(|| Wait::suited(strategy));
+        let wait = self.wait.unwrap_or_else(|| PrefaultBarrier::suited(strategy));
         Policy {
             read_only: self.tune.read_only,
             cold: self.cold,
             wait,
-            dense: if self.tune.huge_blocks { DenseBlocks::suited(wait) } else { DenseBlocks::Off },
+            dense: if self.tune.huge_blocks { HugeBlocks::suited(wait) } else { HugeBlocks::Off },
             threads: self.tune.threads.into(),
             stage2: self.tune.prefault,
             huge_pages,
@@ -98,11 +100,11 @@ impl Choices {
     }
 
     /// Where images of a tiered snapshot are that are not to come from its own files: the nearest first.
-    pub fn elsewhere(
+    pub fn resolver(
         &self,
         snapshot: &ManifestReader,
-    ) -> Result<Vec<Box<dyn Elsewhere>>, VmmError> {
-        let mut places: Vec<Box<dyn Elsewhere>> = Vec::new();
+    ) -> Result<Vec<Box<dyn ImageResolver>>, VmmError> {
+        let mut places: Vec<Box<dyn ImageResolver>> = Vec::new();
         if !self.tune.local_files {
             places.push(Box::new(Published::attach(snapshot)?));
         }
@@ -147,10 +149,10 @@ mod tests {
         assert_eq!(none, Choices::default());
         let policy = none.policy(Strategy::Lazy, HugePages::Off);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Lazy, true));
-        assert_eq!(policy.wait, Wait::Nothing);
+        assert_eq!(policy.wait, PrefaultBarrier::Nothing);
         let tiered = Choices { strategy: Some(Strategy::Tiered), ..none };
         let wait = tiered.policy(Strategy::Lazy, HugePages::Off).wait;
-        assert_eq!(wait, Wait::suited(Strategy::Tiered));
+        assert_eq!(wait, PrefaultBarrier::suited(Strategy::Tiered));
         let all = both(
             "--strategy tiered --cold paged --wait all --pool-keys k --pager p --tune threads=3 --tune \
              read_only=copied --tune prefault=false --tune huge_blocks=false --tune local_files=true \
@@ -171,11 +173,11 @@ mod tests {
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Tiered, false));
         assert_eq!((policy.threads, policy.huge_pages), (3, HugePages::Transparent));
-        assert_eq!((policy.wait, policy.dense), (Wait::All, DenseBlocks::Off));
-        let waits = Choices { wait: Some(Wait::All), ..Choices::default() };
+        assert_eq!((policy.wait, policy.dense), (PrefaultBarrier::All, HugeBlocks::Off));
+        let waits = Choices { wait: Some(PrefaultBarrier::All), ..Choices::default() };
         assert_eq!(
             waits.policy(Strategy::Tiered, HugePages::Off).dense,
-            DenseBlocks::suited(Wait::All)
+            HugeBlocks::suited(PrefaultBarrier::All)
         );
     }
 

@@ -168,7 +168,7 @@ pub fn prepare(wanted: Wanted) -> Result<Prepared, VmmError> {
     let memory = match (memory, record) {
         (Memory::File(file), None) => MemoryRestore::flat(&file, &ranges, &policy)?,
         (Memory::Tiered(manifest, _), None) => {
-            let elsewhere = choices.elsewhere(&manifest)?;
+            let elsewhere = choices.resolver(&manifest)?;
             MemoryRestore::tiered(&manifest, &policy, &elsewhere)?
         }
         (Memory::File(file) | Memory::Tiered(_, file), Some(record)) => {

@@ -78,7 +78,7 @@ fn a_node_whose_disk_is_full_refuses_and_keeps_nothing() {
     assert!(end.stderr.contains("No space left on device"), "{end:?}");
     until("what came of it is freed", || client.status().unwrap().used == 0);
     assert!(!Places::read(&snapshot).unwrap().images["cold"].complete);
-    // Elsewhere there is room.
+    // ImageResolver there is room.
     let other = Service::node("127.0.0.1", &keys);
     published(&publish("1", &other.place));
     assert!(Places::read(&snapshot).unwrap().images["cold"].complete);

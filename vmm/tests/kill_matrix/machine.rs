@@ -13,7 +13,7 @@ use rustix::process::Pid;
 use serde_json::Value;
 use varve_memory_tiers::{GuestRam, Hooks, Offload, OffloadError, Policy, Restore, Strategy, open};
 use varve_pool::client::Transport;
-use varve_pool::{DepotConfig, Key, PoolDepot};
+use varve_pool::{BackingStoreConfig, Key, PoolBackingStore};
 use varve_snapshot::{ManifestReader, PageRange, chain};
 use varve_tests::services::KEY;
 use vm_memory::{Bytes, GuestAddress};
@@ -78,9 +78,9 @@ impl Parts {
         }
     }
 
-    fn begin(&mut self, depot: PoolDepot, idle: Duration) -> Result<(), OffloadError> {
+    fn begin(&mut self, store: PoolBackingStore, idle: Duration) -> Result<(), OffloadError> {
         let offload = Offload::new(self.ram.clone(), self.restore.as_ref(), hooks())?;
-        self.offload.insert(offload).begin(Arc::new(depot), idle, u64::MAX)
+        self.offload.insert(offload).begin(Arc::new(store), idle, u64::MAX)
     }
 
     /// Does what a line says, and says what came of it.
@@ -94,15 +94,15 @@ impl Parts {
             }
             // COPIES IDLE_MS TRY_MS NODES
             ("begin", _) => {
-                let depot = PoolDepot::new(DepotConfig {
+                let store = PoolBackingStore::new(BackingStoreConfig {
                     nodes: words[4].split(',').map(str::to_owned).collect(),
                     copies: number(1) as usize,
                     tenant: "acme".to_owned().try_into().unwrap(),
                     key: Key::from_hex(KEY).unwrap(),
                     transport: Transport::Tcp,
                 });
-                let depot = depot.unwrap().trying_for(Duration::from_millis(number(3)));
-                match self.begin(depot, Duration::from_millis(number(2))) {
+                let store = store.unwrap().trying_for(Duration::from_millis(number(3)));
+                match self.begin(store, Duration::from_millis(number(2))) {
                     Ok(()) => "begun".into(),
                     Err(e) => format!("refused: {}", chain(&e)),
                 }

@@ -3,7 +3,7 @@
 use varve_snapshot::{Region, layout};
 
 use crate::plan::image::ImageInfo;
-use crate::plan::placement::{How, Placement};
+use crate::plan::placement::{Mechanism, Placement};
 use crate::plan::policy::Policy;
 use crate::plan::strategy::Traits;
 
@@ -18,5 +18,5 @@ pub const TRAITS: Traits = Traits {
 };
 
 fn place(_: &Region, image: Option<&ImageInfo>, _: &Policy) -> Placement {
-    Placement::only(image.map_or(How::Base, |_| How::Copy))
+    Placement::only(image.map_or(Mechanism::Base, |_| Mechanism::Copy))
 }

@@ -3,7 +3,7 @@
 use varve_snapshot::{Region, layout};
 
 use crate::plan::image::ImageInfo;
-use crate::plan::placement::{How, Placement};
+use crate::plan::placement::{Mechanism, Placement};
 use crate::plan::policy::Policy;
 use crate::plan::strategy::Traits;
 
@@ -20,8 +20,10 @@ pub const TRAITS: Traits = Traits {
 
 fn place(_: &Region, image: Option<&ImageInfo>, policy: &Policy) -> Placement {
     match image {
-        None => Placement::only(How::Base),
-        Some(image) if !image.mappable || policy.pager.is_some() => Placement::only(How::Fault),
-        Some(_) => Placement::only(How::Map),
+        None => Placement::only(Mechanism::Base),
+        Some(image) if !image.mappable || policy.pager.is_some() => {
+            Placement::only(Mechanism::Fault)
+        }
+        Some(_) => Placement::only(Mechanism::Map),
     }
 }

@@ -4,7 +4,7 @@
 use varve_snapshot::{PageClass, Region, layout};
 
 use crate::plan::image::ImageInfo;
-use crate::plan::placement::{How, Placement};
+use crate::plan::placement::{Mechanism, Placement};
 use crate::plan::policy::Policy;
 use crate::plan::strategy::Traits;
 
@@ -22,5 +22,5 @@ fn place(region: &Region, image: Option<&ImageInfo>, _: &Policy) -> Placement {
         None => region.is_hot() && region.class == PageClass::ReadWrite,
         Some(_) => region.is_hot(),
     };
-    Placement::only(if in_working_set { How::Copy } else { How::Fault })
+    Placement::only(if in_working_set { Mechanism::Copy } else { Mechanism::Fault })
 }

@@ -5,7 +5,7 @@
 //! out a Rust reference to the memory.
 #![allow(unsafe_code)]
 
-use crate::ram::kind::{Ahead, HUGE_PAGE};
+use crate::ram::kind::{HUGE_PAGE, PrefaultMode};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -103,11 +103,11 @@ impl Reservation {
 
     /// Makes a range present. Safe beside threads that use the memory: the kernel settles who
     /// brings a page in, and what is present already stays as it is.
-    pub fn populate(&self, offset: usize, len: usize, how: Ahead) -> io::Result<()> {
+    pub fn populate(&self, offset: usize, len: usize, how: PrefaultMode) -> io::Result<()> {
         let advice = match how {
-            Ahead::Read => Advice::LinuxPopulateRead,
-            Ahead::Write => Advice::LinuxPopulateWrite,
-            Ahead::Cache => Advice::WillNeed,
+            PrefaultMode::Read => Advice::LinuxPopulateRead,
+            PrefaultMode::Write => Advice::LinuxPopulateWrite,
+            PrefaultMode::Cache => Advice::WillNeed,
         };
         loop {
             match self.advise(offset, len, advice) {
@@ -235,8 +235,8 @@ mod tests {
         file.write_all(&[5; 0x2000]).unwrap();
         let r = Reservation::new(0x4000, 1 << 21).unwrap();
         r.map_file(0x1000, 0x2000, &file, 0).unwrap();
-        r.populate(0x1000, 0x1000, Ahead::Read).unwrap();
-        r.populate(0x2000, 0x1000, Ahead::Write).unwrap();
+        r.populate(0x1000, 0x1000, PrefaultMode::Read).unwrap();
+        r.populate(0x2000, 0x1000, PrefaultMode::Write).unwrap();
         r.slice(0x2000, 0x1000).unwrap().copy_from(&[6u8; 0x1000]);
         r.read_file(&[(0x3000, 0x1000)], &file, 0x1000).unwrap();
         let mut seen = vec![1u8; 0x4000];

@@ -70,7 +70,7 @@ pub fn unbind(file: &File) -> io::Result<()> {
     window.bind(MPOL_DEFAULT, &[])
 }
 
-/// How many pages of `file` are on which node. Holes have none.
+/// Mechanism many pages of `file` are on which node. Holes have none.
 pub fn pages_by_node(file: &File) -> io::Result<BTreeMap<u32, u64>> {
     let window = Window::new(file)?;
     let mut at = 0;

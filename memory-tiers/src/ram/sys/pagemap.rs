@@ -51,7 +51,7 @@ pub fn read(memory: &Reservation, offset: usize, len: usize) -> io::Result<Vec<P
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ram::kind::Ahead;
+    use crate::ram::kind::PrefaultMode;
 
     #[test]
     fn copies_are_told_from_what_is_shared() {
@@ -59,10 +59,10 @@ mod tests {
         file.write_all_at(&[1; 0x3000], 0).unwrap();
         let r = Reservation::new(0x6000, 1 << 21).unwrap();
         r.map_file(0, 0x3000, &file, 0).unwrap();
-        r.populate(0, 0x1000, Ahead::Read).unwrap();
-        r.populate(0x1000, 0x1000, Ahead::Write).unwrap();
-        r.populate(0x3000, 0x1000, Ahead::Read).unwrap();
-        r.populate(0x4000, 0x1000, Ahead::Write).unwrap();
+        r.populate(0, 0x1000, PrefaultMode::Read).unwrap();
+        r.populate(0x1000, 0x1000, PrefaultMode::Write).unwrap();
+        r.populate(0x3000, 0x1000, PrefaultMode::Read).unwrap();
+        r.populate(0x4000, 0x1000, PrefaultMode::Write).unwrap();
         let states = read(&r, 0, 0x6000).unwrap();
         let private: Vec<_> = states.iter().map(|s| s.private()).collect();
         assert_eq!(private, [false, true, false, false, true, false]);

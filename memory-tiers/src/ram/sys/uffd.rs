@@ -95,7 +95,7 @@ pub enum Event {
     Removed(u64, u64),
 }
 
-/// How pages are put in place.
+/// Mechanism pages are put in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Install {
     /// Who waits for them is woken.
@@ -106,7 +106,7 @@ pub enum Install {
     Quiet,
 }
 
-/// How far an installation of several pages came.
+/// Mechanism far an installation of several pages came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Installed {
     /// All bytes.

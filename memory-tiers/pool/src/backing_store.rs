@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use varve_memory_tiers::{Depot, SourceError};
+use varve_memory_tiers::{BackingStore, SourceError};
 use varve_snapshot::{Digest, PAGE_SIZE, chain};
 
 use crate::auth::{Key, Tenant, nonce};
@@ -23,7 +23,7 @@ use crate::wire::ObjectId;
 
 /// Where pages are to go.
 #[derive(Clone, Debug)]
-pub struct DepotConfig {
+pub struct BackingStoreConfig {
     /// Addresses of the nodes, `host:port`.
     pub nodes: Vec<String>,
     /// On how many nodes each page is.
@@ -38,7 +38,7 @@ pub struct DepotConfig {
 
 /// Nodes that hold pages for one machine.
 #[derive(Debug)]
-pub struct PoolDepot {
+pub struct PoolBackingStore {
     addresses: Vec<String>,
     nodes: Vec<Node>,
     copies: usize,
@@ -84,10 +84,10 @@ struct Parcel {
     tags: Vec<PageTag>,
 }
 
-impl PoolDepot {
+impl PoolBackingStore {
     /// No node is asked yet.
-    pub fn new(config: DepotConfig) -> Result<PoolDepot, PoolError> {
-        let DepotConfig { nodes: addresses, copies, tenant, key, transport } = config;
+    pub fn new(config: BackingStoreConfig) -> Result<PoolBackingStore, PoolError> {
+        let BackingStoreConfig { nodes: addresses, copies, tenant, key, transport } = config;
         if addresses.len() < copies || copies == 0 {
             return Err(PoolError::TooFewNodes { copies, nodes: addresses.len() });
         }
@@ -99,13 +99,13 @@ impl PoolDepot {
         let secret =
             nonce().map_err(PoolError::io("get random numbers from", Path::new("the system")))?;
         let (secret, held) = (Secret(secret), Mutex::default());
-        Ok(PoolDepot { addresses, nodes, copies, held, secret, try_for: TRY_FOR })
+        Ok(PoolBackingStore { addresses, nodes, copies, held, secret, try_for: TRY_FOR })
     }
 
     /// The same, trying for another time to get a page.
     #[must_use]
-    pub fn trying_for(self, try_for: Duration) -> PoolDepot {
-        PoolDepot { try_for, ..self }
+    pub fn trying_for(self, try_for: Duration) -> PoolBackingStore {
+        PoolBackingStore { try_for, ..self }
     }
 
     /// Keyed BLAKE3 of each page, cut to 16 bytes: without the secret a forger can only guess.
@@ -124,7 +124,7 @@ impl PoolDepot {
     }
 }
 
-impl Depot for PoolDepot {
+impl BackingStore for PoolBackingStore {
     fn put(&self, pages: &[u8]) -> Result<u64, SourceError> {
         let object = Digest::of(pages).0;
         let nodes = choose(&object, &self.addresses, self.copies);

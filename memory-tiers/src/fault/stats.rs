@@ -8,7 +8,7 @@ use varve_snapshot::{PAGE_SIZE, PageClass};
 
 use crate::fault::histogram::Histogram;
 use crate::plan::image::{ImageInfo, Tier};
-use crate::ram::kind::Ahead;
+use crate::ram::kind::PrefaultMode;
 
 /// A number that several threads add to.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl Count {
 
 /// The counters while they count.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct Stats {
     /// Faults answered: by class, read and write.
     pub faults: [[Count; 2]; 4],
     /// Faults that found the page there already.
@@ -49,7 +49,7 @@ pub(crate) struct Tally {
     pub mapped: Count,
     pub copied: Count,
     pub installed: Count,
-    /// By [`Ahead`].
+    /// By [`PrefaultMode`].
     pub ahead: [Count; 3],
     pub ahead_failed: Count,
     pub stage2: Count,
@@ -66,9 +66,9 @@ pub(crate) struct Tally {
     pub beside_time: Count,
 }
 
-impl Tally {
-    pub fn new(images: usize) -> Tally {
-        Tally { read: (0..images).map(|_| Count::default()).collect(), ..Tally::default() }
+impl Stats {
+    pub fn new(images: usize) -> Stats {
+        Stats { read: (0..images).map(|_| Count::default()).collect(), ..Stats::default() }
     }
 
     pub fn fault(&self, class: PageClass, write: bool) {
@@ -81,7 +81,7 @@ impl Tally {
         }
     }
 
-    pub fn ahead(&self, how: Ahead, pages: u64) {
+    pub fn ahead(&self, how: PrefaultMode, pages: u64) {
         self.ahead[how as usize].add(pages);
     }
 
