@@ -27,7 +27,7 @@ pub const FAULTS: Name = Name("faults in all", Unit::Count);
 pub const PLANNED: Name = Name("metadata and plan", Unit::Millis);
 /// Laying mappings.
 pub const LAID: Name = Name("mapping", Unit::Millis);
-/// Copying content in, dense blocks made for it included.
+/// Copying content in, huge blocks made for it included.
 pub const COPIED: Name = Name("copying", Unit::Millis);
 /// Memory.
 pub const PSS: Name = Name("memory of a machine (Pss)", Unit::Kib);

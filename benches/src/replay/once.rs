@@ -240,7 +240,7 @@ impl Conditions {
         policy.read_only = self.read_only;
         policy.cold = self.cold_pages;
         policy.wait = self.wait;
-        policy.dense = HugeBlocks::suited(self.wait);
+        policy.huge_blocks = HugeBlocks::suited(self.wait);
         policy.huge_pages = self.huge_pages;
         policy.threads = self.populate_threads;
         policy.stage2 = false;

@@ -1,4 +1,4 @@
-//! Dense blocks: 2 MiB of guest memory of which most will be written. A single huge page is made there,
+//! Huge blocks: 2 MiB of guest memory of which most will be written. A single huge page is made there,
 //! with one fault of the host and one entry in stage-2 instead of 512, and what is stored is copied in.
 //!
 //! It is done where the guest waits for all of it anyway: beside a guest, what is stored could not be
@@ -13,17 +13,17 @@ use crate::plan::policy::PrefaultBarrier;
 use crate::ram::host::transparent_huge_pages;
 use crate::ram::kind::{HUGE_PAGE, HugePages};
 
-/// Whether there are dense blocks, and how they become huge pages.
+/// How huge blocks become huge pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HugeBlocks {
-    /// There are none.
+    /// No block does.
     #[default]
     Off,
-    /// The kernel makes huge pages by itself, where there is one at hand.
-    Given,
-    /// It is asked for each, and may move other pages out of the way for it, which takes time.
-    FaultContext,
+    /// The kernel makes huge pages by itself, where one is free.
+    Always,
+    /// The kernel is asked for each by madvise(2), and may compact memory for it, which takes time.
+    Madvise,
 }
 
 impl HugeBlocks {
@@ -40,8 +40,8 @@ impl HugeBlocks {
     fn of(enabled: &str) -> HugeBlocks {
         match enabled {
             text if text.contains("[never]") => HugeBlocks::Off,
-            text if text.contains("[always]") => HugeBlocks::Given,
-            _ => HugeBlocks::FaultContext,
+            text if text.contains("[always]") => HugeBlocks::Always,
+            _ => HugeBlocks::Madvise,
         }
     }
 }
@@ -53,11 +53,11 @@ const BLOCK: u64 = HUGE_PAGE as u64;
 /// function might have more than twice as much memory that is not written as one has.
 const LEAST: u64 = BLOCK / PAGE_SIZE * 2 / 3;
 
-/// The dense blocks of a layout, by address.
+/// The huge blocks of a layout, by address.
 pub(crate) fn blocks(input: &PlanInput<'_>, placements: &[Placement]) -> Vec<PageRange> {
     let PlanInput { memory, layout, policy, .. } = *input;
     let knows = policy.strategy.traits().classes;
-    let waited = policy.dense != HugeBlocks::Off && policy.wait >= PrefaultBarrier::First;
+    let waited = policy.huge_blocks != HugeBlocks::Off && policy.wait >= PrefaultBarrier::First;
     let may = waited && policy.huge_pages == HugePages::Off;
     // Where pages are asked for nothing else can be laid.
     if !(knows && may) || placements.iter().any(|p| p.how == Mechanism::Fault) {
@@ -147,9 +147,9 @@ mod tests {
     fn huge_pages_are_made_as_the_host_says() {
         for (enabled, found) in [
             ("always madvise [never]\n", HugeBlocks::Off),
-            ("[always] madvise never\n", HugeBlocks::Given),
-            ("always [madvise] never\n", HugeBlocks::FaultContext),
-            ("", HugeBlocks::FaultContext),
+            ("[always] madvise never\n", HugeBlocks::Always),
+            ("always [madvise] never\n", HugeBlocks::Madvise),
+            ("", HugeBlocks::Madvise),
         ] {
             assert_eq!(HugeBlocks::of(enabled), found, "{enabled}");
         }

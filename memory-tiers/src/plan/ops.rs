@@ -220,7 +220,7 @@ impl Plan {
 
     fn is_right(&self, page: u64, shown: Shown) -> bool {
         match (shown, self.stored_at(page)) {
-            (Shown::FaultContext, _) => true,
+            (Shown::Fault, _) => true,
             (Shown::Zero, stored) => stored.is_none(),
             (Shown::Image(shown), Some(stored)) => shown == stored,
             (Shown::Image(shown), None) => {
@@ -281,7 +281,7 @@ impl Plan {
         let mut overlay = Overlay::new(&self.memory);
         for op in &self.ops {
             let shown = match (op.action, op.from) {
-                (Action::Watch, _) => Shown::FaultContext,
+                (Action::Watch, _) => Shown::Fault,
                 (Action::Map, Some(from)) => Shown::Image(from),
                 (Action::Clear | Action::Block, _) => Shown::Zero,
                 (_, Some(from)) if copies => Shown::Image(from),

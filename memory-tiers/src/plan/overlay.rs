@@ -12,8 +12,8 @@ pub enum Shown {
     Zero,
     /// An image's pages, from this one on.
     Image(Stored),
-    /// Whatever the region map says, asked for when it is touched.
-    FaultContext,
+    /// The content that the region map names, brought in on a fault.
+    Fault,
 }
 
 impl Shown {

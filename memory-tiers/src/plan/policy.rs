@@ -178,7 +178,7 @@ pub struct Policy {
     pub huge_pages: HugePages,
     /// Mechanism 2 MiB that will mostly be written, and are waited for, become one page (`tiered`, `template`,
     /// with `huge_pages` off).
-    pub dense: HugeBlocks,
+    pub huge_blocks: HugeBlocks,
     /// Whether stage-2 is filled as well.
     pub stage2: bool,
     /// Mechanism long a page may take to come.
@@ -225,7 +225,7 @@ impl Policy {
             bridge: 16,
             max_mappings: mapping_budget(),
             huge_pages: HugePages::Off,
-            dense: HugeBlocks::Off,
+            huge_blocks: HugeBlocks::Off,
             stage2: true,
             deadline: DEFAULT_DEADLINE,
             pager: None,

@@ -101,13 +101,13 @@ pub(crate) fn carry_out(
     })
 }
 
-/// Makes a dense block present, as one page where the kernel has one.
+/// Makes a huge block present, as one page where the kernel has one.
 fn make_block(shared: &Shared, block: PageRange) {
     match shared.ram.populate(block, PrefaultMode::Write) {
         Ok(()) => shared.stats.ahead(PrefaultMode::Write, block.pages()),
         // What is copied into it is made present then, or is an error.
         Err(error) => {
-            log::warn!("a dense block is not made ready: {error}");
+            log::warn!("a huge block is not made ready: {error}");
             shared.stats.ahead_failed.add(block.pages());
         }
     }

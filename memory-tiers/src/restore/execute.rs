@@ -306,7 +306,7 @@ fn lay(shared: &Shared) -> Result<Option<Arc<Watched>>, TierError> {
                 stats.mapped.add(op.pages.pages());
             }
             (Action::Clear, _) => ram.lay_fresh(op.pages)?,
-            (Action::Block, _) if plan.policy.dense == HugeBlocks::FaultContext => {
+            (Action::Block, _) if plan.policy.huge_blocks == HugeBlocks::Madvise => {
                 ram.lay_fresh_huge(op.pages)?;
             }
             (Action::Block, _) => ram.lay_fresh(op.pages)?,

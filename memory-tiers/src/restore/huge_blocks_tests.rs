@@ -19,7 +19,7 @@ fn memory() -> Vec<PageRange> {
 }
 
 fn dense(strategy: Strategy) -> Policy {
-    Policy { dense: HugeBlocks::FaultContext, wait: PrefaultBarrier::All, ..Policy::new(strategy) }
+    Policy { huge_blocks: HugeBlocks::Madvise, wait: PrefaultBarrier::All, ..Policy::new(strategy) }
 }
 
 fn blocks(plan: &Plan) -> Vec<PageRange> {
@@ -110,7 +110,7 @@ fn blocks_are_made_where_the_guest_waits_for_them_anyway() {
         assert_eq!(starts, [0, 512, 2048]);
         let none = |policy: &Policy, mappable| blocks(&plan(policy, mappable)).is_empty();
         assert!(none(&Policy { wait: PrefaultBarrier::Written, ..policy.clone() }, true));
-        assert!(none(&Policy { dense: HugeBlocks::Off, ..policy.clone() }, true));
+        assert!(none(&Policy { huge_blocks: HugeBlocks::Off, ..policy.clone() }, true));
         assert!(none(&Policy { huge_pages: HugePages::Transparent, ..policy.clone() }, true));
         assert!(none(&policy, false), "its image cannot be mapped");
     }

@@ -46,7 +46,7 @@ pub fn open(
             && !packed
             && !is_near(snapshot, &images, resolver, &layout)
         {
-            (policy.wait, policy.dense) = (PrefaultBarrier::Nothing, HugeBlocks::Off);
+            (policy.wait, policy.huge_blocks) = (PrefaultBarrier::Nothing, HugeBlocks::Off);
         }
         let (memory, images) = (snapshot.memory(), images.as_slice());
         Ok(Plan::new(&PlanInput { memory, layout: &layout, base_image, images, policy: &policy })?)

@@ -90,7 +90,11 @@ impl Choices {
             read_only: self.tune.read_only,
             cold: self.cold,
             wait,
-            dense: if self.tune.huge_blocks { HugeBlocks::suited(wait) } else { HugeBlocks::Off },
+            huge_blocks: if self.tune.huge_blocks {
+                HugeBlocks::suited(wait)
+            } else {
+                HugeBlocks::Off
+            },
             threads: self.tune.threads.into(),
             stage2: self.tune.prefault,
             huge_pages,
@@ -173,10 +177,10 @@ mod tests {
         let policy = all.policy(Strategy::Lazy, HugePages::Transparent);
         assert_eq!((policy.strategy, policy.stage2), (Strategy::Tiered, false));
         assert_eq!((policy.threads, policy.huge_pages), (3, HugePages::Transparent));
-        assert_eq!((policy.wait, policy.dense), (PrefaultBarrier::All, HugeBlocks::Off));
+        assert_eq!((policy.wait, policy.huge_blocks), (PrefaultBarrier::All, HugeBlocks::Off));
         let waits = Choices { wait: Some(PrefaultBarrier::All), ..Choices::default() };
         assert_eq!(
-            waits.policy(Strategy::Tiered, HugePages::Off).dense,
+            waits.policy(Strategy::Tiered, HugePages::Off).huge_blocks,
             HugeBlocks::suited(PrefaultBarrier::All)
         );
     }
