@@ -23,7 +23,7 @@ demo: images lab
 # Everything: unit and property tests here, tests with machines where KVM works.
 test: qemu test-fast test-vm
 
-test-fast: images lab
+test-fast: images strace lab
 	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
 
 test-vm: images clients strace lab
@@ -79,7 +79,7 @@ $(CLIENTS)/.made: tests/clients/requirements.txt
 		--only-binary :all: --target $(CLIENTS) --requirement $<
 	touch $@
 
-# Kills the monitor at each rename and sync of a snapshot that is being replaced.
+# Kills each verb that writes at each rename, sync and removal, and disturbs it there.
 strace:
 	@command -v strace >/dev/null || if [ "$$(id -u)" = 0 ]; then apt-get -qq update && \
 		apt-get -qq install -y --no-install-recommends strace; else \

@@ -2,6 +2,7 @@
 //! with a lock file against two makers at once.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -52,14 +53,25 @@ impl Aside {
         &self.work
     }
 
-    /// Puts the folder in its place, in which an older one is replaced.
+    /// Puts the folder in its place, in which an older one is replaced; durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses: an older folder is then where it was, or can be made again.
     pub fn commit(self) -> Result<()> {
         let old = suffixed(&self.target, ".old");
         remove(&old)?;
-        if self.target.exists() {
-            fs::rename(&self.target, &old).map_err(Error::io("rename", &self.target))?;
+        // A loss of power must not leave the name of a folder whose files are empty.
+        let made = File::open(&self.work).map_err(Error::io("open", &self.work))?;
+        rustix::fs::syncfs(&made).map_err(|e| Error::io("sync", &self.work)(e.into()))?;
+        match fs::rename(&self.target, &old) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io("rename", &self.target)(error));
+            }
+            _ => {}
         }
         fs::rename(&self.work, &self.target).map_err(Error::io("rename", &self.work))?;
+        sync(folder(&self.target))?;
         remove(&old)
     }
 }
@@ -78,11 +90,23 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The folder that `path` is in.
+pub fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Makes the content of a file, or the names in a folder, durable.
+///
+/// # Errors
+///
+/// It cannot be opened or synced.
+pub fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|open| open.sync_all()).map_err(Error::io("sync", path))
+}
+
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path)(error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
     }
 }
@@ -126,6 +150,27 @@ mod tests {
             aside.commit().unwrap();
             assert_eq!(fs::read_to_string(target.join("f")).unwrap(), text);
         }
+    }
+
+    /// The calls of the test before, by strace, in their order.
+    #[test]
+    fn files_are_durable_before_their_folder_and_that_before_the_end() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut strace = std::process::Command::new("strace");
+        strace.args(["-f", "-qq", "-y", "-e", "trace=syncfs,rename,fsync", "-o"]).arg(log.path());
+        strace.arg(std::env::current_exe().unwrap());
+        strace.args(["aside::tests::commit_replaces_what_was_there", "--exact"]);
+        let Ok(output) = strace.output() else {
+            return println!("skipped: strace is missing (apt-get install strace)");
+        };
+        assert!(output.status.success(), "{output:?}");
+        let log = fs::read_to_string(log.path()).unwrap();
+        let calls =
+            log.lines().filter_map(|line| line.split_whitespace().nth(1)?.split('(').next());
+        let calls: Vec<_> = calls.collect();
+        // The first time there is nothing to be moved away, which the kernel says.
+        let once = ["syncfs", "rename", "rename", "fsync"];
+        assert_eq!(calls, [once, once].concat(), "{log}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use crate::aside::Lock;
+use crate::aside::{Lock, sync};
 use crate::error::{Error, Result};
 use crate::tool::{run, run_text};
 
@@ -159,6 +159,8 @@ impl Apt {
         }
         run(self.command("apt-get").args(["download", package]).current_dir(&fetch), "apt")?;
         let fetched = fetch.join(name);
+        // A later run takes what has the right length for whole.
+        sync(&fetched)?;
         fs::rename(&fetched, &file).map_err(Error::io("rename", &fetched))?;
         Ok(file)
     }

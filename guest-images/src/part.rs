@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::aside::Aside;
+use crate::aside::{Aside, folder, sync};
 use crate::error::{Error, Result};
 
 /// Written last, so that its presence says that a part is complete.
@@ -127,7 +127,7 @@ impl Inputs {
     }
 }
 
-/// Writes a value as JSON, for people to read, aside and renamed.
+/// Writes a value as JSON, for people to read, aside and renamed; durable when this returns.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let aside = with_suffix(path, ".new");
     let write = || -> io::Result<()> {
@@ -137,7 +137,8 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
         File::open(&aside)?.sync_all()?;
         fs::rename(&aside, path)
     };
-    write().map_err(Error::io("write", path))
+    write().map_err(Error::io("write", path))?;
+    sync(folder(path))
 }
 
 /// `path` with `suffix` after its last component.
@@ -155,7 +156,7 @@ pub fn publish(file: &Path, name: &Path) -> Result<()> {
     // A rename of one name over another of the same file does nothing, and would leave both.
     fs::rename(&aside, name).map_err(Error::io("rename", &aside))?;
     let _ = fs::remove_file(&aside);
-    Ok(())
+    sync(folder(name))
 }
 
 fn remove_others(dir: &Path, names: &[&str]) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::error::SnapshotError;
 use crate::manifest::{MANIFEST_FILE, MEMORY_FILE, Manifest, STATE_FILE};
 use crate::state::{SnapshotId, StateFile};
-use crate::store::{Files, NewFile, StagedFile, Staging, clean, folder};
+use crate::store::{Files, NewFile, StagedFile, Staging, clean, folder, remove};
 use crate::target::{Target, aside, settle_memory};
 
 /// A flat snapshot in the making. Dropped before [`FlatWriter::finish`], it leaves nothing behind.
@@ -243,8 +243,15 @@ impl<'f> FlatWriter<'f> {
                 let aside = aside(&memory, id);
                 self.staging.rename_target(*at, &aside);
                 if let Err(error) = self.staging.commit() {
-                    let stands = StateFile::read(&path).is_ok_and(|now| now.id == Some(id));
-                    if !stands {
+                    // If the state file cannot be read, it may be the new one, which needs this memory.
+                    let other = match StateFile::read(&path) {
+                        Ok(now) => now.id != Some(id),
+                        Err(SnapshotError::Io { source, .. }) => {
+                            source.kind() == std::io::ErrorKind::NotFound
+                        }
+                        Err(_) => true,
+                    };
+                    if other {
                         let _ = files.remove(&aside);
                     }
                     return Err(error);
@@ -294,10 +301,9 @@ fn remove_tiered(files: &dyn Files, dir: &Path, state: &[u8]) {
     if !of_old || manifest.state.as_ref().is_some_and(|s| s.digest == Digest::of(state)) {
         return;
     }
-    if files.remove(&path).is_err() {
-        return;
-    }
+    // The manifest last: the next one who writes here finds in it what a killed process left.
     for file in manifest.own_files() {
         let _ = files.remove(&dir.join(file));
     }
+    let _ = remove(files, &path);
 }

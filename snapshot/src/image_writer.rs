@@ -6,6 +6,7 @@ use crate::chunk_digest::{ChunkDigest, ChunkDigests};
 use crate::digest::{Digest, Hasher};
 use crate::error::SnapshotError;
 use crate::image::{Image, ImageEntry};
+use crate::manifest::{COLD_IMAGE, READ_ONLY_IMAGE};
 use crate::page::PAGE_SIZE;
 use crate::store::{StagedFile, Staging};
 
@@ -160,6 +161,15 @@ impl ImageWriter {
 pub(crate) fn image_name(name: &str, digest: Digest, compression: Compression) -> String {
     let suffix = if compression == Compression::None { "img" } else { "lz4" };
     format!("{name}-{}.{suffix}", digest.short())
+}
+
+/// Whether a file has such a name, as an image that tiering makes.
+pub(crate) fn is_image_name(file: &str) -> bool {
+    const MADE: [&str; 5] = [READ_ONLY_IMAGE, "rw", COLD_IMAGE, "ws", "loading"];
+    let stem = file.strip_suffix(".img").or(file.strip_suffix(".lz4")).unwrap_or_default();
+    stem.rsplit_once('-').is_some_and(|(name, hash)| {
+        MADE.contains(&name) && hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit())
+    })
 }
 
 /// Whether bytes are all zero.

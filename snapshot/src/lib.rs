@@ -84,7 +84,7 @@ pub use region::{ImageId, NEVER, Region, RegionError, RegionMap, Stored};
 pub use report::{ClassReport, ImageReport, class_reports};
 pub use state::{HostIdentity, SnapshotId, StateBlob, StateFile};
 pub use store::{
-    Files, LocalFiles, NewFile, StagedFile, Staging, TEMP_PREFIX, clean, open_beside, there,
+    Files, LocalFiles, NewFile, StagedFile, Staging, TEMP_PREFIX, clean, open_beside, remove, there,
 };
 pub use sums::{MemorySums, SUM_PAGES, Summing, chunks_of};
 pub use target::{ASIDE_PREFIX, memory_at, memory_in, settle};

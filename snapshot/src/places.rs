@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::SnapshotError;
-use crate::store::{LocalFiles, Staging};
+use crate::store::{LocalFiles, Staging, remove};
 
 /// The version of all such files that this varve reads and writes.
 const VERSION: u32 = 1;
@@ -78,12 +78,7 @@ impl<P: Placed> Places<P> {
     pub fn write(&self, dir: &Path) -> Result<(), SnapshotError> {
         let path = Places::<P>::path(dir);
         if self.images.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => {
-                    Err(SnapshotError::io("remove", &path)(e))
-                }
-                _ => Ok(()),
-            };
+            return remove(&LocalFiles, &path);
         }
         let text = serde_json::to_vec_pretty(self)
             .map_err(|e| SnapshotError::Places { path: path.clone(), problem: e.to_string() })?;

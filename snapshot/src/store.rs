@@ -18,7 +18,7 @@ pub const TEMP_PREFIX: &str = ".varve-tmp-";
 /// What writing a snapshot asks of a file system. [`LocalFiles`] is the real one; tests put one in
 /// its place that crashes.
 pub trait Files: Send + Sync {
-    /// Makes a directory and those above it; one that exists is fine.
+    /// Makes a directory and those above it, durably; one that exists is fine.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes a file that must not exist.
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
@@ -54,7 +54,17 @@ pub struct LocalFiles;
 
 impl Files for LocalFiles {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
+                self.create_dir(folder(dir))?;
+                self.create_dir(dir)
+            }
+            // A link to a folder is one, too.
+            Err(_) if dir.is_dir() => Ok(()),
+            Err(e) => Err(e),
+            // Files in it are lost if its own name is.
+            Ok(()) => self.sync_dir(folder(dir)),
+        }
     }
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
@@ -117,6 +127,8 @@ struct Staged {
     target: PathBuf,
     /// `None`: synced and closed.
     file: Option<Box<dyn NewFile>>,
+    /// It is another name of a file that exists.
+    linked: bool,
 }
 
 /// Files that will appear together: [`Staging::commit`] renames them in the order in which they were
@@ -150,7 +162,12 @@ impl<'f> Staging<'f> {
                 made => break (temp.clone(), made.map_err(SnapshotError::io("create", &temp))?),
             }
         };
-        self.staged.push(Staged { temp, target: target.to_owned(), file: Some(file) });
+        self.staged.push(Staged {
+            temp,
+            target: target.to_owned(),
+            file: Some(file),
+            linked: false,
+        });
         Ok(StagedFile(self.staged.len() - 1))
     }
 
@@ -164,7 +181,7 @@ impl<'f> Staging<'f> {
         let at = self.create(target)?;
         let Some(staged) = self.staged.get_mut(at.0) else { return Ok(false) };
         // The name is known to be free, but for a moment.
-        staged.file = None;
+        (staged.file, staged.linked) = (None, true);
         let linked =
             self.files.remove(&staged.temp).and_then(|()| self.files.link(from, &staged.temp));
         match linked {
@@ -210,7 +227,7 @@ impl<'f> Staging<'f> {
             }
         }
         for at in 0..self.staged.len() {
-            let Staged { temp, target, .. } = &self.staged[at];
+            let Staged { temp, target, linked, .. } = &self.staged[at];
             // Those before it must be durable before the one that makes them count.
             if at + 1 == self.staged.len() && at > 0 {
                 self.sync_folders(at)?;
@@ -218,6 +235,10 @@ impl<'f> Staging<'f> {
             self.files
                 .rename(temp, target)
                 .map_err(SnapshotError::io("rename into place", target))?;
+            if *linked {
+                // A rename between two names of one file does nothing, and leaves both (rename(2)).
+                let _ = self.files.remove(temp);
+            }
             self.renamed = at + 1;
             self.staged[at].file = None;
         }
@@ -271,6 +292,25 @@ impl Drop for Staging<'_> {
             // Best effort: what stays is recognised and removed by `clean`.
             let _ = self.files.remove(&staged.temp);
         }
+    }
+}
+
+/// Removes a file, durably; one that is not there is fine.
+///
+/// # Errors
+///
+/// The file cannot be removed, or its folder not be synced.
+pub fn remove(files: &dyn Files, path: &Path) -> Result<(), SnapshotError> {
+    let dir = folder(path);
+    let absent = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+    match files.remove(path) {
+        Err(e) if !absent(&e) => return Err(SnapshotError::io("remove", path)(e)),
+        // A process that was killed before it synced the folder may have removed it.
+        _ => {}
+    }
+    match files.sync_dir(dir) {
+        Err(e) if !absent(&e) => Err(SnapshotError::io("sync folder", dir)(e)),
+        _ => Ok(()),
     }
 }
 

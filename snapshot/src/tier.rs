@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::error::{FormatError, SnapshotError};
 use crate::flat::{FlatFile, check_whole, scan};
 use crate::image::{Image, ImageEntry};
+use crate::image_writer::is_image_name;
 use crate::manifest::{
     COLD_IMAGE, FileRef, MANIFEST_FILE, Manifest, READ_ONLY_IMAGE, Recorded, STATE_FILE, layout,
 };
@@ -23,7 +24,7 @@ use crate::page_store::PageStore;
 use crate::region::{ImageId, RegionMap};
 use crate::report::{ClassReport, ImageReport, class_reports};
 use crate::state::StateFile;
-use crate::store::{Files, Staging, clean};
+use crate::store::{Files, Staging, clean, names_in};
 use crate::trace::{Mechanism, Trace};
 
 /// A flat snapshot, what was recorded of it, and where the tiered one goes.
@@ -165,9 +166,7 @@ pub fn tier(
     let at = staging.create(&path)?;
     staging.put(at, &bytes, 0)?;
     staging.commit()?;
-    if let Some(old) = old {
-        remove_replaced(files, &old, &manifest, input.out);
-    }
+    remove_replaced(files, old.as_ref(), &manifest, input.out);
     let map = manifest.layout(layout::TIERED).cloned().unwrap_or_default();
     Ok(TierReport {
         manifest: path,
@@ -287,11 +286,16 @@ fn place_state(staging: &mut Staging, input: &TierInput) -> Result<FileRef, Snap
     Ok(FileRef { file, bytes: bytes.len() as u64, digest })
 }
 
-/// Images of the manifest that was replaced. A process that uses them still has them open.
-fn remove_replaced(files: &dyn Files, old: &Manifest, new: &Manifest, folder: &Path) {
+/// Images of the manifest that was replaced, and those of a process that was killed before it wrote its
+/// manifest or before it removed them. A process that uses them still has them open.
+fn remove_replaced(files: &dyn Files, old: Option<&Manifest>, new: &Manifest, folder: &Path) {
     let mut kept: Vec<&String> = new.images.iter().map(|i| &i.entry.file).collect();
     kept.extend(new.state.iter().map(|state| &state.file));
-    for file in old.own_files().iter().filter(|file| !kept.contains(file)) {
+    let mut unused = old.map(Manifest::own_files).unwrap_or_default();
+    unused.extend(names_in(folder).into_iter().flatten().filter(|name| is_image_name(name)));
+    unused.sort_unstable();
+    unused.dedup();
+    for file in unused.iter().filter(|file| !kept.contains(file)) {
         // Left behind, it takes space and does no harm.
         let _ = files.remove(&folder.join(file));
     }

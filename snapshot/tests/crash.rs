@@ -374,6 +374,52 @@ fn another_state_files_memory_stays_until_the_new_one_is_there() {
     );
 }
 
+/// A file system on which the last sync fails, and the state file cannot be read from then on.
+struct Hiding(Mutex<bool>);
+
+impl Files for Hiding {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        LocalFiles.create_dir(dir)
+    }
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        LocalFiles.create(path)
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        LocalFiles.open(path)
+    }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        LocalFiles.link(from, to)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        *self.0.lock().unwrap() |= to.ends_with("state");
+        LocalFiles.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        LocalFiles.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        if !*self.0.lock().unwrap() {
+            return LocalFiles.sync_dir(dir);
+        }
+        fs::rename(dir.join("state"), dir.join("hidden")).unwrap();
+        std::os::unix::fs::symlink("state", dir.join("state")).unwrap();
+        Err(io::ErrorKind::StorageFull.into())
+    }
+}
+
+/// A state file that cannot be read may be the new one: its memory stays.
+#[test]
+fn memory_stays_while_nobody_knows_which_state_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    guest().save(dir.path());
+    let files = Hiding(Mutex::new(false));
+    let writer = FlatWriter::in_dir(&files, dir.path(), 10 * 4096).unwrap();
+    assert!(save_newer(writer).is_err());
+    fs::rename(dir.path().join("hidden"), dir.path().join("state")).unwrap();
+    let (state, found) = load(dir.path());
+    assert!(state.id.is_some() && found == newer().bytes);
+}
+
 /// A state file that cannot be looked at is no reason to take its memory away.
 #[test]
 fn a_target_that_is_no_file_costs_nothing() {

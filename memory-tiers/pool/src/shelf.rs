@@ -13,7 +13,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use varve_snapshot::{Digest, Files, LocalFiles, SnapshotError, Staging, clean};
+use varve_snapshot::{Digest, Files, LocalFiles, SnapshotError, Staging, clean, remove};
 
 use crate::auth::Tenant;
 use crate::wire::{MAX_OBJECT, ObjectId, PublicationId};
@@ -44,8 +44,16 @@ impl Shelf {
     /// Stores an object; done when it is durable.
     pub fn put(&self, id: &ObjectId, bytes: &[u8]) -> Result<(), SnapshotError> {
         let path = self.object(id);
-        if fs::metadata(&path).is_ok_and(|m| m.len() == bytes.len() as u64) {
-            return Ok(());
+        match fs::metadata(&path) {
+            Ok(found) if found.len() == bytes.len() as u64 => {
+                // A node that was killed may have renamed it, and not synced the folder.
+                let dir = &self.objects;
+                return LocalFiles.sync_dir(dir).map_err(SnapshotError::io("sync folder", dir));
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(SnapshotError::io("look at", &path)(e));
+            }
+            _ => {}
         }
         Staging::write_file(&LocalFiles, &path, bytes)
     }
@@ -68,7 +76,7 @@ impl Shelf {
 
     /// Removes a publication.
     pub fn forget(&self, id: &PublicationId) -> Result<(), SnapshotError> {
-        remove(&self.publications.join(name(id)))
+        remove(&LocalFiles, &self.publications.join(name(id)))
     }
 
     /// The publications on the disk. One whose file is not a list of names is an error.
@@ -89,7 +97,14 @@ impl Shelf {
     /// Removes objects that are not `wanted`.
     pub fn sweep(&self, wanted: impl Fn(&ObjectId) -> bool) -> Result<(), SnapshotError> {
         let all = ids(&self.objects)?;
-        all.iter().filter(|(id, _)| !wanted(id)).try_for_each(|(_, path)| remove(path))
+        // Not durably: the next start removes those that come back.
+        let mut unwanted = all.iter().filter(|(id, _)| !wanted(id)).map(|(_, path)| path);
+        unwanted.try_for_each(|path| match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(SnapshotError::io("remove", path)(e))
+            }
+            _ => Ok(()),
+        })
     }
 
     /// Where an object is.
@@ -100,13 +115,6 @@ impl Shelf {
 
 fn name(id: &[u8; 32]) -> String {
     Digest(*id).to_string()
-}
-
-fn remove(path: &Path) -> Result<(), SnapshotError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(SnapshotError::io("remove", path)(e)),
-        _ => Ok(()),
-    }
 }
 
 /// The files of a folder whose names are hexadecimal; others are not ours.

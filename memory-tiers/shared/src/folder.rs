@@ -5,12 +5,15 @@
 //! has no user and gets none, and removes it then.
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statfs, statx};
 use varve_memory_tiers::numa;
-use varve_snapshot::{Digest, LocalFiles, PAGE_SIZE, StagedFile, Staging, clean, is_zero};
+use varve_snapshot::{
+    Digest, Files, LocalFiles, PAGE_SIZE, StagedFile, Staging, clean, is_zero, remove, there,
+};
 
 use crate::error::SharedError;
 use crate::host;
@@ -61,7 +64,13 @@ impl Folder {
 
     fn rename(&self, key: &Key, from: &str, to: &str) -> Result<(), SharedError> {
         let (from, to) = (self.path(key, from), self.path(key, to));
-        fs::rename(&from, &to).map_err(SharedError::io("rename", &from))
+        fs::rename(&from, &to).map_err(SharedError::io("rename", &from))?;
+        self.sync()
+    }
+
+    /// Makes names in the folder durable.
+    fn sync(&self) -> Result<(), SharedError> {
+        LocalFiles.sync_dir(&self.dir).map_err(SharedError::io("sync folder", &self.dir))
     }
 
     /// Whether `room` bytes can be kept here as they are meant to.
@@ -153,12 +162,15 @@ impl Store for Folder {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), SharedError> {
         let path = self.path(key, PUBLISHED);
-        if path.exists() {
-            return Ok(());
+        if there(&path)? {
+            // A process that was killed may have renamed it, and not synced the folder.
+            return self.sync();
         }
-        if self.path(key, RETIRED).exists() {
+        if there(&self.path(key, RETIRED))? {
             return self.rename(key, RETIRED, PUBLISHED);
         }
+        // What a killed publisher left takes the room of this image.
+        self.clean()?;
         self.check(key.bytes)?;
         let mut staging = Staging::new(&LocalFiles);
         let at: StagedFile = staging.create(&path)?;
@@ -176,7 +188,7 @@ impl Store for Folder {
     fn attach(&self, key: &Key) -> Result<Option<Attached>, SharedError> {
         let path = self.path(key, PUBLISHED);
         let file = match File::open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(SharedError::io("open", &path))?,
         };
         match file.try_lock_shared() {
@@ -187,8 +199,11 @@ impl Store for Folder {
         }
         // Freed or retired between the two: what has a lock must still be what the name means.
         let now = file.metadata().map_err(SharedError::io("look at", &path))?;
-        if !fs::metadata(&path).is_ok_and(|named| named.ino() == now.ino()) {
-            return Ok(None);
+        match fs::metadata(&path) {
+            Ok(named) if named.ino() == now.ino() => {}
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(SharedError::io("look at", &path)(e)),
         }
         if now.len() != key.bytes {
             let problem = format!("it has {} bytes, and {} were published", now.len(), key.bytes);
@@ -199,7 +214,7 @@ impl Store for Folder {
 
     fn list(&self) -> Result<Vec<Held>, SharedError> {
         let entries = match fs::read_dir(&self.dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(SharedError::io("list", &self.dir))?,
         };
         let mut held = Vec::new();
@@ -217,7 +232,7 @@ impl Store for Folder {
     }
 
     fn retire(&self, key: &Key) -> Result<(), SharedError> {
-        match self.path(key, PUBLISHED).exists() {
+        match there(&self.path(key, PUBLISHED))? {
             true => self.rename(key, PUBLISHED, RETIRED),
             false => Ok(()),
         }
@@ -226,7 +241,7 @@ impl Store for Folder {
     fn free(&self, key: &Key) -> Result<Freed, SharedError> {
         let path = self.path(key, RETIRED);
         let file = match File::open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Freed::Yes),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Freed::Yes),
             opened => opened.map_err(SharedError::io("open", &path))?,
         };
         match file.try_lock() {
@@ -236,13 +251,13 @@ impl Store for Folder {
             }
             Err(TryLockError::Error(e)) => Err(SharedError::io("lock", &path)(e)),
             Ok(()) => {
-                fs::remove_file(&path).map_err(SharedError::io("remove", &path))?;
+                remove(&LocalFiles, &path)?;
                 Ok(Freed::Yes)
             }
         }
     }
 
     fn clean(&self) -> Result<usize, SharedError> {
-        if self.dir.exists() { Ok(clean(&self.dir)?) } else { Ok(0) }
+        Ok(clean(&self.dir)?)
     }
 }

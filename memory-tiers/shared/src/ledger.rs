@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use varve_snapshot::{Digest, LocalFiles, Staging, clean};
+use varve_snapshot::{Digest, Files, LocalFiles, Staging, clean, remove};
 
 use crate::error::SharedError;
 use crate::locks;
@@ -31,7 +31,7 @@ const SUFFIX: &str = "users";
 impl Ledger {
     /// Waits until nobody else has it.
     pub fn lock(dir: &Path) -> Result<Ledger, SharedError> {
-        fs::create_dir_all(dir).map_err(SharedError::io("create folder", dir))?;
+        LocalFiles.create_dir(dir).map_err(SharedError::io("create folder", dir))?;
         let lock = locks::exclusive(&dir.join("lock"))?;
         Ok(Ledger { dir: dir.to_owned(), _lock: lock })
     }
@@ -49,12 +49,7 @@ impl Ledger {
     pub fn set(&self, digest: &Digest, snapshots: Vec<PathBuf>) -> Result<(), SharedError> {
         let path = self.path(digest);
         if snapshots.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    Err(SharedError::io("remove", &path)(e))
-                }
-                _ => Ok(()),
-            };
+            return Ok(remove(&LocalFiles, &path)?);
         }
         let text = serde_json::to_vec_pretty(&Entry { snapshots })
             .map_err(|e| SharedError::place(path.display(), e))?;

@@ -136,6 +136,39 @@ fn snapshots_that_are_gone_or_went_elsewhere_use_nothing() {
     assert_eq!(names(&dir.path().join("other")), ["lock"]);
 }
 
+/// A file that cannot be looked at may be there: it is not taken for absent, and nothing is done.
+#[test]
+fn an_image_that_cannot_be_looked_at_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = snapshot(dir.path(), "a", 1);
+    let store = dir.path().join("store");
+    let uri: Uri = format!("file:{}", store.display()).parse().unwrap();
+    published(&a, &uri);
+    let manifest = ManifestReader::open(&a).unwrap();
+    let entry = &manifest.images()[0];
+    let key = Places::read(&a).unwrap().images["ro"].key();
+    for state in ["image", "retired"] {
+        let path = store.join(format!("{}.{state}", key.digest));
+        let _ = fs::rename(&path, dir.path().join("kept"));
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let refused = publish(&manifest, entry, &uri, |_| {}).unwrap_err();
+        let text = varve_snapshot::chain(&refused);
+        assert!(
+            text.contains(&key.digest.to_string()) && text.contains("symbolic links"),
+            "{text}"
+        );
+        if state == "image" {
+            let store = open(&uri).unwrap();
+            assert!(store.retire(&key).is_err() && store.attach(&key).is_err());
+        }
+        fs::remove_file(&path).unwrap();
+    }
+    fs::rename(dir.path().join("kept"), store.join(format!("{}.image", key.digest))).unwrap();
+    assert!(found(&a).1.is_none(), "the publication did not end");
+    published(&a, &uri);
+    assert!(found(&a).1.is_some());
+}
+
 /// Nothing would notice wrong pages where they are mapped.
 #[test]
 fn a_snapshot_that_was_made_anew_has_its_own_image() {

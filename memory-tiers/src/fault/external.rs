@@ -188,7 +188,7 @@ enum End {
 /// A handler may close its connection and go on answering. So what counts is the process, where it
 /// can be seen, and the connection only where it cannot.
 fn wait(mut stream: UnixStream, process: Option<OwnedFd>, stop: &OwnedFd, socket: &PathBuf) -> End {
-    let mut said = Vec::new();
+    let (mut said, mut warned) = (Vec::new(), false);
     let mut piece = [0; 4096];
     loop {
         match first_of(stop, &stream, None) {
@@ -196,11 +196,17 @@ fn wait(mut stream: UnixStream, process: Option<OwnedFd>, stop: &OwnedFd, socket
             Some(false) => match stream.read(&mut piece) {
                 Ok(len @ 1..) => {
                     said.extend_from_slice(piece.get(..len).unwrap_or_default());
-                    if let Ok(Reply { error }) = serde_json::from_slice(&said) {
+                    let (end, strange) = listen(&mut said);
+                    if let Some(error) = end {
                         return End::Failed(error);
                     }
-                    if said.len() > MAX_SAID {
-                        said.clear();
+                    // Handlers other than varve's pager may say what they like.
+                    if let Some(line) = strange.filter(|_| !warned) {
+                        warned = true;
+                        log::warn!(
+                            "the page fault handler at {socket:?} says {line:?}, which is no \
+                             {{\"error\": ...}}: ignored, as is all of that kind after it"
+                        );
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -221,6 +227,28 @@ fn wait(mut stream: UnixStream, process: Option<OwnedFd>, stop: &OwnedFd, socket
             ),
         }
         patience = None;
+    }
+}
+
+/// Takes whole lines out of what was said: the words of the first that is understood, and the beginning of
+/// the first that is not.
+fn listen(said: &mut Vec<u8>) -> (Option<String>, Option<String>) {
+    const SHOWN: usize = 200;
+    let mut strange = None;
+    loop {
+        let end = said.iter().position(|&byte| byte == b'\n').map(|end| end + 1);
+        // The last line may end with the connection.
+        let line = said.get(..end.unwrap_or(said.len())).unwrap_or_default().trim_ascii();
+        if let Ok(Reply { error }) = serde_json::from_slice(line) {
+            return (Some(error), strange);
+        }
+        let whole = end.or(Some(said.len()).filter(|&len| len > MAX_SAID));
+        let Some(end) = whole else { return (None, strange) };
+        if !line.is_empty() && strange.is_none() {
+            let shown = line.get(..SHOWN).unwrap_or(line);
+            strange = Some(String::from_utf8_lossy(shown).into_owned());
+        }
+        said.drain(..end);
     }
 }
 
@@ -303,6 +331,41 @@ mod tests {
         // This process, the handler's, lives on.
         assert!(lost.recv_timeout(Duration::from_millis(1200)).is_err());
         drop(handler);
+    }
+
+    /// What a machine makes of what its handler said before it closed the connection.
+    fn heard(text: &[u8]) -> End {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        there.write_all(text).unwrap();
+        drop(there);
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        wait(here, None, &stop, &PathBuf::from("s"))
+    }
+
+    #[test]
+    fn changed_words_of_a_handler_are_ignored_or_shown() {
+        let mut line = serde_json::to_vec(&Reply { error: "page 7 is lost".into() }).unwrap();
+        line.push(b'\n');
+        for at in 0..line.len() {
+            for bit in 0..8 {
+                let mut changed = line.clone();
+                changed[at] ^= 1 << bit;
+                assert!(!matches!(heard(&changed), End::Stopped));
+                // What follows on a line of its own is understood.
+                changed.push(b'\n');
+                changed.extend(&line);
+                let End::Failed(said) = heard(&changed) else { panic!("{at}, {bit}") };
+                assert!(said.contains("page 7") || at < line.len() - 2, "{said}");
+            }
+            assert!(matches!(heard(&line[..at]), End::Gone) || at == line.len() - 1, "{at}");
+        }
+        let mut said = [b"what is this?\n", &line[..], b"rest"].concat();
+        let (words, strange) = listen(&mut said);
+        assert_eq!(words.as_deref(), Some("page 7 is lost"));
+        assert_eq!(strange.as_deref(), Some("what is this?"));
+        let mut long = vec![b'x'; MAX_SAID + 1];
+        assert_eq!(listen(&mut long).1.map(|shown| shown.len()), Some(200));
+        assert!(long.is_empty());
     }
 
     #[test]

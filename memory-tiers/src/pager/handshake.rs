@@ -253,6 +253,55 @@ mod tests {
         assert!(matches!(receive(&here), Err(HandshakeError::NoUffd)));
     }
 
+    /// What is made of a text that arrives with a descriptor, and then the end.
+    fn answer(text: &[u8]) -> Result<(Vec<HandlerMapping>, Regions), HandshakeError> {
+        let (here, there) = UnixStream::pair().unwrap();
+        send(&there, text);
+        drop(there);
+        let mappings = receive_until(&here, Instant::now() + Duration::from_secs(60))?.mappings;
+        let regions = regions(&mappings, &order())?.0;
+        Ok((mappings, regions))
+    }
+
+    /// Whether an error names the message, or the mapping in it.
+    fn is_named(error: &HandshakeError) -> bool {
+        let said = error.to_string();
+        let names = ["no whole message", "no JSON array", "first bytes of the message", "mapping "];
+        names.iter().any(|name| said.contains(name)) || said == HandshakeError::Empty.to_string()
+    }
+
+    /// Each bit of a message changed, each cut and what follows it: refused by name, or taken for what it
+    /// says, which is then inside the snapshot's memory, each byte of it once.
+    #[test]
+    fn changed_cut_and_repeated_messages_are_refused_by_name() {
+        let mappings = [mapping(0x10_0000, 0x8000, 0), mapping(0x20_0000, 0x4000, 0x8000)];
+        let text = serde_json::to_vec(&mappings).unwrap();
+        assert_eq!(answer(&text).unwrap().0, mappings);
+        let mut refused = 0;
+        for at in 0..text.len() {
+            for bit in 0..8 {
+                let mut changed = text.clone();
+                changed[at] ^= 1 << bit;
+                match answer(&changed) {
+                    Err(error) => {
+                        assert!(is_named(&error), "{error}");
+                        refused += 1;
+                    }
+                    Ok((mappings, regions)) => {
+                        let said: u64 = mappings.iter().map(|mapping| mapping.size).sum();
+                        let all: u64 = regions.all().iter().map(|region| region.pages.len()).sum();
+                        assert!(said == all && all <= 0xc000, "{mappings:?}");
+                    }
+                }
+            }
+            let cut = answer(&text[..at]).unwrap_err();
+            assert!(is_named(&cut) || at == 0, "cut at {at}: {cut}");
+            let twice = answer(&[&text[..], &text[..=at]].concat()).unwrap_err();
+            assert!(is_named(&twice), "once more to {at}: {twice}");
+        }
+        assert!(refused > text.len() * 4, "{refused} of {} changes", text.len() * 8);
+    }
+
     /// A byte now and then starts no patience anew.
     #[test]
     fn a_slow_message_has_one_deadline() {

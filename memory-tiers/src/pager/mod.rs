@@ -9,6 +9,8 @@
 mod cache;
 mod handshake;
 mod machine;
+#[cfg(test)]
+mod proxy_tests;
 mod served;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use crate::{ExternalHandler, GuestRam, HugePages, ImageInfo, Tier};
 use varve_snapshot::{ImageId, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored};
 
 /// Two ranges; the image holds pages 0 to 31 of the first and all of the second.
-fn memory() -> Vec<PageRange> {
+pub fn memory() -> Vec<PageRange> {
     [(0, 64 * PAGE_SIZE), (1 << 32, 16 * PAGE_SIZE)]
         .map(|(at, n)| PageRange::new(at, n).unwrap())
         .into()
@@ -32,7 +32,7 @@ fn served(source: TestSource, cache: &Arc<ChunkCache>) -> Served {
     Served::new("test".into(), &memory(), layout, vec![info], vec![Some(Arc::new(source))]).unwrap()
 }
 
-fn source() -> TestSource {
+pub fn source() -> TestSource {
     use std::os::unix::fs::FileExt;
     let info = ImageInfo {
         name: "cold".into(),
@@ -50,14 +50,14 @@ fn source() -> TestSource {
     TestSource { info, file, countdown: i64::MAX.into(), gate: None }
 }
 
-struct Serving {
+pub struct Serving {
     pager: Pager,
     cache: Arc<ChunkCache>,
     dir: tempfile::TempDir,
 }
 
 impl Serving {
-    fn new(source: TestSource) -> Serving {
+    pub fn new(source: TestSource) -> Serving {
         let cache = Arc::new(ChunkCache::new(1 << 20));
         Serving::by(cache.clone(), served(source, &cache), 2)
     }
@@ -70,7 +70,7 @@ impl Serving {
         Serving { pager, cache, dir }
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
     }
 
@@ -88,7 +88,10 @@ impl Serving {
     }
 
     /// A machine, and what it is told when it is lost.
-    fn machine(&self, pages: HugePages) -> (Arc<GuestRam>, ExternalHandler, Receiver<TierError>) {
+    pub fn machine(
+        &self,
+        pages: HugePages,
+    ) -> (Arc<GuestRam>, ExternalHandler, Receiver<TierError>) {
         machine(&self.socket(), &memory(), pages).unwrap()
     }
 
@@ -101,9 +104,13 @@ impl Serving {
     }
 }
 
-type Machine = (Arc<GuestRam>, ExternalHandler, Receiver<TierError>);
+pub type Machine = (Arc<GuestRam>, ExternalHandler, Receiver<TierError>);
 
-fn machine(socket: &Path, memory: &[PageRange], pages: HugePages) -> Result<Machine, TierError> {
+pub fn machine(
+    socket: &Path,
+    memory: &[PageRange],
+    pages: HugePages,
+) -> Result<Machine, TierError> {
     let ram = Arc::new(GuestRam::with_pages(memory, false, pages)?);
     let (tell, told): (Sender<TierError>, _) = channel();
     let on_fatal = Box::new(move |error| drop(tell.send(error)));
@@ -112,7 +119,7 @@ fn machine(socket: &Path, memory: &[PageRange], pages: HugePages) -> Result<Mach
 }
 
 /// What a page of guest memory is to hold.
-fn stored(page: u64) -> Vec<u8> {
+pub fn stored(page: u64) -> Vec<u8> {
     match page {
         0..0x2_0000 | 0x1_0000_0000.. => content(page, 0),
         _ => vec![0; 4096],
