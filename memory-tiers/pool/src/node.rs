@@ -228,7 +228,9 @@ impl Shared {
         let mut incoming = self.objects.make_room(holdings, len)?;
         file.read_exact(incoming.bytes()).map_err(|e| e.to_string())?;
         if Digest::of(incoming.bytes()).0 != *id {
-            return Err("its content is not what its name says".into());
+            let gone = shelf.remove(id).map_err(|e| format!("; it stays: {}", chain(&e)));
+            let stays = gone.err().unwrap_or_default();
+            return Err(format!("its content is not what its name says; publish it again{stays}"));
         }
         Ok(holdings.add(*id, incoming.done()))
     }
@@ -524,7 +526,11 @@ impl Client<'_> {
             shelf.forget(publication).map_err(stored)?;
         }
         self.holdings.forget(publication);
-        clear(&self.holdings, self.shelf.as_ref()).map_err(stored)
+        self.holdings.clear();
+        // On the disk there may be more than in memory.
+        let living = self.holdings.living();
+        let sweep = |shelf: &Shelf| shelf.sweep(|id| living.contains(id));
+        self.shelf.as_ref().map_or(Ok(()), sweep).map_err(stored)
     }
 
     fn read(&mut self, id: &ObjectId, offset: u64, len: u32) -> io::Result<Outcome> {

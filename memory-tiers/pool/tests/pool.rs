@@ -244,6 +244,35 @@ fn a_node_that_starts_again_has_what_it_had() {
     check(&source, 0, PAGES);
 }
 
+/// What does not fit is not lost: a node that starts with its old limit has all again.
+#[test]
+fn a_node_that_starts_with_less_memory_keeps_its_files() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let image = image(dir.path());
+    let node = Running::new(Some(store.path()));
+    let place = publish_to(dir.path(), &[&node], 1).unwrap();
+    let (source, address) = (source(&image, &place), node.address.clone());
+    drop(node);
+    let files = || std::fs::read_dir(store.path().join("acme/objects")).unwrap().count();
+    let before = files();
+    let node = Running::at(&address, Some(store.path()), 8 << 20);
+    check(&source, 0, 10);
+    // A connection that ends has what nobody holds removed.
+    let client = node.client();
+    let mut publishing = client.begin().unwrap();
+    publishing.put(varve_snapshot::Digest::of(b"old").0, b"old").unwrap_err();
+    drop(publishing);
+    assert_eq!(files(), before);
+    drop(node);
+    let node = Running::at(&address, Some(store.path()), 1 << 30);
+    check(&source, 0, PAGES);
+    drop(node);
+    // Forgotten, what could not be loaded goes too.
+    let node = Running::at(&address, Some(store.path()), 8 << 20);
+    node.client().forget(place.publication.0).unwrap();
+    assert_eq!(files(), 0);
+}
+
 /// Passes bytes on to a node; what the node says can be held back or damaged.
 struct Meddler {
     address: String,
