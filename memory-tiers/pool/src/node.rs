@@ -31,6 +31,9 @@ use crate::wire::{
 const MAX_OF_TENANT: u64 = 1024;
 /// Connections at a time of which nothing is proved yet; one more ends the oldest of them.
 const MAX_UNPROVED: usize = 128;
+/// Publications and names of objects in them that one tenant has: 8 TiB of shards. The lists take memory
+/// beside the objects.
+const MAX_NAMES: usize = 1 << 20;
 /// Both sides prove themselves within this time, however many pieces it comes in.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 /// Descriptors of one connection.
@@ -503,6 +506,12 @@ impl Client<'_> {
 
     fn publish(&mut self, publication: PublicationId, ids: &[ObjectId]) -> Outcome {
         let _changing = self.holdings.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.holdings.names_beside(&publication) + 1 + ids.len() > MAX_NAMES {
+            return Err(format!(
+                "tenant {} has {MAX_NAMES} publications and objects in them at most: forget some",
+                self.tenant
+            ));
+        }
         let find = |id: &ObjectId| {
             let object = self.held.get(id).cloned().or_else(|| self.holdings.get(id));
             object.ok_or_else(|| not_here(id))

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KEY, OTHER, Running, acme, keys, tenant};
+use common::{KEY, OTHER, Running, acme, keys, proved, tenant};
 use varve_memory_tiers::{Depot, ImageInfo, PageSource, Tier};
 use varve_pool::client::{NodeClient, Patience, Transport};
 use varve_pool::sealed::{Handshake, Sealed};
@@ -187,6 +187,33 @@ fn bad_requests_cost_their_connection_or_less() {
     let _ = noise.read_to_end(&mut Vec::new());
     client.read(object, 0, &mut [0; 16]).unwrap();
     assert_eq!(client.status().unwrap().used, IN_MEMORY, "nothing of it stayed");
+}
+
+/// Their lists take memory that no limit of objects counts.
+#[test]
+fn publications_have_a_limit() {
+    let node = Running::new(None);
+    let mut stream = proved(&node.address);
+    let object = varve_snapshot::Digest::of(b"one").0;
+    wire::send(&mut stream, &Request::Put { object, len: 3 }).unwrap();
+    assert_eq!(wire::receive::<Answer>(&mut stream).unwrap(), Answer::Send);
+    stream.write_all(b"one").unwrap();
+    assert_eq!(wire::receive::<Answer>(&mut stream).unwrap(), Answer::Done);
+    let mut ask = |request: &Request| -> Answer {
+        wire::send(&mut stream, request).unwrap();
+        wire::receive(&mut stream).unwrap()
+    };
+    let objects = vec![object; 32_000];
+    let mut publish =
+        |n: u8| ask(&Request::Publish { publication: [n; 32], objects: objects.clone() });
+    let done = (0..40).take_while(|&n| publish(n) == Answer::Done).count();
+    assert_eq!(done, 32);
+    let Answer::Refused { reason } = publish(32) else { panic!("no limit") };
+    assert!(reason.contains("forget some"), "{reason}");
+    // One that is there is replaced all the same.
+    assert_eq!(publish(0), Answer::Done);
+    assert_eq!(ask(&Request::Forget { publication: [1; 32] }), Answer::Done);
+    assert_eq!(ask(&Request::Publish { publication: [32; 32], objects }), Answer::Done);
 }
 
 #[test]

@@ -12,28 +12,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Running, acme};
+use common::{Running, acme, proved};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use varve_pool::client::{NodeClient, Transport};
-use varve_pool::sealed::{Handshake, Sealed};
-use varve_pool::wire::{self, Introduction, Reception};
+use varve_pool::sealed::Sealed;
 use varve_snapshot::Digest;
 
 /// Far more than a request may take, far less than what is sent would take.
 const LONG: Duration = Duration::from_secs(90);
-
-fn proved(address: &str) -> Sealed {
-    let (tenant, key) = acme();
-    let mut stream = TcpStream::connect(address).unwrap();
-    let (handshake, opening) = Handshake::open(&tenant, &key).unwrap();
-    wire::receive_magic(&mut stream).unwrap();
-    wire::send_magic(&mut stream).unwrap();
-    wire::send(&mut stream, &Introduction { tenant, opening }).unwrap();
-    match wire::receive(&mut stream).unwrap() {
-        Reception::Welcome { reply } => handshake.close(&reply, stream).unwrap(),
-        Reception::Refused { reason } => panic!("{reason}"),
-    }
-}
 
 /// Sends the length of a long record, then a byte of it each second; whether the node ended all
 /// connections in time.
