@@ -1,10 +1,12 @@
-//! How long a manifest with many extents takes to load: `cargo run --release --example load_time`.
+//! How long a manifest takes to load: one with many extents, and one of a guest of 8 GiB with a digest for
+//! each chunk. `cargo run --release -p varve-snapshot --example load_time`.
 
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use varve_snapshot::{
-    ChunkTable, Compression, Image, ImageEntry, ImageId, LocalFiles, Manifest, ManifestReader,
-    PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored, layout,
+    ChunkDigest, ChunkDigests, ChunkTable, Compression, Image, ImageEntry, ImageId, LocalFiles,
+    Manifest, ManifestReader, PAGE_SIZE, PageClass, PageRange, Region, RegionMap, Stored, layout,
 };
 
 fn manifest(extents: u64) -> Result<Manifest, Box<dyn std::error::Error>> {
@@ -39,20 +41,68 @@ fn manifest(extents: u64) -> Result<Manifest, Box<dyn std::error::Error>> {
     })
 }
 
+/// The same for a guest of `bytes`, whose chunks all differ: with a digest each.
+fn proven(bytes: u64) -> Result<Manifest, Box<dyn std::error::Error>> {
+    let mut manifest = manifest(bytes / PAGE_SIZE / 2)?;
+    let mut digests = ChunkDigests::default();
+    for image in &mut manifest.images {
+        let crcs: Vec<u32> = (0..image.chunks.len() as u32).collect();
+        crcs.iter().for_each(|n| digests.push(ChunkDigest::of(&n.to_le_bytes())));
+        image.chunks = ChunkTable::Plain(crcs);
+        image.digests = Some(std::mem::take(&mut digests));
+    }
+    // One region: what is measured is the tables of chunks.
+    let pages = PageRange::new(0, bytes)?;
+    let stored = Some(Stored { image: ImageId(0), page: 0 });
+    let region = Region { pages, class: PageClass::Cold, stored, rank: 0 };
+    manifest.layouts =
+        vec![(layout::TIERED.into(), RegionMap::new(vec![region], &manifest.memory)?)];
+    Ok(manifest)
+}
+
+fn median(
+    mut load: impl FnMut() -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<Duration, Box<dyn std::error::Error>> {
+    let mut times = Vec::new();
+    for _ in 0..21 {
+        let start = Instant::now();
+        load()?;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
+}
+
+fn with_digests(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    proven(8 << 30)?.write(&LocalFiles, path)?;
+    let bytes = std::fs::metadata(path)?.len();
+    let open = median(|| {
+        ManifestReader::open(path)?.layout(layout::TIERED)?;
+        Ok(())
+    })?;
+    let table = median(|| {
+        let image = ManifestReader::open(path)?.image_table(ImageId(0))?;
+        assert_eq!(image.digests.map(|d| d.len()), Some(131_072));
+        Ok(())
+    })?;
+    println!(
+        "8 GiB in chunks of 64 KiB: {bytes} bytes, {open:?} without, {table:?} with its tables"
+    );
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::temp_dir().join(format!("varve-load-time-{}", std::process::id()));
     for extents in [100, 1_000, 10_000, 100_000] {
         manifest(extents)?.write(&LocalFiles, &path)?;
-        let mut times = Vec::new();
-        for _ in 0..21 {
-            let start = Instant::now();
+        let time = median(|| {
             let map = ManifestReader::open(&path)?.layout(layout::TIERED)?;
-            times.push(start.elapsed());
             assert_eq!(map.regions().len() as u64, extents);
-        }
-        times.sort_unstable();
-        println!("{extents:>7} extents: {:?} (median of {})", times[times.len() / 2], times.len());
+            Ok(())
+        })?;
+        println!("{extents:>7} extents: {time:?} (median of 21)");
     }
+    with_digests(&path)?;
     std::fs::remove_file(&path)?;
     Ok(())
 }

@@ -8,6 +8,7 @@ mod mechanisms;
 mod memory;
 mod offload;
 mod plan;
+mod pool;
 mod shared;
 mod sizes;
 mod start;
@@ -47,6 +48,8 @@ pub enum Part {
     Plan,
     /// A missing page from a file, a pool and a pager (without KVM)
     Fetch,
+    /// Reading from a memory node over TCP, by streams and bytes at once (without KVM)
+    Pool,
     /// Time from process start to running vCPUs, by size of the guest and strategy
     Sizes,
     /// Memory of one more machine of a function, by where its read-only pages are
@@ -78,6 +81,7 @@ impl Part {
             Part::Mechanisms => "mechanisms",
             Part::Plan => "plan",
             Part::Fetch => "fetch",
+            Part::Pool => "pool",
             Part::Sizes => "sizes",
             Part::Shared => "shared",
             Part::All => "all",
@@ -108,6 +112,7 @@ impl Part {
             Part::Mechanisms => mechanisms::run(effort, recorder),
             Part::Plan => plan::run(effort, folder, recorder),
             Part::Fetch => fetch::run(effort, folder, recorder),
+            Part::Pool => pool::run(effort, recorder),
             Part::Sizes => sizes::run(effort, folder, recorder),
             Part::Shared => shared::run(effort, folder, recorder),
             Part::All => self.each().iter().try_for_each(|p| p.run(effort, folder, recorder)),

@@ -3,14 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use varve_snapshot::Digest;
 
 use crate::error::PoolError;
+
+/// Longest file of keys.
+const MAX_FILE: u64 = 16 << 20;
 
 /// A random number that is used once.
 pub type Nonce = [u8; 32];
@@ -70,16 +75,33 @@ impl Key {
 pub struct Keys(BTreeMap<Tenant, Key>);
 
 impl Keys {
-    /// Reads a file, which nobody but its owner may be able to read.
+    /// Reads a regular file, which nobody but its owner may be able to read or write.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, others have access to it, or it has no keys.
     pub fn read(path: &Path) -> Result<Keys, PoolError> {
-        let file = |problem: String| PoolError::File { path: path.into(), problem };
-        let metadata = fs::metadata(path).map_err(PoolError::io("look at", path))?;
-        if metadata.mode() & 0o077 != 0 {
-            let problem = "others than its owner may read these keys; chmod 600 cures that";
-            return Err(file(problem.into()));
+        let file = |problem: &str| PoolError::File { path: path.into(), problem: problem.into() };
+        // What is read is what was looked at; a pipe without a writer is not waited for.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let open = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let open = open.map_err(PoolError::io("open", path))?;
+        let metadata = open.metadata().map_err(PoolError::io("look at", path))?;
+        if !metadata.is_file() {
+            return Err(file("it is no regular file; write the keys into one"));
         }
-        let text = fs::read_to_string(path).map_err(PoolError::io("read", path))?;
-        Keys::parse(&text).map_err(file)
+        if metadata.mode() & 0o077 != 0 {
+            let problem =
+                "others than its owner may read or write these keys; chmod 600 cures that";
+            return Err(file(problem));
+        }
+        let mut text = String::new();
+        let read = open.take(MAX_FILE + 1).read_to_string(&mut text);
+        read.map_err(PoolError::io("read", path))?;
+        if text.len() as u64 > MAX_FILE {
+            return Err(file("it is longer than 16 MiB; write one line for each tenant"));
+        }
+        Keys::parse(&text).map_err(|problem| file(&problem))
     }
 
     /// Parses a file's text.
@@ -161,6 +183,7 @@ pub fn nonce() -> std::io::Result<Nonce> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn key_files() {
@@ -193,5 +216,10 @@ mod tests {
         assert!(Keys::read(&path).unwrap_err().to_string().contains("chmod 600"));
         mode(0o600);
         Keys::read(&path).unwrap();
+        let pipe = dir.path().join("pipe");
+        let of_owner = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, of_owner, 0)
+            .unwrap();
+        assert!(Keys::read(&pipe).unwrap_err().to_string().contains("no regular file"));
     }
 }

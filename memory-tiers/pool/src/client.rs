@@ -13,6 +13,7 @@ use crate::auth::{Key, Tenant};
 use crate::connection::{Connection, Said, done, said};
 use crate::error::PoolError;
 use crate::sealed::Sealed;
+use crate::until::deadline;
 use crate::wire::{Answer, ObjectId, PublicationId, Request, Status, receive, send};
 
 /// Connections that are kept for later.
@@ -28,7 +29,7 @@ const RDMA_PAUSE: Duration = Duration::from_secs(30);
 pub struct Patience {
     /// For a connection, and for a node's proof.
     pub connect: Duration,
-    /// For each piece of an answer.
+    /// For an answer, however many pieces it comes in; many bytes may take longer.
     pub answer: Duration,
 }
 
@@ -148,7 +149,9 @@ impl NodeClient {
 
     /// Figures of what the node keeps for this tenant.
     pub fn status(&self) -> Result<Status, PoolError> {
-        self.with_connection(|Connection { stream, .. }| {
+        self.with_connection(|connection| {
+            connection.allow(0);
+            let stream = &mut connection.stream;
             send(stream, &Request::Status)?;
             match receive(stream)? {
                 Answer::Status(status) => Ok(Said::Yes(status)),
@@ -159,7 +162,9 @@ impl NodeClient {
 
     /// Frees what only this publication keeps.
     pub fn forget(&self, publication: PublicationId) -> Result<(), PoolError> {
-        self.with_connection(|Connection { stream, .. }| {
+        self.with_connection(|connection| {
+            connection.allow(0);
+            let stream = &mut connection.stream;
             send(stream, &Request::Forget { publication })?;
             done(stream)
         })
@@ -184,13 +189,14 @@ impl NodeClient {
         bytes: &[u8],
     ) -> Result<(), PoolError> {
         let request = Request::Hold { object, len: bytes.len() as u64 };
-        self.ask(connection, &request, "send pages to it", |stream| give(stream, bytes))
+        let len = bytes.len() as u64;
+        self.ask(connection, &request, len, "send pages to it", |stream| give(stream, bytes))
     }
 
     /// Whether the node answers, and so holds what it was given over this connection.
     pub fn still_holds(&self, Holding(connection): &mut Holding) -> Result<(), PoolError> {
         let request = Request::Release { objects: Vec::new() };
-        self.ask(connection, &request, "get its answer", done)
+        self.ask(connection, &request, 0, "get its answer", done)
     }
 
     /// Releases objects that were held, also where they have been read from.
@@ -219,12 +225,15 @@ impl NodeClient {
         &self,
         connection: &mut Connection,
         request: &Request,
+        bytes: u64,
         what: &'static str,
         answer: impl FnOnce(&mut Sealed) -> io::Result<Said<()>>,
     ) -> Result<(), PoolError> {
         let stream = &mut connection.stream;
         // A store may take its time to make an object durable.
-        let slow = stream.tcp().set_read_timeout(Some(self.patience.answer * 10));
+        let patience = self.patience.answer * 10;
+        stream.must_end(deadline(patience, bytes));
+        let slow = stream.tcp().set_read_timeout(Some(patience));
         let said = slow.and_then(|()| send(stream, request)).and_then(|()| answer(stream));
         self.judge(said.map_err(|e| self.link(what, e))?)
     }
@@ -396,7 +405,8 @@ impl Publishing<'_> {
     pub fn put(&mut self, object: ObjectId, bytes: &[u8]) -> Result<(), PoolError> {
         let request = Request::Put { object, len: bytes.len() as u64 };
         let (node, what) = (self.node, "send an object to it");
-        node.ask(&mut self.connection, &request, what, |stream| give(stream, bytes))?;
+        let len = bytes.len() as u64;
+        node.ask(&mut self.connection, &request, len, what, |stream| give(stream, bytes))?;
         self.objects.push(object);
         Ok(())
     }
@@ -404,7 +414,7 @@ impl Publishing<'_> {
     /// Makes what was sent stay.
     pub fn finish(mut self, publication: PublicationId) -> Result<(), PoolError> {
         let request = Request::Publish { publication, objects: std::mem::take(&mut self.objects) };
-        self.node.ask(&mut self.connection, &request, "publish", done)
+        self.node.ask(&mut self.connection, &request, 0, "publish", done)
     }
 }
 

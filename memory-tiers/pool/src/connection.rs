@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use varve_rdma::{Domain, Half, Port, RdmaError, Reader, Remote};
 
@@ -12,9 +12,10 @@ use crate::auth::{Key, Tenant};
 use crate::client::Patience;
 use crate::remote::sequence;
 use crate::sealed::{Handshake, Sealed};
+use crate::until::{Until, deadline};
 use crate::wire::{
-    Answer, Introduction, MAX_READ, ObjectId, Reception, Request, receive, receive_magic, send,
-    send_magic,
+    Answer, Introduction, MAX_INTRODUCTION, MAX_READ, ObjectId, Reception, Request, receive,
+    receive_magic, receive_short, send, send_magic,
 };
 
 /// Most objects that one request names; they fit into a frame.
@@ -66,6 +67,12 @@ impl Connection {
         Err(last)
     }
 
+    /// Begins the time in which the node must have answered: its patience, and more for `bytes` that
+    /// come or go.
+    pub fn allow(&mut self, bytes: u64) {
+        self.stream.must_end(deadline(self.patience, bytes));
+    }
+
     /// The RDMA port that this connection's own address is at.
     pub fn port(&self) -> io::Result<Option<Port>> {
         Ok(Port::at(self.stream.tcp().local_addr()?.ip()))
@@ -74,6 +81,7 @@ impl Connection {
     /// Joins an RDMA link; later reads go over it.
     pub fn link(&mut self, domain: &Domain) -> io::Result<Said<()>> {
         let half = Half::new(domain, sequence()).map_err(io::Error::other)?;
+        self.allow(0);
         send(&mut self.stream, &Request::Link { endpoint: half.endpoint() })?;
         let endpoint = match receive(&mut self.stream)? {
             Answer::Linked { endpoint } => endpoint,
@@ -101,6 +109,7 @@ impl Connection {
             link.located.retain(|id, _| !objects.contains(id));
         }
         for objects in objects.chunks(MAX_NAMES) {
+            self.allow(0);
             send(&mut self.stream, &Request::Release { objects: objects.to_vec() })?;
             match done(&mut self.stream)? {
                 Said::Yes(()) => {}
@@ -117,6 +126,7 @@ impl Connection {
         offset: u64,
         buffer: &mut [u8],
     ) -> io::Result<Said<()>> {
+        self.allow(buffer.len() as u64);
         match &mut self.link {
             Some(link) => link.read(&mut self.stream, self.patience, object, offset, buffer),
             None => read_by_stream(&mut self.stream, object, offset, buffer),
@@ -183,17 +193,19 @@ fn introduce(
     patience: Patience,
 ) -> io::Result<Said<Sealed>> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(patience.connect))?;
     stream.set_write_timeout(Some(patience.connect))?;
     let (handshake, opening) = Handshake::open(tenant, key)?;
-    receive_magic(&mut stream)?;
+    // Nothing is proved yet: neither the node's pace nor its lengths count for anything.
+    let end = Instant::now() + patience.connect;
+    receive_magic(&mut Until { stream: &stream, end })?;
     send_magic(&mut stream)?;
     send(&mut stream, &Introduction { tenant: tenant.clone(), opening })?;
-    let reception = receive(&mut stream)?;
+    let reception = receive_short(&mut Until { stream: &stream, end }, MAX_INTRODUCTION)?;
     stream.set_read_timeout(Some(patience.answer))?;
     stream.set_write_timeout(Some(patience.answer))?;
     Ok(match reception {
-        Reception::Refused { reason } => Said::No(reason),
+        // Anybody's words, up to here.
+        Reception::Refused { reason } => Said::No(reason.escape_debug().to_string()),
         Reception::Welcome { reply } => match handshake.close(&reply, stream) {
             Ok(sealed) => Said::Yes(sealed),
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {

@@ -28,6 +28,7 @@ mod remote;
 pub mod sealed;
 mod shelf;
 pub mod source;
+mod until;
 pub mod wire;
 
 pub use auth::{Key, Keys, Tenant};

@@ -4,7 +4,7 @@
 //! and what one client does costs others nothing but the node's bandwidth.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,20 +21,25 @@ use crate::objects::{Holdings, Object, Objects};
 use crate::remote::{Linked, Reaches};
 use crate::sealed::{Handshake, Sealed};
 use crate::shelf::Shelf;
+use crate::until::{Until, deadline};
 use crate::wire::{
     Answer, Introduction, MAX_INTRODUCTION, MAX_OBJECT, MAX_READ, ObjectId, PublicationId,
-    Reception, Request, receive, receive_magic, receive_short, send, send_magic,
+    Reception, Request, frame, receive, receive_magic, receive_short, send, send_magic,
 };
 
 /// Connections of one tenant at a time, if descriptors suffice.
 const MAX_OF_TENANT: u64 = 1024;
 /// Connections at a time of which nothing is proved yet; one more ends the oldest of them.
 const MAX_UNPROVED: usize = 128;
+/// Publications and names of objects in them that one tenant has: 8 TiB of shards. The lists take memory
+/// beside the objects.
+const MAX_NAMES: usize = 1 << 20;
 /// Both sides prove themselves within this time, however many pieces it comes in.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 /// Descriptors of one connection.
 const DESCRIPTORS: u64 = 2;
-/// A client that says nothing where it must speak is given up.
+/// A client that says nothing where it must speak is given up; so is one whose request, or the bytes of
+/// an object beyond what [`deadline`] allows for them, take longer than that.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a node is to be.
@@ -226,7 +231,9 @@ impl Shared {
         let mut incoming = self.objects.make_room(holdings, len)?;
         file.read_exact(incoming.bytes()).map_err(|e| e.to_string())?;
         if Digest::of(incoming.bytes()).0 != *id {
-            return Err("its content is not what its name says".into());
+            let gone = shelf.remove(id).map_err(|e| format!("; it stays: {}", chain(&e)));
+            let stays = gone.err().unwrap_or_default();
+            return Err(format!("its content is not what its name says; publish it again{stays}"));
         }
         Ok(holdings.add(*id, incoming.done()))
     }
@@ -238,18 +245,21 @@ fn serve(shared: &Shared, id: u64, stream: TcpStream) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     keep_alive(&stream)?;
     let Some((tenant, mut stream)) = welcome(shared, stream)? else { return Ok(()) };
-    if !shared.prove(id) {
-        return Ok(());
-    }
     let holdings = shared.objects.of(&tenant);
     let _counted = match Counted::new(&holdings, shared.of_tenant) {
         Some(counted) => counted,
         None => {
+            // It stays among those that make room for others, with the deadline of its introduction:
+            // else a tenant would have any number of connections that are refused and do not go.
             let most = shared.of_tenant;
             receive::<Request>(&mut stream)?;
             return refuse(&mut stream, format!("tenant {tenant} has {most} connections already"));
         }
     };
+    if !shared.prove(id) {
+        return Ok(());
+    }
+    stream.tcp().set_read_timeout(Some(PATIENCE))?;
     let shelf = match shared.shelf(&tenant) {
         Ok(shelf) => shelf,
         Err(e) => return refuse(&mut stream, chain(&e)),
@@ -258,32 +268,14 @@ fn serve(shared: &Shared, id: u64, stream: TcpStream) -> io::Result<()> {
         Client { shared, tenant, holdings, shelf, stream, held: HashMap::new(), linked: None };
     loop {
         // A client may be silent between two requests, but not within one.
-        client.stream.tcp().set_read_timeout(None)?;
         if !client.stream.wait()? {
             return Ok(());
         }
-        client.stream.tcp().set_read_timeout(Some(PATIENCE))?;
+        client.allow(0);
         let request = receive(&mut client.stream)?;
         if let Err(reason) = client.answer(request)? {
-            refuse(&mut client.stream, reason)?;
+            client.say(&Answer::Refused { reason })?;
         }
-    }
-}
-
-/// A stream that is read until a time, whatever comes before it.
-struct Until<'s> {
-    stream: &'s TcpStream,
-    end: Instant,
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.read(buffer)
     }
 }
 
@@ -348,9 +340,7 @@ fn welcome(shared: &Shared, mut stream: TcpStream) -> io::Result<Option<(Tenant,
         return Ok(None);
     };
     send(&mut stream, &Reception::Welcome { reply })?;
-    let sealed = handshake.prove(stream, end)?;
-    sealed.tcp().set_read_timeout(Some(PATIENCE))?;
-    Ok(Some((tenant, sealed)))
+    Ok(Some((tenant, handshake.prove(stream, end)?)))
 }
 
 /// Removes what nobody holds any more, from the disk too. With `changing` held.
@@ -405,6 +395,16 @@ struct Client<'s> {
 type Outcome = Result<(), String>;
 
 impl Client<'_> {
+    /// Begins the time in which the next `bytes`, or a message, must come or go.
+    fn allow(&mut self, bytes: u64) {
+        self.stream.must_end(deadline(PATIENCE, bytes));
+    }
+
+    fn say(&mut self, answer: &Answer) -> io::Result<()> {
+        self.allow(0);
+        send(&mut self.stream, answer)
+    }
+
     /// Carries out one request. `Err` if the connection cannot go on.
     fn answer(&mut self, request: Request) -> io::Result<Outcome> {
         match request {
@@ -433,7 +433,7 @@ impl Client<'_> {
             }
             Request::Status => {
                 let status = self.shared.objects.status(&self.holdings);
-                send(&mut self.stream, &Answer::Status(status)).map(Ok)
+                self.say(&Answer::Status(status)).map(Ok)
             }
         }
     }
@@ -444,7 +444,7 @@ impl Client<'_> {
 
     fn answer_if(&mut self, outcome: Result<Answer, String>) -> io::Result<Outcome> {
         match outcome {
-            Ok(answer) => send(&mut self.stream, &answer).map(Ok),
+            Ok(answer) => self.say(&answer).map(Ok),
             Err(reason) => Ok(Err(reason)),
         }
     }
@@ -475,7 +475,8 @@ impl Client<'_> {
                     Ok(incoming) => incoming,
                     Err(reason) => return Ok(Err(reason)),
                 };
-                send(&mut self.stream, &Answer::Send)?;
+                self.say(&Answer::Send)?;
+                self.allow(len);
                 self.stream.read_exact(incoming.bytes())?;
                 if Digest::of(incoming.bytes()).0 != id {
                     return Ok(Err("the bytes that came are not the object that was named".into()));
@@ -505,6 +506,12 @@ impl Client<'_> {
 
     fn publish(&mut self, publication: PublicationId, ids: &[ObjectId]) -> Outcome {
         let _changing = self.holdings.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.holdings.names_beside(&publication) + 1 + ids.len() > MAX_NAMES {
+            return Err(format!(
+                "tenant {} has {MAX_NAMES} publications and objects in them at most: forget some",
+                self.tenant
+            ));
+        }
         let find = |id: &ObjectId| {
             let object = self.held.get(id).cloned().or_else(|| self.holdings.get(id));
             object.ok_or_else(|| not_here(id))
@@ -528,7 +535,11 @@ impl Client<'_> {
             shelf.forget(publication).map_err(stored)?;
         }
         self.holdings.forget(publication);
-        clear(&self.holdings, self.shelf.as_ref()).map_err(stored)
+        self.holdings.clear();
+        // On the disk there may be more than in memory.
+        let living = self.holdings.living();
+        let sweep = |shelf: &Shelf| shelf.sweep(|id| living.contains(id));
+        self.shelf.as_ref().map_or(Ok(()), sweep).map_err(stored)
     }
 
     fn read(&mut self, id: &ObjectId, offset: u64, len: u32) -> io::Result<Outcome> {
@@ -542,8 +553,8 @@ impl Client<'_> {
             let has = object.bytes.len();
             return Ok(Err(format!("{len} bytes at {offset} of an object of {has}")));
         };
-        send(&mut self.stream, &Answer::Data { len })?;
-        self.stream.write_all(part)?;
+        self.stream.must_end(deadline(PATIENCE, len.into()));
+        self.stream.write_both(&frame(&Answer::Data { len })?, part)?;
         self.holdings.count_read(len.into());
         Ok(Ok(()))
     }

@@ -102,6 +102,13 @@ impl Holdings {
         drop(before);
     }
 
+    /// Publications, and names of objects in them, all but in that one.
+    pub fn names_beside(&self, publication: &PublicationId) -> usize {
+        let shelves = self.shelves();
+        let others = shelves.publications.iter().filter(|(id, _)| *id != publication);
+        others.map(|(_, objects)| 1 + objects.len()).sum()
+    }
+
     /// Forgets a publication; whether it was there.
     pub fn forget(&self, publication: &PublicationId) -> bool {
         let gone = self.shelves().publications.remove(publication);

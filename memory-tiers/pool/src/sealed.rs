@@ -13,13 +13,18 @@
 //!  record       length u16 LE, then that many bytes: AES-256-GCM with its tag of 16 bytes
 //! ```
 //!
+//! After the handshake no record is empty, and each direction's key changes after 2^20 records.
+//!
 //! A stranger can send an opening again that it has seen. So a client is proved by its first record, which
 //! needs the keys of this connection.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use snow::{Builder, HandshakeState, TransportState};
 
 use crate::auth::{Key, Tenant};
@@ -39,8 +44,11 @@ const TAG: usize = 16;
 const MAX_CONTENT: usize = MAX_RECORD - TAG;
 /// Records that are written by one system call.
 const RECORDS_AT_ONCE: usize = 4;
-/// Bytes that are read by one system call.
-const READ_AT_ONCE: usize = 2 * (LENGTH + MAX_RECORD);
+/// Bytes that are read by one system call, at most.
+const READ_AT_ONCE: usize = 4 * (LENGTH + MAX_RECORD);
+/// Records of one direction after which its key changes (Noise, 11.3): 64 GiB, so that the bound on what
+/// AES-GCM may encrypt with one key (RFC 8446, 5.5) is far.
+const RECORDS_OF_A_KEY: u64 = if cfg!(test) { 1 << 4 } else { 1 << 20 };
 
 /// One side of a handshake.
 pub struct Handshake(Box<HandshakeState>);
@@ -83,7 +91,8 @@ impl Handshake {
         Ok((Handshake(Box::new(state)), reply))
     }
 
-    /// The node's side: waits until `end` for the client's first record, which proves the client.
+    /// The node's side: waits until `end` for the client's first record, which proves the client. The
+    /// connection keeps this deadline.
     ///
     /// # Errors
     ///
@@ -91,11 +100,13 @@ impl Handshake {
     pub fn prove(self, stream: TcpStream, end: Instant) -> io::Result<Sealed> {
         let mut sealed = Sealed::new(self.0.into_transport_mode().map_err(broken)?, stream);
         sealed.end = Some(end);
-        if !sealed.read_record()? {
-            return Err(ErrorKind::UnexpectedEof.into());
+        let left = end.saturating_duration_since(Instant::now());
+        sealed.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match sealed.read_record(&mut [])? {
+            Some(_) if sealed.content.is_empty() => Ok(sealed),
+            Some(_) => Err(invalid("the client's first record is not empty")),
+            None => Err(ErrorKind::UnexpectedEof.into()),
         }
-        sealed.end = None;
-        Ok(sealed)
     }
 }
 
@@ -124,21 +135,26 @@ fn changed(error: snow::Error) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, problem)
 }
 
+fn invalid(problem: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, problem)
+}
+
 /// A connection whose two sides are proved. What is read is what the other side wrote, in that order.
 #[derive(Debug)]
 pub struct Sealed {
     stream: TcpStream,
     state: TransportState,
-    /// Reading ends here.
+    /// Reading and writing fail from then on.
     end: Option<Instant>,
     /// Bytes that came; those in `unread` belong to records that were not opened.
     came: Vec<u8>,
-    unread: std::ops::Range<usize>,
+    unread: Range<usize>,
     /// Content of the last record, of which `taken` bytes are read.
     content: Vec<u8>,
     taken: usize,
-    /// Records on their way out.
+    /// Records on their way out: the first `sealed` bytes.
     out: Vec<u8>,
+    sealed: usize,
 }
 
 impl Sealed {
@@ -152,44 +168,71 @@ impl Sealed {
             content: Vec::new(),
             taken: 0,
             out: Vec::new(),
+            sealed: 0,
         }
     }
 
-    /// The connection beneath, for its addresses and time limits.
+    /// The connection beneath, for its addresses and its limits of time for each piece.
     pub fn tcp(&self) -> &TcpStream {
         &self.stream
     }
 
-    /// Waits for the other side to begin to say something. False: it has ended the connection.
+    /// What is read and written from now on must have come and gone by `end`, in however many pieces.
+    /// The limit of the connection for one piece may come on top.
+    pub fn must_end(&mut self, end: Instant) {
+        self.end = Some(end);
+    }
+
+    /// Waits for as long as it takes for the other side to begin to say something. False: it has ended
+    /// the connection.
     ///
     /// # Errors
     ///
     /// Those of the connection.
-    pub fn wait(&self) -> io::Result<bool> {
+    pub fn wait(&mut self) -> io::Result<bool> {
         if self.taken < self.content.len() || !self.unread.is_empty() {
             return Ok(true);
         }
-        Ok(self.stream.peek(&mut [0])? > 0)
+        loop {
+            match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], None) {
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.end = None;
+        self.fill()
     }
 
-    /// Opens the next record. False: the connection ended behind the last one.
-    fn read_record(&mut self) -> io::Result<bool> {
+    /// Opens the next record: into `buffer` if it fits there with its tag, else into `content`. The
+    /// number of bytes in `buffer`; none if the connection ended behind the last record.
+    fn read_record(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             let unread = self.came.get(self.unread.clone()).unwrap_or_default();
             if let Some((length, rest)) = unread.split_first_chunk::<LENGTH>() {
                 let len = usize::from(u16::from_le_bytes(*length));
                 if let Some(record) = rest.get(..len) {
-                    self.content.resize(len, 0);
-                    let opened = self.state.read_message(record, &mut self.content);
-                    self.content.truncate(opened.map_err(changed)?);
+                    self.content.clear();
                     self.taken = 0;
+                    let direct = buffer.len() >= len;
+                    let into = if direct {
+                        &mut *buffer
+                    } else {
+                        self.content.resize(len, 0);
+                        &mut self.content
+                    };
+                    let n = self.state.read_message(record, into).map_err(changed)?;
+                    self.content.truncate(if direct { 0 } else { n });
                     self.unread.start += LENGTH + len;
-                    return Ok(true);
+                    if self.state.receiving_nonce().is_multiple_of(RECORDS_OF_A_KEY) {
+                        self.state.rekey_incoming();
+                    }
+                    return Ok(Some(if direct { n } else { 0 }));
                 }
             }
             if !self.fill()? {
                 return match self.unread.is_empty() {
-                    true => Ok(false),
+                    true => Ok(None),
                     false => Err(ErrorKind::UnexpectedEof.into()),
                 };
             }
@@ -201,45 +244,93 @@ impl Sealed {
         if self.came.is_empty() {
             self.came = vec![0; READ_AT_ONCE];
         }
-        self.came.copy_within(self.unread.clone(), 0);
-        self.unread = 0..self.unread.len();
-        if let Some(end) = self.end {
-            let left = end.saturating_duration_since(Instant::now());
-            if left < Duration::from_millis(1) {
-                return Err(ErrorKind::TimedOut.into());
-            }
-            self.stream.set_read_timeout(Some(left))?;
+        // There is room for the whole of the record that began.
+        if self.unread.is_empty() {
+            self.unread = 0..0;
+        } else if self.came.len() - self.unread.start < LENGTH + MAX_RECORD {
+            self.came.copy_within(self.unread.clone(), 0);
+            self.unread = 0..self.unread.len();
         }
-        // There is room: a whole record would have been opened.
+        self.in_time()?;
         let room = self.came.get_mut(self.unread.end..).unwrap_or_default();
         let n = self.stream.read(room)?;
         self.unread.end += n;
         Ok(n > 0)
     }
 
+    fn in_time(&self) -> io::Result<()> {
+        match self.end {
+            Some(end) if Instant::now() >= end => Err(ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a record to what goes out.
     fn seal(&mut self, content: &[u8]) -> io::Result<()> {
-        let start = self.out.len();
-        self.out.resize(start + LENGTH + content.len() + TAG, 0);
-        let (length, record) = self.out[start..].split_at_mut(LENGTH);
+        let end = self.sealed + LENGTH + content.len() + TAG;
+        if self.out.len() < end {
+            self.out.resize(end, 0);
+        }
+        let Some((length, record)) = self
+            .out
+            .get_mut(self.sealed..end)
+            .and_then(|out| out.split_first_chunk_mut::<LENGTH>())
+        else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
         let len = self.state.write_message(content, record).map_err(broken)?;
-        let len = u16::try_from(len).map_err(|_| io::Error::from(ErrorKind::InvalidInput))?;
-        length.copy_from_slice(&len.to_le_bytes());
+        *length = u16::try_from(len).map_err(io::Error::other)?.to_le_bytes();
+        self.sealed = end;
+        if self.state.sending_nonce().is_multiple_of(RECORDS_OF_A_KEY) {
+            self.state.rekey_outgoing();
+        }
+        Ok(())
+    }
+
+    /// Writes the records that were added.
+    fn send_sealed(&mut self) -> io::Result<()> {
+        let mut rest = self.out.get(..std::mem::take(&mut self.sealed)).unwrap_or_default();
+        while !rest.is_empty() {
+            self.in_time()?;
+            match (&self.stream).write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
         Ok(())
     }
 
     fn write_record(&mut self, content: &[u8]) -> io::Result<()> {
-        self.out.clear();
         self.seal(content)?;
-        self.stream.write_all(&self.out)
+        self.send_sealed()
+    }
+
+    /// Writes `first` and `rest`, with one system call if they are short: no second packet wakes the
+    /// other side.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub fn write_both(&mut self, first: &[u8], rest: &[u8]) -> io::Result<()> {
+        first.chunks(MAX_CONTENT).try_for_each(|content| self.seal(content))?;
+        for records in rest.chunks(RECORDS_AT_ONCE * MAX_CONTENT) {
+            records.chunks(MAX_CONTENT).try_for_each(|content| self.seal(content))?;
+            self.send_sealed()?;
+        }
+        self.send_sealed()
     }
 }
 
 impl Read for Sealed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.taken == self.content.len() && !buffer.is_empty() {
-            if !self.read_record()? {
-                return Ok(0);
+        if self.taken == self.content.len() && !buffer.is_empty() {
+            match self.read_record(buffer)? {
+                None => return Ok(0),
+                Some(0) if self.content.is_empty() => return Err(invalid("an empty record")),
+                Some(0) => {}
+                Some(n) => return Ok(n),
             }
         }
         let rest = self.content.get(self.taken..).unwrap_or_default();
@@ -253,9 +344,7 @@ impl Read for Sealed {
 impl Write for Sealed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let bytes = bytes.get(..RECORDS_AT_ONCE * MAX_CONTENT).unwrap_or(bytes);
-        self.out.clear();
-        bytes.chunks(MAX_CONTENT).try_for_each(|content| self.seal(content))?;
-        self.stream.write_all(&self.out)?;
+        self.write_both(bytes, &[])?;
         Ok(bytes.len())
     }
 
@@ -352,10 +441,9 @@ mod tests {
                 client.stream.write_all(&[20, 0]).unwrap();
                 client.stream.write_all(&[7; 20]).unwrap();
             } else {
-                client.out.clear();
                 client.seal(b"pages").unwrap();
                 client.out[5] ^= 1;
-                client.stream.write_all(&client.out).unwrap();
+                client.send_sealed().unwrap();
             }
             let error = node.read(&mut [0; 8]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
@@ -365,5 +453,63 @@ mod tests {
         (&client.stream).write_all(&[20, 0, 1]).unwrap();
         drop(client);
         assert_eq!(node.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    /// One that sends nothing in many records would keep its reader for ever.
+    #[test]
+    fn an_empty_record_is_an_error_later() {
+        let (mut client, mut node) = sealed();
+        client.write_all(b"ok").unwrap();
+        client.write_record(&[]).unwrap();
+        node.read_exact(&mut [0; 2]).unwrap();
+        assert_eq!(node.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn keys_change_with_the_number_of_records() {
+        let (mut client, mut node) = sealed();
+        for n in 0..5 * RECORDS_OF_A_KEY {
+            client.write_all(&n.to_le_bytes()).unwrap();
+            let mut found = [0; 8];
+            node.read_exact(&mut found).unwrap();
+            node.write_all(&found).unwrap();
+            client.read_exact(&mut found).unwrap();
+            assert_eq!(u64::from_le_bytes(found), n);
+        }
+        // A reader that keeps its first key comes no further than it should.
+        let (mut client, mut node) = sealed();
+        let mut opened = 1;
+        while opened < 3 * RECORDS_OF_A_KEY {
+            client.seal(b"pages").unwrap();
+            let record = client.out[LENGTH..std::mem::take(&mut client.sealed)].to_vec();
+            if node.state.read_message(&record, &mut [0; 64]).is_err() {
+                break;
+            }
+            opened += 1;
+        }
+        assert_eq!(opened, RECORDS_OF_A_KEY);
+    }
+
+    #[test]
+    fn a_deadline_holds_however_many_pieces_come() {
+        let (client, mut node) = sealed();
+        node.must_end(Instant::now() + Duration::from_secs(1));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // A record of 60,000 bytes, of which no piece is long in coming.
+                (&client.stream).write_all(&60_000u16.to_le_bytes()).unwrap();
+                for _ in 0..600 {
+                    if (&client.stream).write_all(&[0]).is_err() {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let error = node.read(&mut [0; 8]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+            let error = node.write_all(b"answer").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+            node.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        });
     }
 }

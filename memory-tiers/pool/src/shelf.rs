@@ -7,8 +7,10 @@
 //! ```
 //!
 //! A publication's file is written last and whole: what it names is there. Objects that no
-//! publication names are removed at start and when a publication is forgotten.
+//! publication names are removed at start and when a publication is forgotten. One that is named and
+//! cannot be loaded, as when the node was given less memory than before, stays.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -94,17 +96,29 @@ impl Shelf {
         Ok(found)
     }
 
-    /// Removes objects that are not `wanted`.
+    /// Removes objects that are not `wanted` and that no publication names: those that are named and
+    /// could not be loaded stay for a start that can.
     pub fn sweep(&self, wanted: impl Fn(&ObjectId) -> bool) -> Result<(), SnapshotError> {
-        let all = ids(&self.objects)?;
+        let unwanted = ids(&self.objects)?.into_iter().filter(|(id, _)| !wanted(id));
+        let unwanted: Vec<_> = unwanted.collect();
+        if unwanted.is_empty() {
+            return Ok(());
+        }
+        let named: HashSet<ObjectId> =
+            self.publications()?.into_iter().flat_map(|(_, objects)| objects).collect();
+        let gone = unwanted.iter().filter(|(id, _)| !named.contains(id));
         // Not durably: the next start removes those that come back.
-        let mut unwanted = all.iter().filter(|(id, _)| !wanted(id)).map(|(_, path)| path);
-        unwanted.try_for_each(|path| match fs::remove_file(path) {
+        gone.map(|(_, path)| path).try_for_each(|path| match fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(SnapshotError::io("remove", path)(e))
             }
             _ => Ok(()),
         })
+    }
+
+    /// Removes an object whose content is wrong, so that the next client that has it stores it anew.
+    pub fn remove(&self, id: &ObjectId) -> Result<(), SnapshotError> {
+        remove(&LocalFiles, &self.object(id))
     }
 
     /// Where an object is.

@@ -180,13 +180,18 @@ fn invalid(problem: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::
 
 /// Sends one message.
 pub fn send(stream: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    // In one write: the answer must not wait for a delayed acknowledgement.
+    stream.write_all(&frame(message)?)
+}
+
+/// The bytes of one message.
+pub(crate) fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let body = postcard::to_stdvec(message).map_err(invalid)?;
     let len = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_FRAME);
     let len = len.ok_or_else(|| invalid(format!("a message of {} bytes", body.len())))?;
-    // In one write: the answer must not wait for a delayed acknowledgement.
     let mut frame = len.to_le_bytes().to_vec();
     frame.extend(body);
-    stream.write_all(&frame)
+    Ok(frame)
 }
 
 /// Receives one message, all of whose bytes must belong to it.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KEY, OTHER, Running, acme, keys, tenant};
+use common::{KEY, OTHER, Running, acme, keys, proved, tenant};
 use varve_memory_tiers::{BackingStore, ImageInfo, PageSource, Tier};
 use varve_pool::client::{NodeClient, Patience, Transport};
 use varve_pool::sealed::{Handshake, Sealed};
@@ -189,6 +189,33 @@ fn bad_requests_cost_their_connection_or_less() {
     assert_eq!(client.status().unwrap().used, IN_MEMORY, "nothing of it stayed");
 }
 
+/// Their lists take memory that no limit of objects counts.
+#[test]
+fn publications_have_a_limit() {
+    let node = Running::new(None);
+    let mut stream = proved(&node.address);
+    let object = varve_snapshot::Digest::of(b"one").0;
+    wire::send(&mut stream, &Request::Put { object, len: 3 }).unwrap();
+    assert_eq!(wire::receive::<Answer>(&mut stream).unwrap(), Answer::Send);
+    stream.write_all(b"one").unwrap();
+    assert_eq!(wire::receive::<Answer>(&mut stream).unwrap(), Answer::Done);
+    let mut ask = |request: &Request| -> Answer {
+        wire::send(&mut stream, request).unwrap();
+        wire::receive(&mut stream).unwrap()
+    };
+    let objects = vec![object; 32_000];
+    let mut publish =
+        |n: u8| ask(&Request::Publish { publication: [n; 32], objects: objects.clone() });
+    let done = (0..40).take_while(|&n| publish(n) == Answer::Done).count();
+    assert_eq!(done, 32);
+    let Answer::Refused { reason } = publish(32) else { panic!("no limit") };
+    assert!(reason.contains("forget some"), "{reason}");
+    // One that is there is replaced all the same.
+    assert_eq!(publish(0), Answer::Done);
+    assert_eq!(ask(&Request::Forget { publication: [1; 32] }), Answer::Done);
+    assert_eq!(ask(&Request::Publish { publication: [32; 32], objects }), Answer::Done);
+}
+
 #[test]
 fn what_was_not_published_goes_with_its_connection() {
     let store = tempfile::tempdir().unwrap();
@@ -242,6 +269,35 @@ fn a_node_that_starts_again_has_what_it_had() {
     // Published again, it is whole again.
     publish_to(dir.path(), &[&node], 1).unwrap();
     check(&source, 0, PAGES);
+}
+
+/// What does not fit is not lost: a node that starts with its old limit has all again.
+#[test]
+fn a_node_that_starts_with_less_memory_keeps_its_files() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let image = image(dir.path());
+    let node = Running::new(Some(store.path()));
+    let place = publish_to(dir.path(), &[&node], 1).unwrap();
+    let (source, address) = (source(&image, &place), node.address.clone());
+    drop(node);
+    let files = || std::fs::read_dir(store.path().join("acme/objects")).unwrap().count();
+    let before = files();
+    let node = Running::at(&address, Some(store.path()), 8 << 20);
+    check(&source, 0, 10);
+    // A connection that ends has what nobody holds removed.
+    let client = node.client();
+    let mut publishing = client.begin().unwrap();
+    publishing.put(varve_snapshot::Digest::of(b"old").0, b"old").unwrap_err();
+    drop(publishing);
+    assert_eq!(files(), before);
+    drop(node);
+    let node = Running::at(&address, Some(store.path()), 1 << 30);
+    check(&source, 0, PAGES);
+    drop(node);
+    // Forgotten, what could not be loaded goes too.
+    let node = Running::at(&address, Some(store.path()), 8 << 20);
+    node.client().forget(place.publication.0).unwrap();
+    assert_eq!(files(), 0);
 }
 
 /// Passes bytes on to a node; what the node says can be held back or damaged.

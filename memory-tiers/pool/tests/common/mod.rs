@@ -1,11 +1,14 @@
 //! Nodes in threads, and the tenants that they know.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::net::TcpStream;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use varve_pool::client::NodeClient;
 use varve_pool::node::Stop;
+use varve_pool::sealed::{Handshake, Sealed};
+use varve_pool::wire::{self, Introduction, Reception};
 use varve_pool::{Key, Keys, Node, NodeConfig, Tenant};
 
 pub const KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
@@ -21,6 +24,20 @@ pub fn acme() -> (Tenant, Key) {
 
 pub fn tenant(name: &str) -> Tenant {
     name.to_owned().try_into().unwrap()
+}
+
+/// A connection of acme's.
+pub fn proved(address: &str) -> Sealed {
+    let (tenant, key) = acme();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let (handshake, opening) = Handshake::open(&tenant, &key).unwrap();
+    wire::receive_magic(&mut stream).unwrap();
+    wire::send_magic(&mut stream).unwrap();
+    wire::send(&mut stream, &Introduction { tenant, opening }).unwrap();
+    match wire::receive(&mut stream).unwrap() {
+        Reception::Welcome { reply } => handshake.close(&reply, stream).unwrap(),
+        Reception::Refused { reason } => panic!("{reason}"),
+    }
 }
 
 /// A node that runs until this is dropped.
