@@ -570,3 +570,28 @@ fn flipped_bits_of_memory_are_found() {
     }
     assert!(verify(dir.path()).unwrap().problems.is_empty());
 }
+
+/// A client may lay a diff over a copy of its base by itself: then it holds all of memory.
+#[test]
+fn a_diff_that_was_merged_by_a_client_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    save(FlatWriter::in_dir(&LocalFiles, &base, 10 * 4096).unwrap(), &guest()).unwrap();
+    let state = StateFile::read(&base.join("state")).unwrap();
+    let diff = diff_since(dir.path(), &state, &[common::range(1, 1)], 5);
+    let (state, memory) = (StateFile::read(&diff.join("state")).unwrap(), diff.join("memory"));
+    let whole = || varve_snapshot::check_whole(&state, &memory);
+    assert!(matches!(whole(), Err(SnapshotError::OnlyDiff { .. })));
+    let file = File::options().write(true).open(&memory).unwrap();
+    file.write_all_at(&[8; 4096], 4 * 4096).unwrap();
+    whole().unwrap();
+}
+
+/// A file that cannot be looked at is not taken for one that is not there.
+#[test]
+fn what_cannot_be_looked_at_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("state", dir.path().join("state")).unwrap();
+    let error = verify(dir.path()).unwrap_err();
+    assert!(matches!(error, SnapshotError::Io { .. }), "{error}");
+}
