@@ -70,6 +70,8 @@ impl<'f> FlatWriter<'f> {
             return Err(SnapshotError::Target { path: memory.path, problem });
         }
         clean(folder(&memory.path))?;
+        // A folder that holds the state file alone need not be one that can be listed.
+        let _ = clean(folder(&state.path));
         let old = match state.found.as_ref().map(|_| StateFile::read(&state.path)) {
             // What is no state file is as good as none: it is replaced.
             None | Some(Err(SnapshotError::Format { .. })) => None,

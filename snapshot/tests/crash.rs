@@ -566,3 +566,78 @@ fn cleaning_spares_the_living() {
     assert_eq!(fs::read(&target).unwrap(), b"x");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+/// What a process left that was killed while it wrote is removed by who writes there next, wherever the two
+/// files are; what a living one writes stays.
+#[test]
+fn the_next_snapshot_cleans_both_folders() {
+    let dir = tempfile::tempdir().unwrap();
+    let (states, memories) = (dir.path().join("states"), dir.path().join("memories"));
+    let write = |guest: &Guest| {
+        let bytes = guest.bytes.len() as u64;
+        let (state, memory) = (states.join("state"), memories.join("memory"));
+        FlatWriter::at(&LocalFiles, &state, &memory, bytes).unwrap().finish(guest.state()).unwrap();
+    };
+    write(&guest());
+    let mut living = varve_snapshot::Staging::new(&LocalFiles);
+    for (folder, name) in [(&states, "state"), (&memories, "memory")] {
+        let left = folder.join(format!("{}1-1-{name}", varve_snapshot::TEMP_PREFIX));
+        fs::write(left, "half").unwrap();
+        living.create(&folder.join("other")).unwrap();
+    }
+    write(&guest());
+    for (folder, name) in [(&states, "state"), (&memories, "memory")] {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(names[0].ends_with("-other") && names[1] == name, "{names:?}");
+    }
+}
+
+/// Each page of a flat memory file is checked, and a damaged one is named by its place.
+#[test]
+fn flipped_bits_of_memory_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    save_newer(FlatWriter::in_dir(&LocalFiles, dir.path(), 10 * 4096).unwrap()).unwrap();
+    let sound = verify(dir.path()).unwrap();
+    assert!(sound.problems.is_empty() && sound.unchecked.is_empty(), "{sound:?}");
+    let memory = File::options().read(true).write(true).open(dir.path().join("memory")).unwrap();
+    for at in (0..10 * 4096).step_by(4096 + 8) {
+        let mut byte = [0];
+        memory.read_exact_at(&mut byte, at).unwrap();
+        memory.write_all_at(&[byte[0] ^ 4], at).unwrap();
+        let report = verify(dir.path()).unwrap();
+        assert_eq!(report.problems.len(), 1, "{at:#x}: {report:?}");
+        assert!(report.problems[0].contains("memory"), "{report:?}");
+        memory.write_all_at(&byte, at).unwrap();
+    }
+    assert!(verify(dir.path()).unwrap().problems.is_empty());
+}
+
+/// A client may lay a diff over a copy of its base by itself: then it holds all of memory.
+#[test]
+fn a_diff_that_was_merged_by_a_client_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    save(FlatWriter::in_dir(&LocalFiles, &base, 10 * 4096).unwrap(), &guest()).unwrap();
+    let state = StateFile::read(&base.join("state")).unwrap();
+    let diff = diff_since(dir.path(), &state, &[common::range(1, 1)], 5);
+    let (state, memory) = (StateFile::read(&diff.join("state")).unwrap(), diff.join("memory"));
+    let whole = || varve_snapshot::check_whole(&state, &memory);
+    assert!(matches!(whole(), Err(SnapshotError::OnlyDiff { .. })));
+    let file = File::options().write(true).open(&memory).unwrap();
+    file.write_all_at(&[8; 4096], 4 * 4096).unwrap();
+    whole().unwrap();
+}
+
+/// A file that cannot be looked at is not taken for one that is not there.
+#[test]
+fn what_cannot_be_looked_at_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("state", dir.path().join("state")).unwrap();
+    let error = verify(dir.path()).unwrap_err();
+    assert!(matches!(error, SnapshotError::Io { .. }), "{error}");
+}

@@ -7,9 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::json;
 use varve_agent::client::Error;
 use varve_agent::pattern;
 use varve_agent::protocol::{Block, BlockDevice, Direction, How, Request, Transfer};
+use varve_tests::disk::FailingDisk;
 use varve_tests::{Ended, Vm};
 
 const MIB: u64 = 1 << 20;
@@ -46,6 +48,27 @@ fn power_off(mut vm: Vm) -> (Ended, tempfile::TempDir) {
     let (end, dir) = vm.wait_and_keep();
     assert_eq!(end.code, Some(0), "{end:?}");
     (end, dir)
+}
+
+/// What the guest wrote and the host cannot keep is in no snapshot that says so.
+#[test]
+fn a_snapshot_fails_where_writes_are_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    zero_image(&dir.path().join("drive"), 4 * MIB);
+    let disk = match FailingDisk::holding(dir.path(), 64) {
+        Ok(disk) => disk,
+        Err(why) => return println!("SKIPPED: no disk can be made to fail: {why}"),
+    };
+    let mut vm = Vm::builder().option("--drive", disk.path().join("drive")).controlled().start();
+    // Not by the agent, which flushes.
+    vm.sh("dd if=/dev/urandom of=/dev/vda bs=64k count=16 2>&1");
+    disk.fail();
+    vm.control("PATCH", "/vm", &json!({ "state": "Paused" }));
+    let (state, memory) = (dir.path().join("state"), dir.path().join("memory"));
+    let body = json!({ "snapshot_path": state, "mem_file_path": memory });
+    let message = vm.refused("PUT", "/snapshot/create", &body);
+    assert!(message.contains("may be lost"), "{message}");
+    assert!(!state.exists() && !memory.exists());
 }
 
 #[test]

@@ -7,12 +7,15 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use vm_memory::Bytes;
 use vm_memory::bitmap::Bitmap;
 
 use super::buffers::{Run, Slice};
 
 /// The kernel takes no more pieces than this in one call (UIO_MAXIOV).
 pub const MAX_PIECES: usize = 1024;
+/// Bytes of a page of the host.
+const PAGE: usize = 4096;
 
 /// Which way the bytes go, and where in the file.
 #[derive(Clone, Copy)]
@@ -114,11 +117,28 @@ fn transfer_and(
         // SAFETY: as above.
         Op::Write(None) => unsafe { libc::writev(fd, ptr, count) },
     };
-    let done = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+    let done = usize::try_from(result).map_err(|_| {
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::EFAULT) {
+            touch(slices);
+        }
+        error
+    })?;
     if writes_memory {
         mark_dirty(slices, skip, done);
     }
     Ok(done)
+}
+
+/// Reads a byte of each page of `slices`, into which the kernel could not copy. A page that the host lost (its
+/// file became shorter, its disk or the host's memory fails) is SIGBUS for this thread then, as for a vCPU's:
+/// the guest must not take it for an error of the device.
+fn touch(slices: &[&Slice]) {
+    for slice in slices {
+        for offset in (0..slice.len()).step_by(PAGE).chain(slice.len().checked_sub(1)) {
+            let _ = slice.read_obj::<u8>(offset);
+        }
+    }
 }
 
 /// The kernel wrote `done` bytes behind vm-memory's back: the dirty bitmap must know.
@@ -128,5 +148,72 @@ fn mark_dirty(slices: &[&Slice], skip: usize, mut done: usize) {
         let n = slice.len().min(done);
         slice.bitmap().mark_dirty(0, n);
         done -= n;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use vm_memory::mmap::MmapRegionBuilder;
+    use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestRegionMmap, Permissions};
+
+    use super::*;
+    use crate::memory::DeviceMemory;
+
+    /// Says to the process that [`a_lost_page_is_no_error_of_the_device`] starts what it is to do.
+    const TASK: &str = "VARVE_IOV_TEST";
+
+    /// Guest memory that a file holds.
+    fn memory_in(file: &File, len: usize) -> DeviceMemory {
+        let region = MmapRegionBuilder::new_with_bitmap(len, None)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::new(file.try_clone().unwrap(), 0))
+            .build()
+            .unwrap();
+        let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
+        DeviceMemory::from_regions(vec![region]).unwrap()
+    }
+
+    fn run(memory: &DeviceMemory, len: usize) -> Vec<Slice<'_>> {
+        let slices = memory.get_slices(GuestAddress(0), len, Permissions::ReadWrite).unwrap();
+        slices.map(Result::unwrap).collect()
+    }
+
+    /// The part of the next test that a process of its own does, as it ends by a signal; on its own this does
+    /// nothing.
+    #[test]
+    fn in_a_process_of_its_own() {
+        let Ok(task) = std::env::var(TASK) else { return };
+        let (file, disk) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        file.set_len(4 * PAGE as u64).unwrap();
+        disk.set_len(4 * PAGE as u64).unwrap();
+        let memory = memory_in(&file, 4 * PAGE);
+        // The guest has one of the pages already.
+        let slices = run(&memory, 4 * PAGE);
+        slices[0].read_obj::<u8>(0).unwrap();
+        file.set_len(2 * PAGE as u64).unwrap();
+        let slices: Vec<&Slice> = slices.iter().collect();
+        let op = if task == "read" { Op::Read(Some(0)) } else { Op::Write(Some(0)) };
+        let done = transfer(disk.as_fd(), &slices, 0, op);
+        println!("the pages before: {done:?}");
+        let error = transfer(disk.as_fd(), &slices, 2 * PAGE, op).unwrap_err();
+        panic!("an error of the device: {error}");
+    }
+
+    #[test]
+    fn a_lost_page_is_no_error_of_the_device() {
+        for task in ["read", "write"] {
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["virtio::iov::tests::in_a_process_of_its_own", "--exact", "--nocapture"])
+                .env(TASK, task)
+                .output()
+                .unwrap();
+            assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{task}: {output:?}");
+        }
     }
 }

@@ -173,7 +173,7 @@ fn run(
 fn put_metadata(monitor: &Monitor, path: &Path) -> Result<(), ConfigError> {
     let bad =
         |e: &dyn std::fmt::Display| ConfigError::field("--metadata", format!("{path:?}: {e}"));
-    let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
+    let text = firecracker::text_of(path).map_err(|e| bad(&e))?;
     let document = serde_json::from_str(&text).map_err(|e| bad(&e))?;
     monitor.mmds().put(document).map_err(|e| match e {
         StoreError::TooLong => bad(&"more than --mmds-size-limit allows"),

@@ -238,3 +238,60 @@ fn laid_over(
     file.sums = Some(sums);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGES: u64 = 4;
+
+    fn range(first: u64, pages: u64) -> PageRange {
+        PageRange::new(first << 12, pages << 12).unwrap()
+    }
+
+    /// Writes a snapshot whose memory is `byte` in `held`, or in all pages.
+    fn snapshot(state: &Path, memory: &Path, byte: u8, held: Option<PageRange>) -> StateFile {
+        let mut writer = FlatWriter::at(&LocalFiles, state, memory, PAGES << 12).unwrap();
+        let pages = held.unwrap_or(range(0, PAGES));
+        let bytes = vec![byte; pages.len() as usize];
+        writer.memory().unwrap().write_at(&bytes, pages.start()).unwrap();
+        let file = StateFile {
+            memory: vec![range(0, PAGES)],
+            dirty: held.map(|held| vec![held]),
+            id: Some(SnapshotId::random().unwrap()),
+            ..StateFile::default()
+        };
+        writer.finish(file.clone()).unwrap();
+        file
+    }
+
+    /// As Firecracker's clients make them: a diff never takes the place of pages that only its base has.
+    #[test]
+    fn a_diff_goes_over_what_is_at_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let base = snapshot(&at("base"), &at("base.mem"), 1, None);
+        let last = Lineage::written(&base, &at("base.mem")).unwrap();
+        let under = |state: &str, memory: &str| {
+            let (state, memory) = (at(state), at(memory));
+            let writer = FlatWriter::at(&LocalFiles, &state, &memory, PAGES << 12).unwrap();
+            under(&writer, &last, &memory)
+        };
+        assert_eq!(under("diff", "diff.mem").unwrap(), Under::Nothing);
+        assert_eq!(under("diff", "base.mem").unwrap(), Under::Last);
+        assert_eq!(under("base", "base.mem").unwrap(), Under::Last);
+        // A copy of which nothing is known, and one that its state file tells of.
+        std::fs::copy(at("base.mem"), at("copy.mem")).unwrap();
+        assert_eq!(under("diff", "copy.mem").unwrap(), Under::Unknown);
+        std::fs::copy(at("base"), at("copy")).unwrap();
+        assert_eq!(under("copy", "copy.mem").unwrap(), Under::Unknown);
+        // A file of another length cannot be a base; another diff is replaced; another machine's memory is not.
+        std::fs::write(at("short.mem"), "x").unwrap();
+        assert_eq!(under("diff", "short.mem").unwrap(), Under::Nothing);
+        snapshot(&at("other"), &at("other.mem"), 2, Some(range(1, 1)));
+        assert_eq!(under("other", "other.mem").unwrap(), Under::Nothing);
+        snapshot(&at("foreign"), &at("foreign.mem"), 3, None);
+        let error = under("foreign", "foreign.mem").unwrap_err().to_string();
+        assert!(error.contains("another snapshot"), "{error}");
+    }
+}

@@ -5,6 +5,7 @@
 //! Kernels with a driver for the id (`CONFIG_VMGENID`) do so by themselves, a moment after the machine
 //! goes on; the agent does not rely on that.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 
 use crate::physical::{PhysicalPage, offset_in_page};
-use crate::{random, say};
+use crate::random;
 
 const TABLES: &str = "/sys/firmware/acpi/tables";
 /// Ids by which an ACPI table tells of the device (Microsoft's specification, and Linux's driver).
@@ -22,41 +23,57 @@ const ADDRESS: &[u8] = b"\x08ADDR\x12";
 /// Bytes of the id.
 const LEN: usize = 16;
 
+/// Reads the id.
+type Read = Box<dyn Fn() -> Result<[u8; LEN]> + Send + Sync>;
+
 /// The id of this machine, and what it was when the generator was last reseeded.
-#[derive(Debug)]
 pub struct Generation {
-    page: PhysicalPage,
-    offset: usize,
+    read: Read,
+    reseed: fn(&[u8; LEN]) -> Result<()>,
     seen: Mutex<Option<[u8; LEN]>>,
 }
 
 impl Generation {
     /// Finds the id by the machine's ACPI tables.
+    ///
+    /// # Errors
+    ///
+    /// If the tables name none, or its memory cannot be mapped.
     pub fn find() -> Result<Self> {
         let address = address_in(Path::new(TABLES))?;
         let page = PhysicalPage::of_memory(address)
             .with_context(|| format!("cannot map physical address {address:#x}"))?;
-        Ok(Self { page, offset: offset_in_page(address), seen: Mutex::default() })
+        let offset = offset_in_page(address);
+        Ok(Self::new(Box::new(move || Ok(page.read(offset)?)), random::reseed))
+    }
+
+    pub(super) fn new(read: Read, reseed: fn(&[u8; LEN]) -> Result<()>) -> Self {
+        Self { read, reseed, seen: Mutex::default() }
     }
 
     /// Reseeds the kernel's random number generator if the id is another one than at the last call.
-    /// When this returns, this has been done, by this call or by another thread's.
-    pub fn check(&self) {
+    /// When this returns without an error, this has been done, by this call or by another thread's.
+    ///
+    /// # Errors
+    ///
+    /// The id cannot be read, or the kernel refuses. The next call tries again.
+    pub fn check(&self) -> Result<()> {
         // The lock is held meanwhile: another thread must not go on before it is done.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.page.read(self.offset).map_err(anyhow::Error::from).and_then(|id| {
-            if *seen == Some(id) {
-                return Ok(());
-            }
-            random::reseed(&id)?;
-            *seen = Some(id);
-            Ok(())
-        });
-        if let Err(error) = outcome {
-            say(&format!(
-                "varve-agent: random numbers may repeat those of another machine: {error:#}\n"
-            ));
+        let id = (self.read)().context("cannot read the VM generation id")?;
+        if *seen == Some(id) {
+            return Ok(());
         }
+        (self.reseed)(&id)?;
+        *seen = Some(id);
+        random::mix_in_hardware();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation").field("seen", &self.seen).finish_non_exhaustive()
     }
 }
 

@@ -76,10 +76,15 @@ pub fn run(options: Options) -> Result<()> {
 impl Agent {
     /// Comes first after every wait for the host: if the machine was restored meanwhile, its random
     /// numbers become its own before anything is done or answered.
-    pub fn check_generation(&self) {
-        if let Some(generation) = &self.generation {
-            generation.check();
-        }
+    ///
+    /// # Errors
+    ///
+    /// They may be those of another machine. The console tells it, too.
+    pub fn check_generation(&self) -> Result<()> {
+        let checked = self.generation.as_ref().map_or(Ok(()), Generation::check);
+        checked.context("random numbers may repeat those of another machine").inspect_err(|error| {
+            say(&format!("varve-agent: {error:#}\n"));
+        })
     }
 }
 

@@ -20,6 +20,8 @@ mod resources;
 pub mod serial;
 pub mod vsock;
 
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use serde::de::{DeserializeOwned, Error};
@@ -31,18 +33,35 @@ pub use resources::Resources;
 use super::ConfigError;
 use crate::observe::Observe;
 
+/// Longest file of settings, in bytes. More is a mistake, such as a device in the place of a file.
+const MOST_TEXT: u64 = 16 << 20;
+
+/// The text of a file of settings. It may be a pipe, as `<(command)` and `/dev/stdin` are for a shell: then
+/// this waits for who writes to it, until a signal ends the process.
+///
+/// # Errors
+///
+/// The file cannot be read, is no text, or is longer than 16 MiB.
+pub fn text_of(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(MOST_TEXT + 1).read_to_string(&mut text)?;
+    if read as u64 > MOST_TEXT {
+        let problem = "longer than 16 MiB: name a file of settings, in JSON";
+        return Err(io::Error::new(ErrorKind::FileTooLarge, problem));
+    }
+    Ok(text)
+}
+
 /// Adds to `resources` what a configuration file says of the machine; returns what it says of log and
 /// metrics.
 pub fn read(path: &Path, resources: &mut Resources) -> Result<Observe, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    let text = text_of(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
     parse(&text, path, resources)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text =
-        std::fs::read(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: path.into(), source })
+    let text = text_of(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    serde_json::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source })
 }
 
 /// As [`read`], with the file's text; `path` is for messages.
