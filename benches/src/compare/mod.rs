@@ -138,7 +138,7 @@ impl Function<'_> {
     ///
     /// If a machine cannot be restored, or answers wrongly.
     pub fn run(&self, progress: &mut Progress, session: &mut Session) -> Result<()> {
-        // Cold runs make warm ones slow that follow: docs/benchmarks.md, what the lab distorts.
+        // Cold runs make warm ones slow that follow: docs/benchmarks.md, limits.
         for &cache in self.caches {
             let mut filled = false;
             for round in 0..self.runs {
