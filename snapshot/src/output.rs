@@ -8,6 +8,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::SnapshotError;
 use crate::store::{LocalFiles, Staging};
@@ -19,6 +20,7 @@ use crate::store::{LocalFiles, Staging};
 /// If something is there that is neither a file nor a character device, or that this process may not
 /// write.
 pub fn check_output(path: &Path) -> Result<(), SnapshotError> {
+    user();
     let Some((target, found)) = existing(path)? else { return Ok(()) };
     if replaceable(&found) {
         // Its folder may be writable where the file is not.
@@ -77,7 +79,13 @@ fn existing(path: &Path) -> Result<Option<(PathBuf, Metadata)>, SnapshotError> {
 
 /// Whether another file may take the place of one: its owner and its other names would be lost.
 fn replaceable(found: &Metadata) -> bool {
-    found.is_file() && found.nlink() == 1 && found.uid() == rustix::process::geteuid().as_raw()
+    found.is_file() && found.nlink() == 1 && found.uid() == user()
+}
+
+/// The user of this process. It is asked for once, by [`check_output`]: a filtered monitor cannot ask again.
+fn user() -> u32 {
+    static USER: OnceLock<u32> = OnceLock::new();
+    *USER.get_or_init(|| rustix::process::geteuid().as_raw())
 }
 
 /// Whether an error says that a file cannot be replaced, which perhaps can be written.

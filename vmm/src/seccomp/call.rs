@@ -58,11 +58,6 @@ impl Call {
         Call::any(number).and_without(argument, bits)
     }
 
-    /// Allowed where the argument has all of these bits.
-    pub const fn with(number: c_long, argument: u8, bits: u32) -> Call {
-        Call::any(number).and(Rule::Bits(argument, bits, bits))
-    }
-
     /// Allowed where the argument is the number of this process, as it sees itself.
     pub const fn on_itself(number: c_long, argument: u8) -> Call {
         Call::any(number).and(Rule::Own(argument))
@@ -139,7 +134,11 @@ pub fn refuse(calls: &[c_long], error: i32, program: &BpfProgram) -> BpfProgram 
 fn verdicts(lists: &[&[Call]], pid: u32) -> Vec<(u32, Verdict)> {
     let mut calls: BTreeMap<u32, Vec<&Call>> = BTreeMap::new();
     for call in lists.iter().copied().flatten() {
-        calls.entry(call.number as u32).or_default().push(call);
+        let of_number = calls.entry(call.number as u32).or_default();
+        // Several lists have the same line: one is enough.
+        if of_number.iter().all(|other| other.rules != call.rules) {
+            of_number.push(call);
+        }
     }
     let mut verdicts = vec![(0, Verdict::Refused)];
     for (number, calls) in calls {

@@ -75,6 +75,49 @@ const SENDING: &[u32] =
 const HANDLED_SIGNALS: &[u32] =
     &[SIGABRT as u32, 32, 33, 34, 35, SIGHUP as u32, SIGINT as u32, SIGTERM as u32];
 
+/// Flags of clone(2) with which glibc makes a thread. musl adds one that the kernel ignores.
+const THREAD: &[u32] = &[GLIBC_THREAD, GLIBC_THREAD | CLONE_DETACHED as u32];
+const GLIBC_THREAD: u32 = (CLONE_VM
+    | CLONE_FS
+    | CLONE_FILES
+    | CLONE_SIGHAND
+    | CLONE_THREAD
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID) as u32;
+
+/// Flags of statx(2) in the standard library: by name, by descriptor, and of a link itself.
+const STATUS: &[u32] = &[0, AT_EMPTY_PATH as u32, AT_SYMLINK_NOFOLLOW as u32];
+
+/// Types of sockets that carry a stream. Datagrams and raw packets are not among them.
+const STREAM: &[u32] = &[
+    SOCK_STREAM as u32,
+    (SOCK_STREAM | SOCK_CLOEXEC) as u32,
+    (SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK) as u32,
+];
+
+/// Flags of a new descriptor. eventfd2, timerfd_create, pipe2 and userfaultfd share their values.
+const NEW: &[u32] = &[0, O_CLOEXEC as u32, O_NONBLOCK as u32, (O_CLOEXEC | O_NONBLOCK) as u32];
+
+/// Bits of openat(2) that varve never sets. Among them are O_TMPFILE, O_PATH, O_ASYNC, O_DIRECT, O_SYNC and
+/// O_NOATIME.
+const UNUSED: u32 = !((O_ACCMODE
+    | O_CREAT
+    | O_EXCL
+    | O_NOCTTY
+    | O_TRUNC
+    | O_APPEND
+    | O_NONBLOCK
+    | O_DIRECTORY
+    | O_NOFOLLOW
+    | O_CLOEXEC) as u32
+    // O_LARGEFILE, which is zero in the C library and not in the kernel.
+    | 0o100_000);
+
+/// Bits of openat(2) that make or empty a file.
+const CREATES: u32 = (O_CREAT | O_TRUNC) as u32;
+
 /// PR_GET_AUXV (Linux 6.4): what the kernel told the process at its start, where there is no /proc.
 const GET_AUXV: u32 = 0x4155_5856;
 
@@ -135,7 +178,7 @@ pub const VCPU: &[Call] = &[
     Call::only(SYS_ioctl, 1, ioctls::TAP_ACTIVE),
     // Devices that a driver starts or resets, and signals' way to the main thread.
     Call::only(SYS_epoll_ctl, 1, EPOLL),
-    any(SYS_timerfd_settime),
+    Call::only(SYS_timerfd_settime, 1, &[0]),
     Call::only(SYS_sendto, 3, SENDING).and_null(4),
     // Its figures.
     any(SYS_pread64),
@@ -164,17 +207,17 @@ pub const MEMORY: &[Call] = &[
     ),
     Call::only(SYS_preadv2, 5, &[RWF_NOWAIT as u32]),
     any(SYS_poll),
-    any(SYS_clock_nanosleep),
+    Call::only(SYS_clock_nanosleep, 0, OWN_CLOCKS),
     // Images, and the tables in /proc/self/pagemap.
     Call::without(SYS_openat, 2, WRITES),
     any(SYS_lseek),
-    any(SYS_newfstatat),
-    any(SYS_statx),
+    Call::only(SYS_newfstatat, 3, STATUS),
+    Call::only(SYS_statx, 2, STATUS),
     any(SYS_pread64),
     any(SYS_preadv),
     any(SYS_readv),
     // The page fault handler's connection.
-    any(SYS_recvfrom),
+    Call::only(SYS_recvfrom, 3, RECEIVING),
 ];
 
 /// Pages from a pool and to it, over TCP or by RDMA: only in a process that was told to.
@@ -188,15 +231,15 @@ pub const POOL: &[Call] = &[
     any(SYS_getsockname),
     any(SYS_getsockopt),
     any(SYS_setsockopt),
-    any(SYS_sendto),
-    any(SYS_recvfrom),
+    Call::only(SYS_sendto, 3, SENDING),
+    Call::only(SYS_recvfrom, 3, RECEIVING),
     any(SYS_shutdown),
     Call::only(SYS_ioctl, 1, ioctls::SOCKET),
     // The verbs' devices; the library looks for them in /sys.
     Call::only(SYS_ioctl, 1, ioctls::VERBS),
     Call::only(SYS_fcntl, 1, DESCRIPTORS),
-    any(SYS_openat),
-    any(SYS_newfstatat),
+    Call::without(SYS_openat, 2, CREATES | UNUSED),
+    Call::only(SYS_newfstatat, 3, STATUS),
     any(SYS_readlink),
     any(SYS_readlinkat),
     any(SYS_getdents64),
@@ -205,9 +248,9 @@ pub const POOL: &[Call] = &[
 
 /// The client of the guest's agent, for `--invoke`.
 pub const CLIENT: &[Call] = &[
-    Call::only(SYS_socket, 0, &[AF_UNIX as u32]),
+    Call::only(SYS_socket, 0, &[AF_UNIX as u32]).and_only(1, STREAM),
     any(SYS_connect),
-    any(SYS_recvfrom),
+    Call::only(SYS_recvfrom, 3, RECEIVING),
     Call::only(SYS_sendto, 3, SENDING).and_null(4),
     any(SYS_poll),
     Call::only(SYS_setsockopt, 1, &[SOL_SOCKET as u32]),
@@ -216,12 +259,12 @@ pub const CLIENT: &[Call] = &[
 /// Starting other threads.
 pub const STARTS: &[Call] = &[
     // Threads, and their filters. What is made must be a thread of this process.
-    Call::with(SYS_clone, 0, (CLONE_VM | CLONE_THREAD | CLONE_SIGHAND) as u32),
+    Call::only(SYS_clone, 0, THREAD),
     any(SYS_set_robust_list),
     any(SYS_rseq),
     any(SYS_sched_getaffinity),
     Call::only(SYS_prctl, 0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32, PR_SET_VMA as u32]),
-    Call::only(SYS_seccomp, 0, &[SECCOMP_SET_MODE_FILTER]),
+    Call::only(SYS_seccomp, 0, &[SECCOMP_SET_MODE_FILTER]).and_only(1, &[0]),
     // The C library's own, with the first thread.
     Call::only(SYS_rt_sigaction, 0, HANDLED_SIGNALS),
 ];
@@ -235,7 +278,7 @@ pub const PAGER: &[Call] = &[
     any(SYS_recvmsg),
     Call::only(SYS_getsockopt, 1, &[SOL_SOCKET as u32]),
     Call::only(SYS_ioctl, 1, ioctls::SOCKET),
-    any(SYS_eventfd2),
+    Call::only(SYS_eventfd2, 1, NEW),
     // The oldest of too many connections that have not handed over a machine's memory.
     Call::only(SYS_shutdown, 1, &[SHUT_RDWR as u32]),
     // The descriptor that it is handed is made one that does not block.
@@ -243,7 +286,7 @@ pub const PAGER: &[Call] = &[
     // A machine that waits for ever is ended.
     Call::only(SYS_pidfd_open, 1, &[0]),
     Call::only(SYS_pidfd_send_signal, 1, &[SIGKILL as u32]),
-    any(SYS_newfstatat),
+    Call::only(SYS_newfstatat, 3, STATUS),
     // The sockets that it made, and those that others left.
     any(SYS_unlink),
 ];
@@ -257,7 +300,7 @@ pub const DRIVE: &[Call] = &[
     any(SYS_pread64),
     any(SYS_pwrite64),
     any(SYS_fdatasync),
-    any(SYS_timerfd_settime),
+    Call::only(SYS_timerfd_settime, 1, &[0]),
 ];
 
 /// The main thread while the machine runs: it does the work of the devices, and ends it all.
@@ -269,7 +312,7 @@ pub const MAIN: &[Call] = &[
     Call::only(SYS_ioctl, 1, ioctls::FAULTS),
     Call::only(SYS_ioctl, 1, ioctls::SOCKET),
     // Connections through vsock.
-    Call::only(SYS_socket, 0, &[AF_UNIX as u32]),
+    Call::only(SYS_socket, 0, &[AF_UNIX as u32]).and_only(1, STREAM),
     any(SYS_connect),
     Call::only(SYS_accept4, 3, &[SOCK_CLOEXEC as u32, (SOCK_CLOEXEC | SOCK_NONBLOCK) as u32]),
     Call::only(SYS_recvfrom, 3, RECEIVING).and_null(4),
@@ -280,22 +323,24 @@ pub const MAIN: &[Call] = &[
     // Figures: /proc/self/pagemap and the like.
     Call::without(SYS_openat, 2, WRITES),
     Call::only(SYS_newfstatat, 3, &[AT_EMPTY_PATH as u32]),
-    any(SYS_statx),
+    Call::only(SYS_statx, 2, STATUS),
     any(SYS_lseek),
-    Call::only(SYS_getrusage, 0, &[RUSAGE_SELF as u32, RUSAGE_THREAD as u32]),
     // The sockets that it made.
     any(SYS_unlink),
 ];
 
 /// What requests of the API's clients need on top: other images for drives, log and metrics.
-pub const API: &[Call] =
-    &[any(SYS_openat), any(SYS_readlink), Call::only(SYS_ioctl, 1, ioctls::DISK)];
+pub const API: &[Call] = &[
+    Call::without(SYS_openat, 2, UNUSED),
+    any(SYS_readlink),
+    Call::only(SYS_ioctl, 1, ioctls::DISK),
+];
 
 /// Beginning to offload pages of a machine that runs, which takes threads, too.
 pub const OFFLOADS: &[Call] = &[
     Call::only(SYS_ioctl, 1, ioctls::WATCH),
-    any(SYS_userfaultfd),
-    any(SYS_eventfd2),
+    Call::only(SYS_userfaultfd, 0, NEW),
+    Call::only(SYS_eventfd2, 1, NEW),
     Call::only(SYS_fcntl, 1, DESCRIPTORS),
 ];
 
@@ -303,15 +348,13 @@ pub const OFFLOADS: &[Call] = &[
 pub const SAVES: &[Call] = &[
     // The last look of a recording.
     any(SYS_mincore),
-    any(SYS_openat),
+    Call::without(SYS_openat, 2, UNUSED),
     any(SYS_readlink),
-    any(SYS_geteuid),
     any(SYS_getdents64),
     any(SYS_pwrite64),
     any(SYS_ftruncate),
     // The memory file that a diff is laid over, by what the file systems can do.
     Call::only(SYS_copy_file_range, 5, &[0]),
-    any(SYS_sendfile),
     any(SYS_fsync),
     Call::only(SYS_flock, 1, &[(LOCK_EX | LOCK_NB) as u32, LOCK_UN as u32]),
     any(SYS_rename),
@@ -324,18 +367,18 @@ pub const SAVES: &[Call] = &[
 pub const MAKES: &[Call] = &[
     // The event loop.
     Call::only(SYS_epoll_create1, 0, &[EPOLL_CLOEXEC as u32]),
-    any(SYS_eventfd2),
-    any(SYS_timerfd_create),
-    any(SYS_pipe2),
+    Call::only(SYS_eventfd2, 1, NEW),
+    Call::only(SYS_timerfd_create, 0, &[CLOCK_MONOTONIC as u32]).and_only(1, NEW),
+    Call::only(SYS_pipe2, 1, NEW),
     Call::only(SYS_fcntl, 1, DESCRIPTORS),
     // KVM, taps, userfaultfd, disks.
     Call::only(SYS_ioctl, 1, ioctls::MACHINE),
     Call::only(SYS_ioctl, 1, ioctls::WATCH),
     Call::only(SYS_ioctl, 1, ioctls::TAP),
     Call::only(SYS_ioctl, 1, ioctls::DISK),
-    any(SYS_userfaultfd),
+    Call::only(SYS_userfaultfd, 0, NEW),
     // Files: configuration, drives, snapshots, logs.
-    any(SYS_openat),
+    Call::without(SYS_openat, 2, UNUSED),
     // Users of shared images.
     any(SYS_flock),
     any(SYS_fstatfs),
@@ -344,7 +387,7 @@ pub const MAKES: &[Call] = &[
     any(SYS_getcwd),
     any(SYS_getdents64),
     // Sockets of the API, of vsock, and of what brings pages.
-    Call::only(SYS_socketpair, 0, &[AF_UNIX as u32]),
+    Call::only(SYS_socketpair, 0, &[AF_UNIX as u32]).and_only(1, STREAM),
     any(SYS_bind),
     any(SYS_listen),
     Call::only(SYS_getsockopt, 1, &[SOL_SOCKET as u32]),

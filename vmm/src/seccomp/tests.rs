@@ -56,6 +56,18 @@ const CALLS: &[(&str, &str, &[Thread], &[Thread])] = &[
     ("userfaultfd", "userfaultfd", START, START),
     ("a lock on a file", "fcntl", NONE, NONE),
     ("a machine", "ioctl", START, START),
+    ("a process", "clone", NONE, NONE),
+    ("a filter that logs", "seccomp", NONE, NONE),
+    ("executable code", "mprotect", NONE, NONE),
+    ("merging memory", "madvise", NONE, NONE),
+    ("a lock shared by processes", "futex", NONE, NONE),
+    ("a datagram socket", "socket", NONE, NONE),
+    ("an unnamed file", "open", NONE, NONE),
+    ("a handle of a file", "open", NONE, NONE),
+    ("a signal by descriptor", "fcntl", NONE, NONE),
+    ("an alarm at a time of day", "timerfd_settime", NONE, NONE),
+    ("a clock of another process", "clock_gettime", NONE, NONE),
+    ("a file's attributes by another way", "statx", NONE, NONE),
 ];
 
 /// A process that the filtered one had better not reach.
@@ -121,9 +133,56 @@ fn make(call: &str, victim: i32) {
         // KVM_CREATE_VM.
         // SAFETY: takes a number.
         "a machine" => ignore(unsafe { libc::ioctl(0, 0xae01, 0) }),
+        // Without the flags of a thread it would be a process, as by fork.
+        // SAFETY: a process of one thread that goes on with its own copy of memory.
+        "a process" => ignore(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) }),
+        // SAFETY: the kernel reads no filter from a null pointer.
+        "a filter that logs" => ignore(unsafe {
+            let log = libc::SECCOMP_FILTER_FLAG_LOG;
+            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, log, 0)
+        }),
+        "executable code" => {
+            let exec = libc::PROT_READ | libc::PROT_EXEC;
+            // SAFETY: no byte at all is changed.
+            ignore(unsafe { libc::mprotect(std::ptr::null_mut(), 0, exec) })
+        }
+        "merging memory" => {
+            // SAFETY: no byte at all is advised about.
+            ignore(unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_MERGEABLE) })
+        }
+        "a lock shared by processes" => {
+            // SAFETY: the kernel takes no lock at a null pointer.
+            ignore(unsafe { libc::syscall(libc::SYS_futex, 0, libc::FUTEX_LOCK_PI, 0, 0, 0, 0) })
+        }
+        "a datagram socket" => drop(std::os::unix::net::UnixDatagram::unbound()),
+        "an unnamed file" => open(libc::O_TMPFILE | libc::O_RDWR),
+        "a handle of a file" => open(libc::O_PATH | libc::O_WRONLY),
+        // SAFETY: takes numbers.
+        "a signal by descriptor" => ignore(unsafe { libc::fcntl(0, libc::F_SETOWN, own) }),
+        "an alarm at a time of day" => {
+            let absolute = libc::TFD_TIMER_ABSTIME;
+            // SAFETY: a null pointer is refused.
+            ignore(unsafe { libc::syscall(libc::SYS_timerfd_settime, 0, absolute, 0, 0) })
+        }
+        "a clock of another process" => {
+            // Its number is made of the process's (linux/posix-timers.h): CPUCLOCK_SCHED is 2.
+            let clock = (!victim << 3) | 2;
+            // SAFETY: a null pointer is refused.
+            ignore(unsafe { libc::syscall(libc::SYS_clock_gettime, clock, 0) })
+        }
+        "a file's attributes by another way" => {
+            let automount = libc::AT_NO_AUTOMOUNT;
+            // SAFETY: null pointers are refused.
+            ignore(unsafe { libc::syscall(libc::SYS_statx, 0, 0, automount, 0, 0) })
+        }
         "its own end" => std::process::abort(),
         _ => {}
     }
+}
+
+fn open(flags: i32) {
+    // SAFETY: a text that ends with a zero; a mode follows.
+    ignore(unsafe { libc::open(c"/tmp".as_ptr(), flags | libc::O_CLOEXEC, 0o600) });
 }
 
 /// What the process does that [`run`] starts; on its own this test does nothing.
