@@ -433,3 +433,11 @@ fn a_damaged_image_stops_the_machine_when_the_page_is_fetched() {
     assert!(read.recv_timeout(std::time::Duration::from_millis(100)).is_err(), "nothing was read");
     drop(restore);
 }
+
+#[test]
+fn userfaultfd_is_there_where_it_is_required() {
+    let required = std::env::var("VARVE_REQUIRE").unwrap_or_default();
+    if required.split(',').any(|need| need.trim() == "uffd") {
+        can_watch().expect("VARVE_REQUIRE names uffd");
+    }
+}

@@ -3,7 +3,6 @@
 //! UNSAFETY: a thread moves to another network namespace by a call that rustix calls unsafe.
 #![allow(unsafe_code)]
 
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -28,11 +27,6 @@ pub fn enter_private() -> Result<(), String> {
         Err(Errno::PERM) => Err("a network namespace needs CAP_SYS_ADMIN".into()),
         Err(error) => panic!("no network namespace: {error}"),
     }
-}
-
-/// Says on the test program's own standard error, which nobody captures, that a test did not run.
-pub fn skipped(test: &str, reason: &str) {
-    let _ = writeln!(std::io::stderr(), "\nSKIPPED: {test}: {reason}");
 }
 
 /// Runs `ip` with these arguments, separated by blanks.

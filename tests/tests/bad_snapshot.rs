@@ -14,7 +14,7 @@ use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
 use varve_snapshot::{LocalFiles, MANIFEST_FILE, STATE_FILE, StateFile};
 use varve_tests::disk::Disk;
 use varve_tests::images::varve;
-use varve_tests::network::skipped;
+use varve_tests::skip::skipped;
 use varve_tests::snapshots::{snapshot, tier};
 use varve_tests::{Ended, Restoring, Vm, command};
 
@@ -345,7 +345,7 @@ fn killed_while_writing_leaves_a_whole_snapshot() {
 fn a_full_disk_leaves_the_old_snapshot() {
     let disk = match Disk::small(160) {
         Ok(disk) => disk,
-        Err(reason) => return skipped("a_full_disk_leaves_the_old_snapshot", &reason),
+        Err(reason) => return skipped("disk", "a_full_disk_leaves_the_old_snapshot", &reason),
     };
     let (at, trace) = (disk.path().join("snapshot"), disk.path().join("trace"));
     let mut vm = Vm::builder().option("--memory", "96M").controlled().start();

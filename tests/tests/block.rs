@@ -12,6 +12,7 @@ use varve_agent::client::Error;
 use varve_agent::pattern;
 use varve_agent::protocol::{Block, BlockDevice, Direction, How, Request, Transfer};
 use varve_tests::disk::FailingDisk;
+use varve_tests::skip::skipped;
 use varve_tests::{Ended, Vm};
 
 const MIB: u64 = 1 << 20;
@@ -57,7 +58,7 @@ fn a_snapshot_fails_where_writes_are_lost() {
     zero_image(&dir.path().join("drive"), 4 * MIB);
     let disk = match FailingDisk::holding(dir.path(), 64) {
         Ok(disk) => disk,
-        Err(why) => return println!("SKIPPED: no disk can be made to fail: {why}"),
+        Err(why) => return skipped("disk", "a disk that fails", &why.to_string()),
     };
     let mut vm = Vm::builder().option("--drive", disk.path().join("drive")).controlled().start();
     // Not by the agent, which flushes.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use varve_snapshot::{STATE_FILE, StateFile};
-use varve_tests::network::skipped;
+use varve_tests::skip::skipped;
 use varve_tests::snapshots::tier;
 use varve_tests::{Restoring, Vm};
 
@@ -49,7 +49,11 @@ fn the_guests_clock_is_stable_after_every_restore() {
         let (snapshot, trace) = (dir.path().join("snapshot"), dir.path().join("trace"));
         let vm = machine(vcpus);
         if !clock_is_stable(&vm) {
-            return skipped("the guest's clock after restores", "this host's clock is not its TSC");
+            return skipped(
+                "clock",
+                "the guest's clock after restores",
+                "this host's clock is not its TSC",
+            );
         }
         vm.snapshot("", &snapshot);
         drop(vm);

@@ -6,7 +6,7 @@
 use std::fs;
 
 use varve_agent::protocol::Action;
-use varve_tests::network::skipped;
+use varve_tests::skip::skipped;
 use varve_tests::snapshots::tier;
 use varve_tests::{Restoring, Vm};
 
@@ -70,7 +70,7 @@ fn memory_comes_back_in_huge_pages() {
     assert!(refused.stderr.contains("lazy") && refused.stderr.contains("2 MiB"), "{refused:?}");
     let pool = match Pool::with(MIB / 2) {
         Ok(pool) => pool,
-        Err(reason) => return skipped("memory_comes_back_in_huge_pages, 2M", &reason),
+        Err(reason) => return skipped("memory", "memory_comes_back_in_huge_pages, 2M", &reason),
     };
     for strategy in ["eager", "tiered"] {
         let mut vm = restoring(&flat, strategy, "2M").start();

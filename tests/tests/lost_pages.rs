@@ -16,6 +16,7 @@ use varve_agent::client::{Client, connect_vsock};
 use varve_agent::pattern::word;
 use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
 use varve_tests::disk::{Disk, FailingDisk};
+use varve_tests::skip::skipped;
 use varve_tests::snapshots::tier;
 use varve_tests::{Restoring, Vm};
 
@@ -92,7 +93,7 @@ fn a_disk_that_fails_ends_the_machine() {
     filled(&dir.path().join("flat"));
     let disk = match FailingDisk::holding(&dir.path().join("flat"), 192) {
         Ok(disk) => disk,
-        Err(why) => return println!("SKIPPED: no disk can be made to fail: {why}"),
+        Err(why) => return skipped("disk", "a disk that fails", &why.to_string()),
     };
     let vm = restored(disk.path());
     disk.fail();
@@ -128,14 +129,14 @@ fn memory_of_the_host_that_fails_ends_the_machine() {
     // A file system that has a disk reads the page again.
     let disk = match Disk::small(192) {
         Ok(disk) => disk,
-        Err(why) => return println!("SKIPPED: no tmpfs: {why}"),
+        Err(why) => return skipped("memory", "a page of tmpfs that is poisoned", &why.to_string()),
     };
     let flat = disk.path().join("flat");
     filled(&flat);
     let vm = restored(&flat);
     let memory = flat.join("memory");
     if let Err(why) = poison(&memory, page_of_region(&memory)) {
-        return println!("SKIPPED: the kernel does not call memory broken on request: {why}");
+        return skipped("memory", "a page that is poisoned", &why.to_string());
     }
     let said = ends(vm, "poison");
     assert!(said.contains("local image memory"), "{said}");

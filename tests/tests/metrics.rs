@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use varve_agent::protocol::{Direction, How, Request, Rng, RngReply};
 use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 use varve_tests::images::image;
-use varve_tests::network::{enter_private, ip, ping, skipped};
+use varve_tests::network::{enter_private, ip, ping};
+use varve_tests::skip::skipped;
 use varve_tests::{Restoring, Vm, command, metrics_shape};
 
 const HOST: &str = "172.31.5.1";
@@ -282,7 +283,7 @@ fn one_machine_and_its_copy() {
     let private = enter_private();
     let net = private.is_ok();
     if let Err(reason) = private {
-        skipped("one_machine_and_its_copy (its network)", &reason);
+        skipped("net", "one_machine_and_its_copy (its network)", &reason);
     } else {
         ip("link set lo up");
         ip("tuntap add dev vmtap mode tap");

@@ -8,7 +8,8 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 use varve_tests::images::image;
-use varve_tests::network::{enter_private, ip, ping, skipped};
+use varve_tests::network::{enter_private, ip, ping};
+use varve_tests::skip::skipped;
 use varve_tests::vm::CMDLINE;
 use varve_tests::{Restoring, Vm, command};
 
@@ -81,7 +82,7 @@ fn token(vm: &mut Vm) -> String {
 #[test]
 fn a_guest_reads_its_metadata_and_so_does_its_copy() {
     if let Err(reason) = enter_private() {
-        return skipped("a_guest_reads_its_metadata_and_so_does_its_copy", &reason);
+        return skipped("net", "a_guest_reads_its_metadata_and_so_does_its_copy", &reason);
     }
     set_up_tap();
     let mmds = json!({"version": "V2", "network_interfaces": ["eth0"], "ipv4_address": ADDRESS});
@@ -131,7 +132,7 @@ fn a_guest_reads_its_metadata_and_so_does_its_copy() {
 #[test]
 fn the_first_version_by_the_default_route() {
     if let Err(reason) = enter_private() {
-        return skipped("the_first_version_by_the_default_route", &reason);
+        return skipped("net", "the_first_version_by_the_default_route", &reason);
     }
     set_up_tap();
     let mut vm = machine(&json!({"network_interfaces": ["eth0"]}));

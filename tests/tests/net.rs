@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use varve_agent::pattern;
 use varve_agent::protocol::{How, Interface};
-use varve_tests::network::{enter_private, ip, ping, skipped};
+use varve_tests::network::{enter_private, ip, ping};
+use varve_tests::skip::skipped;
 use varve_tests::{Restoring, Vm};
 
 const HOST: &str = "172.31.0.1";
@@ -35,7 +36,7 @@ const OFFLOADS: [(&str, usize); 8] = [
 #[test]
 fn guest_and_host_reach_each_other() {
     if let Err(reason) = enter_private() {
-        return skipped("guest_and_host_reach_each_other", &reason);
+        return skipped("net", "guest_and_host_reach_each_other", &reason);
     }
     ip("link set lo up");
     ip("tuntap add dev vmtap mode tap");
@@ -82,7 +83,7 @@ fn guest_and_host_reach_each_other() {
 #[test]
 fn a_tap_of_the_machines_own() {
     if let Err(reason) = enter_private() {
-        return skipped("a_tap_of_the_machines_own", &reason);
+        return skipped("net", "a_tap_of_the_machines_own", &reason);
     }
     let mut vm = Vm::builder()
         .option("--net", "tap=own0")
@@ -111,7 +112,7 @@ fn a_tap_of_the_machines_own() {
 #[test]
 fn restored_machines_on_taps_of_their_own() {
     if let Err(reason) = enter_private() {
-        return skipped("restored_machines_on_taps_of_their_own", &reason);
+        return skipped("net", "restored_machines_on_taps_of_their_own", &reason);
     }
     let dir = tempfile::Builder::new().prefix("varve-snapshot").tempdir().unwrap();
     let mut vm = Vm::builder()

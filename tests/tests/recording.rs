@@ -8,7 +8,7 @@ use serde_json::Value;
 use varve_agent::protocol::Action;
 use varve_snapshot::{Access, Mechanism, STATE_FILE, StateFile, Trace};
 use varve_tests::disk::{Disk, drop_cache};
-use varve_tests::network::skipped;
+use varve_tests::skip::skipped;
 use varve_tests::{Restoring, Vm, command};
 
 const PAGES_PER_MIB: u64 = 256;
@@ -77,7 +77,7 @@ fn written_pages_are_those_that_became_private() {
 
     match disk {
         Ok(_) => by_mincore(&snapshot, &dir.path().join("mincore"), &exact),
-        Err(reason) => skipped("recording by mincore", &reason),
+        Err(reason) => skipped("disk", "recording by mincore", &reason),
     }
 
     // The regions: one read, two written, of which one was zero.
