@@ -76,7 +76,7 @@ const BUFFER: usize = 16;
 
 /// The guest has not read what was typed before.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest does not read its keyboard: {0} bytes wait already")]
+#[error("keyboard buffer is full ({0} bytes): the guest reads none of it")]
 pub struct KeyboardFull(usize);
 
 /// What a snapshot keeps.

@@ -22,7 +22,7 @@ pub enum TierError {
     #[error(transparent)]
     Uffd(#[from] UffdError),
     /// A page cannot be had.
-    #[error("guest pages {pages:?} cannot be had from {tier} image {image}")]
+    #[error("cannot read guest pages {pages:?} from {tier} image {image}")]
     Page {
         /// The guest's pages.
         pages: PageRange,
@@ -34,7 +34,7 @@ pub enum TierError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// A page that was offloaded cannot be had again.
-    #[error("guest pages {pages:?} were offloaded and cannot be had again")]
+    #[error("cannot read back offloaded guest pages {pages:?}")]
     Evicted {
         /// The guest's pages.
         pages: PageRange,
@@ -42,7 +42,7 @@ pub enum TierError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// An image cannot be used from where it is.
-    #[error("{tier} image {image} cannot be used")]
+    #[error("cannot use {tier} image {image}")]
     Image {
         /// The image.
         image: String,
@@ -63,7 +63,7 @@ pub enum TierError {
         image: String,
         /// Where that is.
         tier: Tier,
-        /// Mechanism long was waited.
+        /// Time waited.
         deadline: Duration,
     },
     /// The snapshot cannot be read.
@@ -73,7 +73,7 @@ pub enum TierError {
     #[error(transparent)]
     NoPlan(#[from] PlanError),
     /// A plan made for other images or other memory.
-    #[error("this plan does not fit: {0}")]
+    #[error("restore plan does not match: {0}")]
     Plan(String),
     /// Page faults can no longer be answered.
     #[error("cannot answer a page fault at {address:#x}")]
@@ -92,10 +92,10 @@ pub enum TierError {
         source: io::Error,
     },
     /// The process that answers page faults has ended.
-    #[error("the page fault handler at {0:?} has ended, and nobody else answers for missing pages")]
+    #[error("page fault handler at {0:?} has ended; missing pages have no source")]
     HandlerEnded(PathBuf),
     /// The process that answers page faults cannot have one.
-    #[error("the page fault handler at {socket:?} gives up: {said}")]
+    #[error("page fault handler at {socket:?} failed: {said}")]
     HandlerFailed {
         /// Where it listens.
         socket: PathBuf,

@@ -102,7 +102,7 @@ pub enum FormatError {
         field: &'static str,
     },
     /// A section goes on after its last field.
-    #[error("section {section} has {bytes} bytes too many")]
+    #[error("section {section} has {bytes} trailing bytes")]
     Trailing {
         /// Section, by name.
         section: &'static str,
@@ -138,9 +138,7 @@ pub enum FormatError {
         source: RegionError,
     },
     /// A layout's hot regions are listed apart, and are others.
-    #[error(
-        "layout {layout:?}: the hot regions that are listed apart are not those of its regions"
-    )]
+    #[error("layout {layout:?}: its list of hot regions does not match its regions")]
     HotRegions {
         /// Name of the layout.
         layout: String,
@@ -273,7 +271,7 @@ pub enum SnapshotError {
         path: PathBuf,
     },
     /// A diff snapshot cannot be laid over that base.
-    #[error("{diff} cannot be laid over {base}: {why}", diff = .diff.display(), base = .base.display())]
+    #[error("cannot apply diff {diff} to {base}: {why}", diff = .diff.display(), base = .base.display())]
     Merge {
         /// Folder of the base.
         base: PathBuf,
@@ -314,16 +312,16 @@ pub enum ChunkFault {
         found: u32,
     },
     /// The bytes are others than those that were written, with the same checksum.
-    #[error("its content is not what was stored: its BLAKE3 digest {found} is not the manifest's")]
+    #[error("its BLAKE3 digest {found} differs from the manifest's: the content was changed")]
     Digest {
         /// As computed.
         found: ChunkDigest,
     },
     /// It does not decompress to a chunk.
-    #[error("it does not decompress ({0})")]
+    #[error("decompression failed ({0})")]
     Compression(String),
     /// The file cannot be read there.
-    #[error("it cannot be read ({0})")]
+    #[error("reading failed ({0})")]
     Read(String),
 }
 

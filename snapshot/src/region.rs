@@ -46,7 +46,7 @@ pub enum RegionError {
     Outside(PageRange),
     /// Stored, though its class is stored nowhere; or not stored, though only zero and written pages
     /// may be.
-    #[error("region {0:?}: a {1:?} region cannot be stored that way")]
+    #[error("region {0:?}: class {1:?} does not allow this storage")]
     Storage(PageRange, PageClass),
 }
 

@@ -81,7 +81,7 @@ fn filled(to: &Path) {
 
 /// A guest that has not touched its region yet, so that all of that is in the image alone.
 fn restored(from: &Path) -> Vm {
-    let mut vm = Restoring::from(from).options("--strategy lazy --no-prefault").start();
+    let mut vm = Restoring::from(from).options("--strategy lazy --tune prefault=false").start();
     vm.wait_for_api();
     vm.agent();
     vm

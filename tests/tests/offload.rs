@@ -198,7 +198,7 @@ fn snapshots_hold_what_is_out_and_restored_machines_offload() {
     });
     let end = vm.wait();
     assert_eq!(end.code, Some(5), "{end:?}");
-    assert!(end.stderr.contains("were offloaded and cannot be had again"), "{}", end.stderr);
+    assert!(end.stderr.contains("cannot read back offloaded guest pages"), "{}", end.stderr);
     assert!(end.stderr.contains(&scene.nodes[0].place), "{}", end.stderr);
     assert!(ask.join().unwrap(), "nothing wrong is said to be right");
 }

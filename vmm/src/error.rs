@@ -92,7 +92,7 @@ pub enum VmmError {
         source: StateError,
     },
     /// There is no machine yet.
-    #[error("there is no machine yet")]
+    #[error("the machine has not been started")]
     NoMachine,
     /// The control socket.
     #[error("API socket {path:?}{}", if .source.kind() == io::ErrorKind::AddrInUse {

@@ -53,7 +53,7 @@ pub enum PoolError {
         source: io::Error,
     },
     /// Fewer nodes than copies.
-    #[error("{copies} copies need as many nodes, and {nodes} were named")]
+    #[error("--copies {copies} needs {copies} nodes, but --to names {nodes}")]
     TooFewNodes {
         /// Copies wanted.
         copies: usize,

@@ -553,7 +553,7 @@ fn pages_given_away_come_from_the_second_copy_or_not_at_all() {
 #[test]
 fn a_node_that_is_full_or_gone_takes_no_pages_and_keeps_none() {
     let (one, two) = (Running::new(None), Running::at("127.0.0.1:0", None, 100 * 4096));
-    assert!(backing_store(&[&one], 2).unwrap_err().contains("2 copies need as many nodes"));
+    assert!(backing_store(&[&one], 2).unwrap_err().contains("--copies 2 needs 2 nodes"));
     let both = backing_store(&[&one, &two], 2).unwrap();
     let first = both.put(&pages(1, 64)).unwrap();
     let error = both.put(&pages(2, 64)).unwrap_err().to_string();

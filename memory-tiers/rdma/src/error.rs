@@ -34,7 +34,7 @@ pub enum RdmaError {
         has: u64,
     },
     /// The other side's endpoint makes no sense.
-    #[error("RDMA: the other side's {0} makes no sense")]
+    #[error("RDMA: peer sent an invalid {0}")]
     Endpoint(&'static str),
 }
 

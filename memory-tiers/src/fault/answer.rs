@@ -34,7 +34,7 @@ pub(crate) struct FaultContext {
     pub order: Arc<Vec<(Stored, PageRange)>>,
     pub sources: Sources,
     pub stats: Arc<Stats>,
-    /// Mechanism long a source may take.
+    /// Limit of the time of one read from a source.
     pub deadline: Duration,
     /// Called when a page cannot be had.
     pub on_fatal: Arc<dyn Fn(TierError) + Send + Sync>,

@@ -61,7 +61,7 @@ enum Place {
 struct Batch {
     /// Guest addresses.
     pages: Vec<u64>,
-    /// Mechanism many of them are still in it.
+    /// Pages that are still in it.
     left: usize,
 }
 
@@ -227,7 +227,7 @@ pub(crate) struct Part<'p> {
     pub pages: &'p [u64],
 }
 
-/// Mechanism a page that comes back is counted.
+/// The counter for a page that comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Back {
     /// It, or a neighbour, was touched.

@@ -24,10 +24,10 @@ use crate::ram::kind::{HUGE_PAGE, HugePages};
 use crate::ram::sys::peer::peer_process;
 use crate::ram::sys::uffd::{Uffd, Watch};
 
-/// Mechanism long a process may take to end after its connection has closed, before that is remarked upon.
+/// Time that a process may take to end after its connection closed, before a warning.
 const GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Mechanism long a handler may take to take the connection, and then the message.
+/// Limit of the time for the connection, and again for the message.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A run of guest memory, as the handler is told (Firecracker's `GuestRegionUffdMapping`).

@@ -1,4 +1,4 @@
-//! Mechanism long things took, counted by how long: exact at any time, and cheap enough for each fault.
+//! A histogram of durations, cheap enough to update on each fault.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub struct Histogram([AtomicU64; BUCKETS]);
 pub struct Bucket {
     /// All of them are shorter than so many nanoseconds, and not shorter than the bucket's before.
     pub below_ns: u64,
-    /// Mechanism many.
+    /// Durations in this bucket.
     pub count: u64,
 }
 

@@ -36,14 +36,13 @@ const FAULT_THREADS: usize = 2;
 pub enum OffloadError {
     /// Pages of 2 MiB cannot be taken out in part.
     #[error(
-        "guest memory is made of 2 MiB pages of the system's pool, which are not offloaded; transparent \
-         huge pages are"
+        "guest memory of 2 MiB pool pages (hugetlb) cannot be offloaded; use transparent huge pages"
     )]
     HugePages,
     /// The pager, or another handler of page faults, brings its pages.
     #[error(
-        "guest memory is in the care of another process, which brings its pages: only that can take \
-         them out again"
+        "guest memory is served by another process (page fault handler), which alone can evict \
+         its pages"
     )]
     Handled,
     /// One thing at a time.
@@ -52,7 +51,7 @@ pub enum OffloadError {
     )]
     Busy(Phase),
     /// Pages are with another store.
-    #[error("pages are out on other nodes: recall them first")]
+    #[error("pages are offloaded to other nodes: recall them first")]
     OtherStore,
     /// Guest memory itself.
     #[error(transparent)]

@@ -14,7 +14,7 @@ use crate::fault::external::HandlerMapping;
 use crate::ram::kind::HUGE_PAGE;
 use crate::ram::regions::{RamRegion, Regions};
 
-/// Mechanism long the whole message may take, once a machine has connected.
+/// Limit of the time from a machine's connection to the end of its message.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest message: some hundred thousand runs of memory.
 const MAX_BYTES: usize = 32 << 20;
@@ -29,17 +29,17 @@ pub(super) struct Handshake {
 /// Why a machine is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
-    #[error("no whole message came")]
+    #[error("the message is incomplete")]
     Io(#[from] io::Error),
-    #[error("it is no JSON array of mappings")]
+    #[error("the message is not a JSON array of mappings")]
     Json(#[from] serde_json::Error),
-    #[error("no userfaultfd came with the first bytes of the message")]
+    #[error("the message passes no descriptor with its first bytes")]
     NoUffd,
-    #[error("what came with the message is no userfaultfd that is ready")]
+    #[error("the passed descriptor is not an initialised userfaultfd")]
     NotUffd(#[source] io::Error),
     #[error("mapping {index}: {problem}")]
     Mapping { index: usize, problem: String },
-    #[error("it has no memory")]
+    #[error("the message lists no memory")]
     Empty,
 }
 
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_message_without_its_descriptor_or_its_end_is_refused() {
         for (text, problem) in
-            [("{}", "no JSON array"), ("[{\"base_host_virt_addr\":1", "no whole message")]
+            [("{}", "not a JSON array"), ("[{\"base_host_virt_addr\":1", "incomplete")]
         {
             let (here, there) = UnixStream::pair().unwrap();
             send(&there, text.as_bytes());
@@ -266,7 +266,7 @@ mod tests {
     /// Whether an error names the message, or the mapping in it.
     fn is_named(error: &HandshakeError) -> bool {
         let said = error.to_string();
-        let names = ["no whole message", "no JSON array", "first bytes of the message", "mapping "];
+        let names = ["incomplete", "not a JSON array", "with its first bytes", "mapping "];
         names.iter().any(|name| said.contains(name)) || said == HandshakeError::Empty.to_string()
     }
 

@@ -20,10 +20,10 @@ use crate::fault::watched::Watched;
 use crate::ram::sys::peer::peer_process;
 use crate::ram::sys::uffd::Uffd;
 
-/// Mechanism long a machine that was told that a page cannot be had may take to end.
+/// Time that a machine may take to end after the pager reported a lost page.
 const GRACE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// Mechanism a machine's connection came to its end.
+/// The reason for the end of a machine's connection.
 pub(super) enum End {
     /// The machine's process ended, or the pager did.
     Over,

@@ -35,14 +35,14 @@ use crate::fault::stats::{ByAccess, SourceCount};
 use crate::fault::watchdog::lock;
 use machine::End;
 
-/// Mechanism machines are served.
+/// Settings of the pager.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Threads for each machine.
     pub threads: usize,
     /// Most machines at once.
     pub machines: usize,
-    /// Mechanism long an image may take for a page.
+    /// Limit of the time for a page.
     pub deadline: Duration,
 }
 

@@ -67,9 +67,9 @@ fn what_is_changed_on_the_way_is_refused_by_name() {
     type Change = fn(Message) -> Message;
     let cases: [(&str, Change); 7] = [
         ("no whole message", |(text, fd)| (text[..text.len() / 2].to_vec(), fd)),
-        ("no JSON array", |(text, fd)| (text.repeat(2), fd)),
-        ("no userfaultfd came", |(text, _)| (text, None)),
-        ("no userfaultfd that is ready", |(text, _)| {
+        ("not a JSON array", |(text, fd)| (text.repeat(2), fd)),
+        ("passes no descriptor", |(text, _)| (text, None)),
+        ("not an initialised userfaultfd", |(text, _)| {
             (text, Some(tempfile::tempfile().unwrap().into()))
         }),
         ("shares memory", |(text, fd)| (json(&text, |m| m[1].offset = 0x1000), fd)),

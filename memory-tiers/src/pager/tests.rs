@@ -315,7 +315,7 @@ fn a_machine_whose_page_cannot_be_had_is_told_why_and_others_go_on() {
     let reader = ram.clone();
     let _waits_for_ever = std::thread::spawn(move || read_page(&reader, 31 << 12));
     let error = told.recv_timeout(Duration::from_secs(10)).unwrap().to_string();
-    assert!(error.contains("gives up: guest pages 0x1f000..0x20000 cannot be had"), "{error}");
+    assert!(error.contains("failed: cannot read guest pages 0x1f000..0x20000"), "{error}");
     assert!(error.contains("remote image cold: the countdown has ended"), "{error}");
     assert_eq!(read_page(&other, 1 << 12), content(1 << 12, 0));
     assert!(other_told.try_recv().is_err());

@@ -1,4 +1,4 @@
-//! Mechanism good a layout's prediction was, against a recording of what was done. Pure.
+//! Compares the classes of a layout with the accesses of a later recording. No system calls.
 
 use varve_snapshot::{Access, NEVER, PAGE_SIZE, PageClass, RegionMap, Trace};
 

@@ -24,7 +24,7 @@ pub enum ReadOnlyPages {
     Copied,
 }
 
-/// Mechanism cold pages come.
+/// The way that cold pages come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ColdPages {
@@ -74,7 +74,7 @@ impl PrefaultBarrier {
         if processors() == 1 { PrefaultBarrier::All } else { PrefaultBarrier::First }
     }
 
-    /// Mechanism many pages are waited for.
+    /// Limit of the pages that the guest waits for.
     pub(crate) fn most(self) -> u64 {
         match self {
             PrefaultBarrier::Nothing => 0,
@@ -150,7 +150,7 @@ impl Costs {
     }
 }
 
-/// Mechanism long a page may take to come: longer than a pool tries all copies of a page, so that the pool's
+/// Limit of the time for a page: longer than a pool tries all copies of a page, so that the pool's
 /// error, which names them, comes first.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -161,7 +161,7 @@ pub struct Policy {
     pub strategy: Strategy,
     /// Where read-only pages are used from (`tiered`, `template`).
     pub read_only: ReadOnlyPages,
-    /// Mechanism cold pages come (`tiered`, `template`).
+    /// The way that cold pages come (`tiered`, `template`).
     pub cold: ColdPages,
     /// What is made ready before the guest runs.
     pub wait: PrefaultBarrier,
@@ -181,7 +181,7 @@ pub struct Policy {
     pub huge_blocks: HugeBlocks,
     /// Whether stage-2 is filled as well.
     pub stage2: bool,
-    /// Mechanism long a page may take to come.
+    /// Limit of the time for a page.
     pub deadline: Duration,
     /// The unix socket of a process that brings the pages that are asked for; else threads of this
     /// one do. What is cold is asked for then, and with `lazy` all that is stored.
@@ -203,7 +203,7 @@ impl Policy {
         self.threads.max(if helped { 2 } else { 1 })
     }
 
-    /// Mechanism many threads populate at a time at most.
+    /// Most threads that populate at the same time.
     pub fn most_at_once(&self) -> usize {
         if self.wait == PrefaultBarrier::Nothing { self.threads } else { self.workers() }
     }

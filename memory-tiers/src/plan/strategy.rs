@@ -126,9 +126,7 @@ impl fmt::Display for Strategy {
 
 /// A name that is no strategy's.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "there is no restore strategy {0:?}: lazy, eager, reap, faasnap, tiered, template and auto are"
-)]
+#[error("unknown restore strategy {0:?}; use auto, template, tiered, lazy, eager, reap or faasnap")]
 pub struct UnknownStrategy(String);
 
 impl FromStr for Strategy {

@@ -8,10 +8,10 @@ use varve_snapshot::PageRange;
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// No regions, or two that overlap or are out of order.
-    #[error("guest memory regions must be sorted and apart: {0:?} is not")]
+    #[error("guest memory region {0:?} is out of order or overlaps another")]
     Regions(PageRange),
     /// A machine without memory.
-    #[error("guest memory has no region")]
+    #[error("guest memory is empty")]
     NoRegion,
     /// The address space for guest memory could not be reserved.
     #[error("cannot reserve {len:#x} bytes of address space for guest memory")]
@@ -39,7 +39,7 @@ pub enum RamError {
     #[error("pages {0:?} are not guest memory")]
     NotMemory(PageRange),
     /// The host did not take pages back.
-    #[error("cannot give back pages {range:?}")]
+    #[error("cannot release pages {range:?} to the host")]
     Discard {
         /// The pages.
         range: PageRange,
@@ -73,7 +73,7 @@ pub enum RamError {
         words: usize,
     },
     /// Guest memory is watched by one restore or recording at a time.
-    #[error("this guest memory is watched by a restore already")]
+    #[error("guest memory is already watched by a restore or recording")]
     Watched,
     /// A thread could not be started.
     #[error("cannot start a thread")]

@@ -25,7 +25,7 @@ pub type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
 pub(crate) struct Layers {
     /// Pages over which a file is laid.
     pub files: RangeSet,
-    /// Mechanism many mappings may still be added by giving pages back.
+    /// Mappings that giving pages back may still add.
     pub room: usize,
 }
 
@@ -231,7 +231,7 @@ impl GuestRam {
         self.watched.get()
     }
 
-    /// Mechanism many mappings giving pages back may add from now on.
+    /// Sets the number of mappings that giving pages back may add from now on.
     pub(crate) fn set_room(&self, mappings: usize) {
         self.layers().room = mappings;
     }

@@ -4,7 +4,7 @@ use std::fs;
 
 use rustix::thread::sched_getaffinity;
 
-/// Mechanism many processors this process may use.
+/// Number of processors that this process may use.
 pub(crate) fn processors() -> u32 {
     sched_getaffinity(None).map_or(1, |processors| processors.count())
 }

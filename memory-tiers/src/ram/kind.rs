@@ -17,7 +17,7 @@ pub enum HugePages {
     Pool,
 }
 
-/// Mechanism pages are made present before they are touched.
+/// The way that pages are made present before their first use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrefaultMode {

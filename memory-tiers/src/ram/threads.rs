@@ -1,4 +1,4 @@
-//! Mechanism the threads of this crate start: named, and confined by whoever owns the process.
+//! Starts the threads of this crate: each has a name, and is first confined by a hook of the process.
 
 use std::sync::OnceLock;
 use std::thread::{Builder, JoinHandle};

@@ -72,7 +72,7 @@ pub struct Counters {
     pub mappings: Option<usize>,
     /// Time, in microseconds.
     pub times: Times,
-    /// Mechanism long answers to faults took, from the event to the wake-up, by how many.
+    /// Histogram of the time from a fault's event to the wake-up of its thread.
     pub fault_latency: Vec<Bucket>,
 }
 

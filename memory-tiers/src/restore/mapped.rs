@@ -19,7 +19,7 @@ use crate::source::page_source::{PageSource, lost};
 
 /// Bytes that are read at a time when a lost page is looked for.
 const PART: u64 = 1 << 20;
-/// Mechanism long a page that cannot be read is looked for.
+/// Limit of the time that the search for an unreadable page takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What each image's file must have: the byte after the last one that is mapped.

@@ -268,7 +268,7 @@ fn a_page_that_cannot_be_had_is_fatal_and_never_read() {
     let error = fatal.recv_timeout(Duration::from_secs(10)).unwrap();
     assert_eq!(
         error.to_string(),
-        "guest pages 0x28000..0x29000 cannot be had from remote image image"
+        "cannot read guest pages 0x28000..0x29000 from remote image image"
     );
     let source = std::error::Error::source(&error).unwrap();
     assert_eq!(source.to_string(), "the countdown has ended");

@@ -11,7 +11,7 @@ use crate::ram::threads::spawn;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The helpers, and whoever [shares](Workers::share) work with them.
+/// Helper threads; the thread that [shares](Workers::share) work takes part in it.
 pub(crate) struct Workers {
     helpers: Vec<(Sender<Job>, JoinHandle<()>)>,
 }
@@ -28,7 +28,7 @@ impl Workers {
         Ok(Workers { helpers })
     }
 
-    /// Mechanism many work.
+    /// Number of workers, the calling thread included.
     pub fn len(&self) -> usize {
         self.helpers.len() + 1
     }

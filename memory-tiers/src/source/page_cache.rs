@@ -56,7 +56,7 @@ fn sample(pages: &[u64]) -> Vec<u64> {
     pages.iter().step_by(pages.len() / SAMPLE + 1).copied().collect()
 }
 
-/// Mechanism many of the given pages of a file are not in memory. What is behind its end is not missed.
+/// Number of the given pages that are not in the page cache. Pages past the end of the file do not count.
 fn absent(file: &File, pages: &[u64]) -> io::Result<usize> {
     let len = file.metadata()?.len() / PAGE_SIZE * PAGE_SIZE;
     let inside: Vec<u64> = pages.iter().copied().filter(|page| page * PAGE_SIZE < len).collect();

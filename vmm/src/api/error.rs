@@ -57,7 +57,7 @@ pub enum ApiError {
     #[error("Load snapshot error: Failed to resume microVM: {}", chain(.0))]
     ResumeLoaded(VmmError),
     /// Nothing to mark or to save.
-    #[error("Trace error: this machine is not recorded; load a snapshot with `record` for that")]
+    #[error("Trace error: the machine is not being recorded; load a snapshot with `record`")]
     NotRecorded,
     /// Nothing to mark any more.
     #[error("Trace error: the recording has ended")]

@@ -41,7 +41,7 @@ pub struct FirecrackerArgs {
     #[arg(long, value_name = "PATH", default_value = "/run/firecracker.socket")]
     pub api_sock: PathBuf,
 
-    /// Configuration file of a machine, which is started at once
+    /// Configuration file; the machine starts at once
     #[arg(long, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
 
@@ -61,15 +61,15 @@ pub struct FirecrackerArgs {
     #[arg(long, value_name = "FILE")]
     pub metadata: Option<PathBuf>,
 
-    /// Give the guest a boot timer, and log how long its init took to start
+    /// Add a boot timer, and log when the guest's init starts
     #[arg(long)]
     pub boot_timer: bool,
 
-    /// When the process was started: microseconds of the monotonic clock
+    /// Start time of the process, in microseconds of CLOCK_MONOTONIC
     #[arg(long, value_name = "MICROSECONDS")]
     pub start_time_us: Option<u64>,
 
-    /// CPU time of the process when it was started, in microseconds
+    /// CPU time of the process at its start, in microseconds
     #[arg(long, value_name = "MICROSECONDS")]
     pub start_time_cpu_us: Option<u64>,
 
@@ -80,11 +80,11 @@ pub struct FirecrackerArgs {
     #[command(flatten)]
     pub seccomp: SeccompArgs,
 
-    /// Longest body of an API request, in bytes
+    /// Limit of an API request's body, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
     pub http_api_max_payload_size: usize,
 
-    /// Largest contents of the metadata service, in bytes [default: that of API requests]
+    /// Limit of the metadata service's data, in bytes [default: that of API requests]
     #[arg(long, value_name = "BYTES")]
     pub mmds_size_limit: Option<usize>,
 
@@ -96,11 +96,11 @@ pub struct FirecrackerArgs {
     #[arg(long, value_name = "FILE")]
     pub describe_snapshot: Option<PathBuf>,
 
-    /// Print which Firecracker this stands in for, and varve's own version
+    /// Print the Firecracker version that varve replaces, and varve's own
     #[arg(long, short = 'V')]
     pub version: bool,
 
-    /// Put devices on a PCI bus: not supported
+    /// PCI bus: not supported
     #[arg(long)]
     pub enable_pci: bool,
 }

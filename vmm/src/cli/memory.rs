@@ -14,15 +14,15 @@ use crate::api::client;
 /// Shown below the commands.
 pub const EXAMPLES: &str = "\
 Examples:
-  Pages that a warm function has not touched for two seconds go to two of three nodes, and come
-  back when it touches them (the machine was started with --allow-pool; nodes: varve pool --help):
+  Offload pages that were idle for two seconds to two of three nodes each (start the machine with
+  --allow-pool; nodes: varve pool --help):
     varve memory offload --api-sock vm.sock --to 10.0.0.1:7421,10.0.0.2:7421,10.0.0.3:7421 \\
                  --copies 2 --keys pool.keys --idle-ms 2000
 
-  All of them come back, before nodes are taken away or a call that must not wait:
+  Recall all of them, before nodes go away or a call that must not wait:
     varve memory recall --api-sock vm.sock
 
-  How many are out, and how many came back:
+  Show how many are out, and how many came back:
     varve memory show --api-sock vm.sock";
 
 /// Between two looks at what is under way.
@@ -33,11 +33,11 @@ const PAGE: u64 = 4096;
 /// What to do with a machine's memory.
 #[derive(Debug, Subcommand)]
 pub enum MemoryCommand {
-    /// Send idle pages to other hosts, from where they come back when they are touched
+    /// Offload idle pages to other hosts; a touch brings them back
     Offload(OffloadArgs),
-    /// Bring back all pages that are out
+    /// Recall all offloaded pages
     Recall(RecallArgs),
-    /// Show how many pages are out, and what became of others
+    /// Show the number of offloaded pages, and the state of the last offload
     Show(MachineArgs),
 }
 
@@ -59,11 +59,11 @@ pub struct OffloadArgs {
     #[command(flatten)]
     machine: MachineArgs,
 
-    /// The nodes, with commas between them; addresses, not names
+    /// Nodes, separated by commas; IP addresses, not host names
     #[arg(long, value_name = "ADDRESS:PORT,…", value_delimiter = ',', required = true)]
     to: Vec<String>,
 
-    /// On how many nodes each page is: with one, the machine ends when that node does
+    /// Number of nodes that keep each page; with 1, losing the node ends the machine
     #[arg(long, value_name = "N", default_value_t = 1)]
     copies: u32,
 
@@ -75,19 +75,19 @@ pub struct OffloadArgs {
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
 
-    /// How pages come back: by RDMA where both sides have it (auto), tcp, or rdma only
+    /// Transport: RDMA where both sides have it (auto), tcp or rdma
     #[arg(long, value_name = "auto|tcp|rdma", default_value = "auto")]
     transport: String,
 
-    /// Pages that are not touched for so long are idle
+    /// Time without a touch, in ms, after which a page is idle
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     idle_ms: u32,
 
-    /// Take out at most so much [default: no limit]
+    /// Limit of offloaded memory, in MiB [default: none]
     #[arg(long, value_name = "MIB")]
     max_mib: Option<u32>,
 
-    /// Do not wait until it is done
+    /// Return before the offload is done
     #[arg(long)]
     no_wait: bool,
 }

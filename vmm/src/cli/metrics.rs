@@ -14,20 +14,20 @@ use crate::metrics::{file, prometheus};
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
 Examples:
-  What a running machine has counted since its process started:
+  Counters of a running machine since its start:
     varve metrics --api-sock /run/firecracker.socket
 
-  What the lines of a metrics file come to:
+  Sums of the lines of a metrics file:
     varve metrics /tmp/metrics.json";
 
-/// Options of `varve metrics`.
+/// Print a machine's counters in Prometheus' text format.
 #[derive(Debug, Args)]
 pub struct MetricsArgs {
-    /// File that --metrics-path or PUT /metrics named; its lines are added up
+    /// Metrics file of --metrics-path or PUT /metrics; its lines are added up
     #[arg(value_name = "FILE", required_unless_present = "api_sock")]
     file: Option<PathBuf>,
 
-    /// Ask the machine with this API socket
+    /// API socket of a running machine
     #[arg(long, value_name = "PATH", conflicts_with = "file")]
     api_sock: Option<PathBuf>,
 }

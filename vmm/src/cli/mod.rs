@@ -44,8 +44,8 @@ use firecracker::FirecrackerArgs;
 
 /// A microVM monitor: one process runs one Linux guest on KVM.
 ///
-/// Without a command it takes the place of the firecracker binary: the machine is configured and
-/// started through the API socket, or by a configuration file.
+/// Without a command it replaces the firecracker binary: API requests or a configuration file
+/// describe and start the machine.
 #[derive(Debug, Parser)]
 #[command(name = "varve", disable_version_flag = true)]
 #[command(override_usage = "varve [OPTIONS] COMMAND\n       varve [FIRECRACKER'S OPTIONS]")]
@@ -70,28 +70,28 @@ enum Command {
     /// Boot a guest and run it until it ends
     #[command(after_help = run::EXAMPLES)]
     Run(Box<run::RunArgs>),
-    /// Restore a guest from a snapshot and let it go on
+    /// Restore a guest from a snapshot and resume it
     #[command(after_help = restore::EXAMPLES)]
     Restore(Box<restore::RestoreArgs>),
-    /// Make snapshots and work on them
+    /// Create, record, tier, check and merge snapshots
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
-    /// Look at recorded traces
+    /// Analyse recorded traces
     #[command(subcommand)]
     Trace(trace::TraceCommand),
-    /// Print what a machine has counted, in Prometheus' text format
+    /// Print a machine's counters in Prometheus' text format
     #[command(after_help = metrics::EXAMPLES)]
     Metrics(metrics::MetricsArgs),
-    /// Bring the pages of machines of other processes, as Firecracker's page fault handlers do
+    /// Serve page faults of other processes' machines (Firecracker's UFFD protocol)
     #[command(after_help = pager::EXAMPLES)]
     Pager(pager::PagerArgs),
-    /// Keep images in the memory of other hosts
+    /// Serve and use a pool: snapshot images in the memory of other hosts
     #[command(subcommand, after_help = pool::EXAMPLES)]
     Pool(pool::PoolCommand),
-    /// Keep images once, in memory that machines and hosts share
+    /// Manage images in memory that machines and hosts share
     #[command(subcommand, after_help = tier::EXAMPLES)]
     Tier(tier::TierCommand),
-    /// Send idle pages of a running machine to other hosts, and bring them back
+    /// Offload idle pages of a running machine to other hosts
     #[command(subcommand, after_help = memory::EXAMPLES)]
     Memory(memory::MemoryCommand),
 }

@@ -31,51 +31,48 @@ use crate::words::word;
 /// Shown below the options.
 pub const EXAMPLES: &str = "\
 Examples:
-  Bring the cold pages of a tiered snapshot, from its own files or from the pool, and restore a
-  machine that needs no network and none of the pool's keys:
+  Serve the cold pages of a tiered snapshot from a pool; the machine itself needs no network and no
+  keys:
     varve pager --listen /run/json.sock --snapshot snapshots/json --pool-keys pool.keys
     varve restore snapshots/json --pager /run/json.sock --invoke 'json 7'
 
-  Be the page fault handler of Firecracker's machines, or of varve's by the API (mem_backend of type
-  Uffd), for two snapshots of which one is but a memory file:
+  Handle page faults of Firecracker's machines (mem_backend of type Uffd), for a snapshot and for a
+  raw memory file:
     varve pager --listen a.sock --snapshot snapshots/a --listen b.sock --snapshot b/memory.bin
 
-  Counters, as a line of JSON on standard output (also printed at the end):
+  Print counters as a line of JSON on standard output, as also at the end:
     kill -USR1 $(pidof varve)";
 
-/// Options of `varve pager`.
+/// Serve page faults of other processes' machines (Firecracker's UFFD protocol).
 #[derive(Debug, Args)]
 pub struct PagerArgs {
-    /// Unix socket at which machines of the snapshot with the same place in the order connect (repeat
-    /// for more)
+    /// Unix socket for machines of the --snapshot in the same position (repeatable)
     #[arg(long, value_name = "SOCKET", required = true)]
     listen: Vec<PathBuf>,
 
-    /// Snapshot to serve at the socket with the same place in the order: a folder, or a raw memory
-    /// file (repeat for more)
+    /// Snapshot folder or raw memory file for the --listen in the same position (repeatable)
     #[arg(long, value_name = "DIR|FILE", required = true)]
     snapshot: Vec<PathBuf>,
 
-    /// Fetch images that were published to a pool from there, with the keys in this file
+    /// Keys of a pool, to fetch published images
     #[arg(long, value_name = "FILE")]
     pool_keys: Option<PathBuf>,
 
-    /// How pages come from the pool: by RDMA where both sides have it (auto), tcp, or rdma only
+    /// Transport of the pool: RDMA where both sides have it (auto), tcp or rdma
     #[arg(long, value_name = "auto|tcp|rdma", value_parser = word::<Transport>,
           default_value = "auto")]
     pool_transport: Transport,
 
-    /// Most memory for chunks that were fetched or decompressed, which all machines share
+    /// Memory limit of the chunk cache that all machines share
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
     cache: u64,
 
-    /// Threads for each machine: so many of its pages, less one, may be slow in coming at once without
-    /// delaying others
+    /// Fault threads per machine; one never waits for slow pages
     #[arg(long, value_name = "N", default_value_t = 4,
           value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
 
-    /// Most machines at once
+    /// Limit of connected machines
     #[arg(long, value_name = "N", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..))]
     machines: u32,

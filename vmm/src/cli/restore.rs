@@ -20,7 +20,7 @@ Examples:
   varve restore snapshots/json --invoke 'json 7' --json
   varve restore snapshots/json --vsock b.sock --drive rootfs=b.ext4";
 
-/// Restore a guest from a snapshot and let it go on.
+/// Restore a guest from a snapshot and resume it.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// Folder of the snapshot

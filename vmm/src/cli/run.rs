@@ -41,11 +41,11 @@ Examples:
   Boot a kernel with an initrd on this terminal (Ctrl-C ends the machine):
     varve run --kernel vmlinux --initrd initramfs.cpio
 
-  A root file system that the guest may not change, two vCPUs, a socket to the guest:
+  Add a read-only root file system, a second vCPU and a vsock:
     varve run --kernel vmlinux --rootfs root.ext4:ro --vcpus 2 --memory 512M \\
               --vsock cid=3,uds=/tmp/vm.sock
 
-  The machine that a Firecracker configuration file describes:
+  Boot the machine of a Firecracker configuration file:
     varve run --config-file vm.json";
 
 /// Command line of a guest whose user gives none: console on the serial port, and a panic or reboot
@@ -56,7 +56,7 @@ const NET: &str = "tap=NAME[,mac=06:00:ac:10:00:02][,mtu=1500]";
 const VSOCK: &str = "cid=3,uds=PATH";
 const BALLOON: &str = "size=64M[,deflate-on-oom][,reporting][,hinting][,stats=SECONDS]";
 
-/// Options of `varve run`.
+/// Boot a guest and run it until it ends.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Kernel: an uncompressed ELF vmlinux, or a bzImage (vmlinuz)
@@ -75,20 +75,20 @@ pub struct RunArgs {
     #[arg(long, value_name = "PROTOCOL", default_value = "auto")]
     boot_protocol: Protocol,
 
-    /// Raw image of the root file system, /dev/vda in the guest; with :ro the guest cannot write it
+    /// Raw image of the root file system, /dev/vda in the guest; :ro makes it read-only
     #[arg(long, value_name = "FILE[:ro]")]
     rootfs: Option<String>,
 
-    /// Raw image of one more drive (repeat for more)
+    /// Raw image of a further drive (repeatable)
     #[arg(long = "drive", value_name = "FILE[:ro]")]
     drives: Vec<String>,
 
-    /// Network interface on a tap device (repeat for more): tap=NAME[,mac=…][,mtu=…]
+    /// Network interface on a tap device (repeatable): tap=NAME[,mac=…][,mtu=…]
     #[arg(long = "net", value_name = "tap=NAME")]
     nets: Vec<String>,
 
-    /// Sockets between host and guest: the host connects to UDS and writes "CONNECT <port>"; the
-    /// guest's connections to port P come to UDS_P
+    /// Host-guest sockets: the host connects to UDS and writes "CONNECT <port>"; the guest's
+    /// connections to port P come to UDS_P
     #[arg(long, value_name = "cid=3,uds=PATH")]
     vsock: Option<String>,
 
@@ -96,7 +96,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "size=SIZE")]
     balloon: Option<String>,
 
-    /// Give the guest a source of random numbers
+    /// Add an entropy device (virtio-rng)
     #[arg(long)]
     entropy: bool,
 
@@ -108,40 +108,38 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     vcpus: Option<u8>,
 
-    /// Keep track of written pages, so that diff snapshots can be made
+    /// Track written pages, for diff snapshots
     #[arg(long)]
     track_dirty_pages: bool,
 
-    /// Serial console: stdio, file=PATH (output only) or off [default: what a configuration file
-    /// says, else stdio]
+    /// Serial console: stdio, file=PATH (output only) or off [default: stdio, or as --config-file
+    /// says]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<Console>,
 
-    /// Configuration file with Firecracker's schema, in place of the options that describe the
-    /// machine
+    /// Firecracker configuration file; replaces the options that describe the machine
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "kernel", "initrd", "cmdline", "rootfs", "drives", "nets", "vsock", "balloon", "entropy",
         "memory", "vcpus", "track_dirty_pages",
     ])]
     config_file: Option<PathBuf>,
 
-    /// Unix socket for control requests (pause, resume, snapshot), with Firecracker's paths
+    /// Unix socket of the API, with Firecracker's paths
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
 
-    /// When the guest's agent is ready (and has answered every --invoke), write a snapshot to this
-    /// folder and end
+    /// Folder for a snapshot, written when the guest's agent is ready and has answered every
+    /// --invoke; then end
     #[arg(long, value_name = "DIR")]
     snapshot_on_ready: Option<PathBuf>,
 
-    /// Call a function of the guest's agent before the snapshot: 'FUNCTION SEED [JSON]' (repeat for
-    /// more)
+    /// Call 'FUNCTION SEED [JSON]' of the guest's agent before the snapshot (repeatable)
     #[arg(long = "invoke", value_name = "CALL", requires = "snapshot_on_ready",
           value_parser = Invocation::parse)]
     calls: Vec<Invocation>,
 
-    /// Report on standard error when the guest's init starts and its agent is ready (for guests
-    /// that write to the boot timer, whose address is added to the command line)
+    /// Report when the guest's init starts and its agent is ready (adds the boot timer's address to
+    /// the command line)
     #[arg(long)]
     boot_timer: bool,
 

@@ -21,7 +21,7 @@ use super::snapshot::predict::{Prediction, predict};
 /// What to do with traces.
 #[derive(Debug, Subcommand)]
 pub enum TraceCommand {
-    /// Show how much of memory a function uses, whether other inputs use the same, and what was predicted
+    /// Report the working set, its overlap between inputs, and prediction errors
     #[command(after_help = EXAMPLES)]
     Report(ReportArgs),
 }

@@ -18,7 +18,7 @@ pub enum ReadError {
     #[error("metrics file {0:?}")]
     Io(PathBuf, #[source] io::Error),
     /// What is read from a pipe is gone for others.
-    #[error("{0:?} is no regular file: its reader has the lines; name the API socket instead")]
+    #[error("{0:?} is not a regular file: its reader takes the lines; use --api-sock instead")]
     NotAFile(PathBuf),
     /// A line is not what the monitor writes.
     #[error("{path:?}, line {line}: not an object of metrics: {cause}")]
@@ -31,7 +31,7 @@ pub enum ReadError {
         cause: String,
     },
     /// Nothing has been written.
-    #[error("{0:?} holds no metrics yet: they are written each minute and on FlushMetrics")]
+    #[error("{0:?} has no metrics yet: varve writes them each minute and on FlushMetrics")]
     Empty(PathBuf),
 }
 

@@ -247,7 +247,7 @@ fn is_lost(world: &World, mut machine: Machine) -> &'static str {
 fn ends_by_name(world: &World, mut machine: Machine) -> &'static str {
     let status = machine.wait();
     assert_eq!(status.code(), Some(5), "{}", machine.words());
-    for part in ["cannot be had again", "no copy has it", &world.addresses[0]] {
+    for part in ["cannot read back offloaded", "no copy has it", &world.addresses[0]] {
         assert!(machine.words().contains(part), "{part:?}: {}", machine.words());
     }
     "ends by name (exit 5)"

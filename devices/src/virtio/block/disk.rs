@@ -26,7 +26,7 @@ pub enum BlockError {
     #[error("{0:?} is not a regular file or block device")]
     NotAFile(PathBuf),
     /// The host could not put the guest's writes on the disk.
-    #[error("what the guest wrote to {path:?} is not all on the disk, and may be lost")]
+    #[error("drive file {path:?}: writes of the guest failed and may be lost")]
     Flush {
         /// The image.
         path: PathBuf,

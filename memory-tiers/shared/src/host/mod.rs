@@ -43,7 +43,7 @@ impl Host {
     }
 }
 
-/// Free memory of a NUMA node in bytes; none if there is no such node, or it has no memory.
+/// Free memory of a NUMA node in bytes; none if there is no such node, or the message lists no memory.
 pub(crate) fn node_free(node: u32) -> Option<u64> {
     let nodes = numa::nodes(Path::new("/sys/devices/system/node"));
     nodes.into_iter().find(|n| n.node == node && n.bytes > 0).map(|n| n.free)

@@ -70,7 +70,7 @@ pub fn unbind(file: &File) -> io::Result<()> {
     window.bind(MPOL_DEFAULT, &[])
 }
 
-/// Mechanism many pages of `file` are on which node. Holes have none.
+/// Number of pages of `file` on each node. Holes have no page.
 pub fn pages_by_node(file: &File) -> io::Result<BTreeMap<u32, u64>> {
     let window = Window::new(file)?;
     let mut at = 0;

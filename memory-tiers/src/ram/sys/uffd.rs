@@ -95,7 +95,7 @@ pub enum Event {
     Removed(u64, u64),
 }
 
-/// Mechanism pages are put in place.
+/// The way that pages are installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Install {
     /// Who waits for them is woken.
@@ -106,7 +106,7 @@ pub enum Install {
     Quiet,
 }
 
-/// Mechanism far an installation of several pages came.
+/// The outcome of installing several pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Installed {
     /// All bytes.

@@ -19,16 +19,16 @@ pub struct PublishArgs {
     /// Folder of the tiered snapshot
     dir: PathBuf,
 
-    /// The nodes, with commas between them
+    /// Nodes, separated by commas
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', required = true)]
     to: Vec<String>,
 
-    /// On how many nodes each page is
+    /// Number of nodes that keep each page
     #[arg(long, value_name = "N", default_value_t = 1)]
     copies: usize,
 
-    /// Image to publish (repeat for more): `cold` for the strategy tiered, `memory` for those that
-    /// use the raw memory file
+    /// Image to publish (repeatable): cold for tiered, memory for the strategies that use the raw
+    /// memory file
     #[arg(long = "image", value_name = "NAME", default_value = "cold")]
     images: Vec<String>,
 

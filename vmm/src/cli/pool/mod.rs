@@ -13,13 +13,13 @@ use varve_pool::{Key, Keys, Tenant};
 /// Shown below the commands.
 pub const EXAMPLES: &str = "\
 Examples:
-  A key for a tenant, on every node and for whoever publishes and restores:
+  Make a key for a tenant; nodes, publishers and restores need it:
     (umask 077; echo acme $(openssl rand -hex 32) > pool.keys)
 
-  A memory node that keeps at most 32 GiB, also on disk, so that it can start again:
+  Run a memory node with 32 GiB, whose images survive a restart:
     varve pool serve --listen 10.0.0.1:7421 --keys pool.keys --memory 32G --store /srv/pool
 
-  The cold pages of a tiered snapshot go to two of three nodes, and come from there:
+  Publish cold pages to two of three nodes each, and restore from them:
     varve pool publish snap --to 10.0.0.1:7421,10.0.0.2:7421,10.0.0.3:7421 --copies 2 \\
                --keys pool.keys
     varve restore snap --pool-keys pool.keys";
@@ -27,13 +27,13 @@ Examples:
 /// What to do with a pool.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Be a memory node: keep images, and hand out their pages
+    /// Run a memory node: keep images and serve their pages
     Serve(serve::ServeArgs),
-    /// Bring images of a snapshot into the pool
+    /// Publish images of a snapshot to nodes
     Publish(images::PublishArgs),
-    /// Take a snapshot's images out of the pool
+    /// Remove a snapshot's images from the nodes
     Forget(images::ForgetArgs),
-    /// Show what nodes keep
+    /// Show the images and memory use of nodes
     Status(images::StatusArgs),
 }
 

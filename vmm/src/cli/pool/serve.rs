@@ -15,25 +15,24 @@ use crate::config::parse_size;
 /// Options of `varve pool serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Address to listen at; port 0 takes a free one
+    /// Address to listen at; port 0 picks a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7421")]
     listen: String,
 
-    /// File of tenants and their keys: lines of a name and 64 hexadecimal digits, readable by its
-    /// owner only
+    /// File of tenants and keys: lines of a name and 64 hexadecimal digits, readable only by its
+    /// owner
     #[arg(long, value_name = "FILE")]
     keys: PathBuf,
 
-    /// Most memory for images
+    /// Memory limit for images
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
     memory: u64,
 
-    /// Most memory for one tenant's images [default: an equal share of --memory for each tenant]
+    /// Memory limit per tenant [default: --memory divided by the number of tenants]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     tenant_memory: Option<u64>,
 
-    /// Folder in which images are kept too, so that a node that starts again has them [default:
-    /// memory only]
+    /// Folder that keeps images across restarts [default: memory only]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
 }

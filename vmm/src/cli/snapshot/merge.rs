@@ -11,7 +11,7 @@ use varve_snapshot::{LocalFiles, merge};
 /// Options of `varve snapshot merge`.
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// Folder of the base: the full snapshot since which the diff was made
+    /// Folder of the base snapshot of the diff
     base: PathBuf,
 
     /// Folder of the diff

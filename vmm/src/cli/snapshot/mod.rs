@@ -17,21 +17,20 @@ use clap::Subcommand;
 /// What to do with a snapshot.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Snapshot a running machine: state and memory, in a folder
+    /// Snapshot a running machine: its state and all of its memory
     Create(create::CreateArgs),
-    /// The same of only the pages written since the last snapshot, to be merged into it (of a machine
-    /// with --track-dirty-pages)
+    /// Snapshot only the pages written since the last snapshot (needs --track-dirty-pages)
     Diff(create::CreateArgs),
-    /// Restore a machine and record which pages are touched
+    /// Restore a machine and record the pages that it reads and writes
     #[command(after_help = record::EXAMPLES)]
     Record(Box<record::RecordArgs>),
-    /// Show what a snapshot says: metadata, classes, images, the memory map
+    /// Show a snapshot's metadata, page classes, images and memory map
     Inspect(inspect::InspectArgs),
-    /// Check everything in a snapshot, and name what is wrong
+    /// Verify every checksum and reference of a snapshot, and name each error
     Verify(inspect::VerifyArgs),
-    /// Split a snapshot's memory into zero, read-only, read-write and cold pages by recorded traces
+    /// Split memory into zero, read-only, read-write and cold pages by traces
     Tier(tier::TierArgs),
-    /// Lay a diff snapshot over its base
+    /// Apply a diff snapshot to its base
     Merge(merge::MergeArgs),
 }
 

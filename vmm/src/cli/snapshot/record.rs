@@ -30,22 +30,20 @@ pub struct RecordArgs {
     /// Folder of the snapshot, with its raw memory file
     snapshot: PathBuf,
 
-    /// Trace file: every page that is touched, in which order, whether it was written, and in which
-    /// --invoke
+    /// Trace file: order, access and invocation of each touched page
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
 
-    /// How to record: by faults (exact, in order), or by looking at what is in memory from time to
-    /// time, by mincore or pagemap (cheaper)
+    /// faults: exact, in order; mincore or pagemap: sampled, cheaper
     #[arg(long, value_name = "faults|mincore|pagemap", value_parser = word::<RecordBy>,
           default_value = "faults")]
     by: RecordBy,
 
-    /// Add to the trace file, if there is one, rather than to replace it
+    /// Add to an existing trace file instead of replacing it
     #[arg(long)]
     append: bool,
 
-    /// Make all calls so many times
+    /// Number of times that all calls are made
     #[arg(long, value_name = "N", default_value_t = 1, requires = "calls",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,

@@ -20,7 +20,7 @@ pub struct TierArgs {
     /// Folder of the flat snapshot
     dir: PathBuf,
 
-    /// Recorded trace (repeat for more); with none, every page that is not zero is cold
+    /// Recorded trace (repeatable); without one, each page that is not zero is cold
     #[arg(long = "trace", value_name = "FILE")]
     traces: Vec<PathBuf>,
 
@@ -28,15 +28,15 @@ pub struct TierArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// When a page is hot: touched in any recorded run, in all, in K runs, or in K-of-N
+    /// Hot pages: touched in any run, in all, in K runs, or in K-of-N
     #[arg(long, value_name = "any|all|K|K-of-N", value_parser = parse_hot_if, default_value = "any")]
     hot_if: HotIf,
 
-    /// Read-only extents with at most so many pages between them become one
+    /// Longest gap, in pages, that joins two read-only extents
     #[arg(long, value_name = "PAGES", default_value_t = ClassifyOptions::default().bridge_pages)]
     bridge: u32,
 
-    /// Read-only extents of fewer pages are copied as if they were written
+    /// Shorter read-only extents, in pages, are treated as written
     #[arg(long, value_name = "PAGES", default_value_t = ClassifyOptions::default().min_extent_pages)]
     min_extent: u32,
 
@@ -44,11 +44,11 @@ pub struct TierArgs {
     #[arg(long, value_name = "PAGES", default_value_t = TierOptions::default().chunk_pages)]
     chunk: u32,
 
-    /// Compress the images of cold and written pages (those of read-only pages never are)
+    /// Images to compress; read-only pages are never compressed
     #[arg(long, value_name = "HOW", default_value = "none")]
     compress: Compress,
 
-    /// Keep read-only pages in this folder, each content once for all snapshots that use it
+    /// Folder that stores read-only pages once for all snapshots that use it
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
 

@@ -34,7 +34,7 @@ pub struct PublishArgs {
     #[arg(long, value_name = "URI", value_parser = word::<Uri>)]
     to: Uri,
 
-    /// Image to publish (repeat for more): `ro` for the strategy tiered, `memory` for template
+    /// Image to publish (repeatable): ro for tiered, memory for template
     #[arg(long = "image", value_name = "NAME", default_value = "ro")]
     images: Vec<String>,
 }
@@ -68,7 +68,7 @@ pub struct RevokeArgs {
     /// Folder of the snapshot
     dir: PathBuf,
 
-    /// Image to take back (repeat for more) [default: all]
+    /// Image to revoke (repeatable) [default: all]
     #[arg(long = "image", value_name = "NAME")]
     images: Vec<String>,
 }

@@ -18,14 +18,14 @@ Where images can be kept:
   devdax:/dev/daxX.Y      a device that is mapped as it is; with ,host=N one that hosts share
 
 Examples:
-  What this host has, and what it is good for:
+  Show memory of this host that can keep images:
     varve tier devices
 
-  The read-only pages of a snapshot go to CXL memory; each restore then maps them there:
+  Publish read-only pages to CXL memory; each restore maps them there:
     varve tier publish snapshots/json --to numa:1
     varve restore snapshots/json --strategy tiered --tune read_only=mapped --invoke 'json 7'
 
-  Who uses what, and freeing what nobody does:
+  Show users, revoke images, free unused ones:
     varve tier status numa:1
     varve tier revoke snapshots/json
     varve tier gc numa:1";
@@ -33,21 +33,21 @@ Examples:
 /// What to do with tiers.
 #[derive(Debug, Subcommand)]
 pub enum TierCommand {
-    /// Show what this host has that could keep images, and what is missing
+    /// Show memory of this host that can keep images, and what is missing
     Devices(devices::DevicesArgs),
-    /// Make a store of a device; what it holds is lost
+    /// Format a device as a store; its content is lost
     Init(images::InitArgs),
-    /// Put images of a snapshot into a store, where restores find them
+    /// Publish images of a snapshot to a store
     Publish(images::PublishArgs),
     /// Show where a snapshot's images are published
     List(images::ListArgs),
-    /// Show what stores keep, and who uses it
+    /// Show images and users of stores
     Status(images::StatusArgs),
-    /// Take back what a snapshot published
+    /// Revoke published images of a snapshot
     Revoke(images::RevokeArgs),
-    /// Free what neither a snapshot nor a machine uses, and what killed processes left
+    /// Free images without users, and remains of killed processes
     Gc(images::GcArgs),
-    /// Find the options of tiering and restoring that suit a function, by replays
+    /// Find the tiering and restore options that suit a function, by replays
     #[command(disable_help_flag = true)]
     Tune(tune::TuneArgs),
 }
