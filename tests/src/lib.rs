@@ -17,6 +17,7 @@ pub mod process;
 pub mod services;
 pub mod snapshots;
 pub mod terminal;
+pub mod threads;
 pub mod vm;
 
 pub use snapshots::Restoring;
