@@ -14,8 +14,8 @@ use crate::demo::command::{json, output, words};
 use crate::demo::said::{Restored, Tiered};
 use crate::report::{Profile, save};
 
-/// Guest parameters: freed memory is zeroed, so that it need not be saved; and no asynchronous page
-/// faults, which crawl in the lab.
+/// Guest parameters: README's, and a quiet console. `init_on_free=1` has the guest zero freed memory, which
+/// snapshots then leave out.
 pub const CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 quiet init_on_free=1";
 /// What is written last into a folder.
 const DONE: &str = "prepared.json";

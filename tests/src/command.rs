@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::Ended;
 use crate::images::varve;
+use crate::threads;
 
 /// A command that ends by itself is through long before, under emulation as well.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -28,14 +29,14 @@ pub fn finish(mut command: Command) -> Ended {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
-    let mut killed = false;
+    let mut killed = None;
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
         if Instant::now() > deadline {
+            killed = Some(threads::of(child.id()));
             child.kill().unwrap();
-            killed = true;
             break child.wait().unwrap();
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -48,6 +49,8 @@ pub fn finish(mut command: Command) -> Ended {
     };
     child.stdout.unwrap().read_to_string(&mut end.console).unwrap();
     child.stderr.unwrap().read_to_string(&mut end.stderr).unwrap();
-    assert!(!killed, "{command:?} did not end: {end:?}");
+    if let Some(threads) = killed {
+        panic!("{command:?} did not end: {end:?}\n--- threads\n{threads}");
+    }
     end
 }

@@ -18,6 +18,7 @@ pub mod services;
 pub mod skip;
 pub mod snapshots;
 pub mod terminal;
+pub mod threads;
 pub mod vm;
 
 pub use snapshots::Restoring;

@@ -14,7 +14,7 @@ use varve_snapshot::ManifestReader;
 use crate::images::varve;
 use crate::snapshots::tier;
 use crate::vm::PATIENCE;
-use crate::{Restoring, Vm, command};
+use crate::{Restoring, Vm, command, threads};
 
 /// The lab's soft-RoCE device is at this address.
 pub const RDMA_ADDRESS: &str = "10.78.0.1";
@@ -136,6 +136,9 @@ fn until<T>(mut what: impl FnMut() -> Option<T>) -> T {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if std::thread::panicking() && matches!(self.process.try_wait(), Ok(None)) {
+            eprintln!("the service at {}: {}", self.place, threads::of(self.process.id()));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -14,6 +14,7 @@ use varve_agent::protocol::{How, Power, Request};
 
 use crate::images::{image, varve};
 use crate::terminal::Terminal;
+use crate::threads;
 
 /// Long enough for any guest to boot under emulation; a test that waits longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -256,8 +257,7 @@ impl Vm {
                 stream.set_write_timeout(Some(PATIENCE)).unwrap();
                 return Client::new(stream);
             }
-            if self.child.try_wait().unwrap().is_some() {
-                self.reaped = true;
+            if !self.runs() {
                 panic!("the machine ended before its agent was ready{}", self.story());
             }
             assert!(Instant::now() < deadline, "the agent is not ready{}", self.story());
@@ -270,7 +270,7 @@ impl Vm {
         let deadline = Instant::now() + PATIENCE;
         while !self.console().contains(text) {
             assert!(Instant::now() < deadline, "no {text:?} on the console{}", self.story());
-            assert!(self.child.try_wait().unwrap().is_none(), "it ended{}", self.story());
+            assert!(self.runs(), "it ended{}", self.story());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -325,8 +325,12 @@ impl Vm {
         (end, std::mem::replace(&mut self.dir, empty))
     }
 
+    /// What guest and monitor said; of a monitor that runs, what its threads do.
     fn story(&self) -> String {
-        format!("\n--- console\n{}\n--- stderr\n{}", self.console(), self.stderr())
+        let (console, stderr) = (self.console(), self.stderr());
+        // The process id of a monitor that was waited for may be another process's.
+        let threads = if self.reaped { String::new() } else { threads::of(self.pid()) };
+        format!("\n--- console\n{console}\n--- stderr\n{stderr}\n--- threads\n{threads}")
     }
 }
 
