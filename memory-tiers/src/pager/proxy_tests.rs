@@ -66,7 +66,7 @@ fn what_is_changed_on_the_way_is_refused_by_name() {
     }
     type Change = fn(Message) -> Message;
     let cases: [(&str, Change); 7] = [
-        ("no whole message", |(text, fd)| (text[..text.len() / 2].to_vec(), fd)),
+        ("incomplete", |(text, fd)| (text[..text.len() / 2].to_vec(), fd)),
         ("not a JSON array", |(text, fd)| (text.repeat(2), fd)),
         ("passes no descriptor", |(text, _)| (text, None)),
         ("not an initialised userfaultfd", |(text, _)| {
