@@ -72,6 +72,21 @@ fn a_snapshot_fails_where_writes_are_lost() {
     assert!(!state.exists() && !memory.exists());
 }
 
+/// A relative path counts from the monitor's folder, which is the tests'.
+#[test]
+fn an_image_is_replaced_by_one_of_a_relative_path() {
+    let builder = Vm::builder();
+    let image = |name: &str| builder.dir().join(name);
+    let (old, new) = (image("old"), image("new"));
+    zero_image(&old, MIB);
+    zero_image(&new, 2 * MIB);
+    let mut vm = builder.option("--drive", old).controlled().start();
+    let root = "../".repeat(std::env::current_dir().unwrap().components().count() - 1);
+    let path = format!("{root}{}", new.display().to_string().trim_start_matches('/'));
+    vm.control("PATCH", "/drives/drive0", &json!({ "drive_id": "drive0", "path_on_host": path }));
+    assert_eq!(vm.info().block, [device("vda", 2 * MIB, false, "drive0")]);
+}
+
 #[test]
 fn three_drives_in_order_each_with_its_own_data() {
     // Sizes that are no multiple of a page: the last sectors must be there, and no more.

@@ -153,7 +153,9 @@ fn machines_live_in_jails() {
         let mut vm = jail.start(command);
         vm.memory("data", Action::Verify, 0, 0);
         is_jailed(&vm, &root);
-        assert_eq!(filtered_threads(vm.pid()).contains("faults"), number == 1);
+        let threads = filtered_threads(vm.pid());
+        assert_eq!(threads.contains("faults"), number == 1, "{threads:?}");
+        assert!(threads.contains("saver"), "{threads:?}");
         vm.power(How::Poweroff);
         let end = vm.wait();
         assert_eq!(end.code, Some(0), "{end:?}");

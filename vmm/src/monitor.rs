@@ -3,6 +3,7 @@
 //! There need not be a machine yet: requests can describe it piece by piece, and then start it.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::seccomp;
 use crate::signals::Signals;
 use crate::snapshot::flat::{self, Extent, Saving};
 use crate::snapshot::restore::{Prepared, Wanted, prepare};
+use crate::snapshot::saver::Saver;
 use crate::stdio;
 use crate::terminal::RawTerminal;
 
@@ -68,6 +70,8 @@ pub struct Monitor {
     control: Option<Arc<dyn Control>>,
     timer: Option<Arc<FlushTimer>>,
     signals: Signals,
+    /// Where the process may save.
+    saver: Option<Saver>,
     _terminal: Option<RawTerminal>,
 }
 
@@ -88,6 +92,8 @@ impl Monitor {
         let metrics = Arc::<Metrics>::default();
         let signals = Signals::start(end.clone(), metrics.clone());
         let signals = signals.map_err(system("thread of signals"))?;
+        let saver = seccomp::saves().then(Saver::start).transpose();
+        let saver = saver.map_err(system("thread that saves"))?;
         let mmds = Mmds::new(MAX_BODY, metrics.mmds.clone()).map_err(system("random numbers"))?;
         Ok(Monitor {
             machine: None,
@@ -111,6 +117,7 @@ impl Monitor {
             control: None,
             timer: None,
             signals,
+            saver,
             _terminal: None,
         })
     }
@@ -207,8 +214,19 @@ impl Monitor {
     /// If there is no machine, or the snapshot cannot be written.
     pub fn save(&self, extent: Extent, state: &Path, memory: &Path) -> Result<(), VmmError> {
         let (machine, config) = (self.machine()?, self.config()?);
-        let of = Saving { machine, config, metrics: self.metrics(), end: self.end() };
+        let of = Saving {
+            machine,
+            config,
+            metrics: self.metrics(),
+            end: self.end(),
+            saver: self.saver()?,
+        };
         flat::create(&of, extent, state, memory)
+    }
+
+    fn saver(&self) -> Result<&Saver, VmmError> {
+        let missing = || VmmError::System("thread that saves", ErrorKind::Unsupported.into());
+        self.saver.as_ref().ok_or_else(missing)
     }
 
     /// Lets the vCPUs run, if they do not.
@@ -264,7 +282,9 @@ impl Monitor {
     /// that it saw touched, and among them written.
     pub fn save_trace(&self) -> Result<Option<(u64, u64)>, VmmError> {
         let restored = self.machine.as_ref().and_then(Machine::restored);
-        restored.and_then(Restored::recording).map(|recording| recording.save()).transpose()
+        let Some(recording) = restored.and_then(Restored::recording) else { return Ok(None) };
+        let saver = self.saver()?;
+        recording.save(|path, trace| saver.write_trace(path, trace)).map(Some)
     }
 
     /// The machine as it is described so far, to be changed.

@@ -4,6 +4,7 @@
 
 pub mod firecracker;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -218,8 +219,9 @@ impl VmConfig {
     fn validate_drive_paths(&self) -> Result<(), ConfigError> {
         let mut seen = std::collections::HashMap::new();
         for drive in &self.drives {
-            // A path that does not resolve is reported when it is opened.
-            let file = drive.path.canonicalize().unwrap_or_else(|_| drive.path.clone());
+            // By its inode, whatever its names. One that is not there is reported when it is opened.
+            let inode = drive.path.metadata().map(|found| (found.dev(), found.ino()));
+            let file = inode.map_err(|_| drive.path.clone());
             if let Some((other, read_only)) = seen.insert(file, (&drive.id, drive.read_only))
                 && !(read_only && drive.read_only)
             {
@@ -338,6 +340,29 @@ mod tests {
             c.drives[writable].read_only = false;
             let error = c.validate().unwrap_err().to_string();
             assert!(error.starts_with("drives: \"b\" and \"a\" are the same image"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_the_same_by_all_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("image"), "").unwrap();
+        std::fs::write(at("other"), "").unwrap();
+        std::fs::hard_link(at("image"), at("hard")).unwrap();
+        std::os::unix::fs::symlink("image", at("soft")).unwrap();
+        let drive = |id: &str, name: &str| BlockConfig {
+            id: id.into(),
+            path: at(name),
+            read_only: false,
+            flush: false,
+            limiter: LimiterConfig::default(),
+            apart: false,
+        };
+        for (name, same) in [("image", true), ("hard", true), ("soft", true), ("other", false)] {
+            let mut config = config();
+            config.drives = vec![drive("a", "image"), drive("b", name)];
+            assert_eq!(config.validate().is_err(), same, "{name}");
         }
     }
 }

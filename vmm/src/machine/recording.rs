@@ -2,13 +2,13 @@
 //! trace at the end.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use varve_memory_tiers::{Recorder, Restore, ScanBy, Scanner, TierError};
-use varve_snapshot::{Trace, check_output, write_output};
+use varve_snapshot::{Trace, check_output};
 
 use crate::error::VmmError;
 
@@ -151,9 +151,16 @@ impl Recording {
         Ok(())
     }
 
-    /// Ends the recording and writes the trace, unless that was done before; tells pages that it saw
-    /// touched, and among them written.
-    pub fn save(&self) -> Result<(u64, u64), VmmError> {
+    /// Ends the recording and has `write` write the trace to its path, unless that was done before; tells
+    /// pages that it saw touched, and among them written.
+    ///
+    /// # Errors
+    ///
+    /// If the recording failed, or the trace cannot be written.
+    pub fn save(
+        &self,
+        write: impl FnOnce(&Path, Vec<u8>) -> Result<(), VmmError>,
+    ) -> Result<(u64, u64), VmmError> {
         let mut progress = lock(&self.progress);
         let trace = match &*progress {
             &Progress::Saved(pages, written) => return Ok((pages, written)),
@@ -163,10 +170,10 @@ impl Recording {
         let (pages, written) = count(&trace);
         let all = self.earlier.as_ref().and_then(|earlier| Trace::merge([earlier, &*trace]));
         let all = all.as_ref().unwrap_or(&trace);
-        if let Err(error) = write_output(&self.record.trace_path, &all.to_bytes()) {
+        if let Err(error) = write(&self.record.trace_path, all.to_bytes()) {
             // It may be tried again.
             *progress = Progress::Ended(trace.into_owned());
-            return Err(error.into());
+            return Err(error);
         }
         if pages == 0 {
             log::warn!(

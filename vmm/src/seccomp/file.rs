@@ -35,7 +35,8 @@ pub enum FileError {
     #[error(
         "--seccomp-filter {path:?}: {cause}; what is read is a file that seccompiler-bin of \
          Firecracker 0.25 to 1.13 compiled, with a filter 'vmm' for varve's main thread, 'vcpu', \
-         and, if they are to be narrower than 'vmm', 'memory' and 'client' (docs/isolation.md)"
+         and, if they are to be narrower than 'vmm', 'saver', 'drive', 'memory' and 'client' \
+         (docs/isolation.md)"
     )]
     Malformed {
         /// The file.

@@ -330,11 +330,8 @@ pub const MAIN: &[Call] = &[
 ];
 
 /// What requests of the API's clients need on top: other images for drives, log and metrics.
-pub const API: &[Call] = &[
-    Call::without(SYS_openat, 2, UNUSED),
-    any(SYS_readlink),
-    Call::only(SYS_ioctl, 1, ioctls::DISK),
-];
+pub const API: &[Call] =
+    &[Call::without(SYS_openat, 2, UNUSED), Call::only(SYS_ioctl, 1, ioctls::DISK)];
 
 /// Beginning to offload pages of a machine that runs, which takes threads, too.
 pub const OFFLOADS: &[Call] = &[
@@ -344,13 +341,19 @@ pub const OFFLOADS: &[Call] = &[
     Call::only(SYS_fcntl, 1, DESCRIPTORS),
 ];
 
-/// Writing snapshots and traces.
+/// The main thread's part of recordings: their last look.
+pub const RECORDS: &[Call] = &[any(SYS_mincore)];
+
+/// Writing the files of snapshots and traces, on a thread of its own.
 pub const SAVES: &[Call] = &[
-    // The last look of a recording.
-    any(SYS_mincore),
     Call::without(SYS_openat, 2, UNUSED),
+    Call::only(SYS_newfstatat, 3, STATUS),
+    Call::only(SYS_statx, 2, STATUS),
     any(SYS_readlink),
+    any(SYS_getcwd),
     any(SYS_getdents64),
+    any(SYS_lseek),
+    any(SYS_pread64),
     any(SYS_pwrite64),
     any(SYS_ftruncate),
     // The memory file that a diff is laid over, by what the file systems can do.

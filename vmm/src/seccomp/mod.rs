@@ -42,6 +42,8 @@ pub enum Thread {
     Drive,
     /// A vCPU's.
     Vcpu,
+    /// The one that writes snapshots and traces.
+    Saver,
     /// Those of guest memory: populating, faults, recording.
     Memory,
     /// The client of the guest's agent.
@@ -68,11 +70,12 @@ impl Tasks {
 
 impl Thread {
     /// All kinds.
-    pub const ALL: [Thread; 7] = [
+    pub const ALL: [Thread; 8] = [
         Thread::Start,
         Thread::Main,
         Thread::Drive,
         Thread::Vcpu,
+        Thread::Saver,
         Thread::Memory,
         Thread::Client,
         Thread::Pager,
@@ -85,6 +88,7 @@ impl Thread {
             Thread::Main => "vmm",
             Thread::Drive => "drive",
             Thread::Vcpu => "vcpu",
+            Thread::Saver => "saver",
             Thread::Memory => "memory",
             Thread::Client => "client",
             Thread::Pager => "pager",
@@ -106,6 +110,7 @@ impl Thread {
             Thread::Main => &[MAIN, DRIVE],
             Thread::Drive => &[DRIVE],
             Thread::Vcpu => &[VCPU],
+            Thread::Saver => &[SAVES],
             Thread::Memory => &[MEMORY],
             // It marks invocations in a recording, too.
             Thread::Client => &[CLIENT, MEMORY],
@@ -116,8 +121,11 @@ impl Thread {
         if mains && tasks.api {
             lists.push(API);
         }
-        if mains && tasks.saves {
-            lists.push(SAVES);
+        match self {
+            // It starts the one that writes.
+            Thread::Start if tasks.saves => lists.push(SAVES),
+            Thread::Main if tasks.saves => lists.push(RECORDS),
+            _ => {}
         }
         if tasks.pool && self == Thread::Main {
             lists.extend([OFFLOADS, MEMORY, STARTS]);
@@ -180,6 +188,12 @@ fn is_own() -> bool {
 pub fn reaches_pool() -> bool {
     let tasks = FILTERS.get().and_then(|filters| filters.tasks);
     tasks.is_none_or(|tasks| tasks.pool)
+}
+
+/// Whether this process may write snapshots and traces, as far as its filters are varve's own.
+pub fn saves() -> bool {
+    let tasks = FILTERS.get().and_then(|filters| filters.tasks);
+    tasks.is_none_or(|tasks| tasks.saves)
 }
 
 /// Filters this thread, a monitor's main one, and decides what [`confine`] does on others. To be called

@@ -22,7 +22,7 @@ const ROLE: &str = "VARVE_SECCOMP_TEST";
 
 const NONE: &[Thread] = &[];
 const START: &[Thread] = &[Thread::Start];
-const MAINS: &[Thread] = &[Thread::Start, Thread::Main];
+const SAVERS: &[Thread] = &[Thread::Start, Thread::Saver];
 
 /// A call, what the message names it, the kinds of threads that may make it in a process without tasks,
 /// and those in one that serves the API and saves. No name: the C library has signals blocked meanwhile,
@@ -40,9 +40,10 @@ const CALLS: &[(&str, &str, &[Thread], &[Thread])] = &[
         &[Thread::Start, Thread::Main, Thread::Client, Thread::Pager],
         &[Thread::Start, Thread::Main, Thread::Client, Thread::Pager],
     ),
-    ("a new file", "open", START, MAINS),
-    ("another name", "rename", NONE, MAINS),
-    ("a folder", "mkdir", NONE, MAINS),
+    ("a new file", "open", SAVERS, &[Thread::Start, Thread::Main, Thread::Saver]),
+    ("another name", "rename", NONE, SAVERS),
+    ("a folder", "mkdir", NONE, SAVERS),
+    ("a relative path", "getcwd", SAVERS, SAVERS),
     ("another user", "setuid", NONE, NONE),
     ("another root", "chroot", NONE, NONE),
     ("tracing", "ptrace", NONE, NONE),
@@ -103,6 +104,7 @@ fn make(call: &str, victim: i32) {
         "a new file" => drop(File::create("/dev/null")),
         "another name" => drop(std::fs::rename("/nonexistent", "/nonexistent2")),
         "a folder" => drop(std::fs::create_dir("/nonexistent/folder")),
+        "a relative path" => drop(std::fs::canonicalize("nonexistent")),
         // SAFETY: these calls take numbers only, and are not expected to return.
         "another user" => ignore(unsafe { libc::syscall(libc::SYS_setuid, 1) }),
         "another root" => drop(rustix::process::chroot("/")),

@@ -2,8 +2,10 @@
 //! what it does with guest memory.
 
 pub mod choices;
+mod files;
 pub mod flat;
 pub mod restore;
+pub mod saver;
 mod state;
 pub mod tuning;
 

@@ -44,8 +44,9 @@ pub fn trace(monitor: &Monitor, request: TraceRequest) -> Outcome {
             recording.mark(&label).map_err(|e| ApiError::Trace(e.into()))?;
         }
         TraceRequest::Save => {
-            let (pages, written) = recording.save().map_err(ApiError::Trace)?;
-            log::info!("trace saved: {pages} pages touched, {written} of them written");
+            if let Some((pages, written)) = monitor.save_trace().map_err(ApiError::Trace)? {
+                log::info!("trace saved: {pages} pages touched, {written} of them written");
+            }
         }
     }
     Ok(Response::no_content())
