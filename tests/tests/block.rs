@@ -81,6 +81,8 @@ fn an_image_is_replaced_by_one_of_a_relative_path() {
     zero_image(&old, MIB);
     zero_image(&new, 2 * MIB);
     let mut vm = builder.option("--drive", old).controlled().start();
+    // Its driver has the drive.
+    vm.info();
     let root = "../".repeat(std::env::current_dir().unwrap().components().count() - 1);
     let path = format!("{root}{}", new.display().to_string().trim_start_matches('/'));
     vm.control("PATCH", "/drives/drive0", &json!({ "drive_id": "drive0", "path_on_host": path }));

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The main thread waits for the answer: the machine stands still meanwhile. A signal ends the wait, because
-//! [`Unwritten::write`] then gives up, or the thread of signals ends the process.
+//! `Unwritten::write` then gives up, or the thread of signals ends the process.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -47,11 +47,11 @@ impl Saver {
         Ok(Saver { jobs })
     }
 
-    /// Writes a snapshot's files; see [`Unwritten::write`].
+    /// Writes a snapshot's files; see `Unwritten::write`.
     ///
     /// # Errors
     ///
-    /// As of [`Unwritten::write`].
+    /// As of `Unwritten::write`.
     pub fn write_snapshot(&self, snapshot: Unwritten) -> Result<Option<Lineage>, VmmError> {
         self.ask(|answer| Job::Snapshot(Box::new(snapshot), answer))
     }

@@ -258,7 +258,11 @@ impl Machine {
     pub fn ends_without_its_pager(&mut self) {
         let status = self.wait();
         assert_eq!(status.code(), Some(5), "{}", self.words());
-        assert!(self.words().contains("has ended, and nobody else answers"), "{}", self.words());
+        assert!(
+            self.words().contains("has ended; missing pages have no source"),
+            "{}",
+            self.words()
+        );
     }
 }
 
