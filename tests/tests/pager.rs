@@ -126,7 +126,9 @@ fn machines_without_a_network_live_on_memory_of_other_hosts() {
     });
     let end = ask.join().unwrap();
     assert_eq!(end.code, Some(5), "{end:?}");
-    for part in ["gives up: guest pages", "from remote image cold", nodes[1].place.as_str()] {
+    for part in
+        ["failed: cannot read guest pages", "from remote image cold", nodes[1].place.as_str()]
+    {
         assert!(end.stderr.contains(part), "{end:?}");
     }
     assert_eq!(pager.counters()["machines"]["lost"], 1);
