@@ -97,7 +97,7 @@ mod tests {
         assert!(text(read_text("{}\n[1]\n")).contains("line 2"));
         assert!(text(read_text("{}\n{}\nhello\n")).contains("line 3"));
         assert!(text(read_text(&"x".repeat(MAX_LINE + 5))).contains("longer than"));
-        assert!(text(read(Path::new("/dev/null"))).contains("no regular file"));
+        assert!(text(read(Path::new("/dev/null"))).contains("not a regular file"));
         assert!(text(read(Path::new("/nowhere"))).contains("/nowhere"));
     }
 }
