@@ -24,7 +24,10 @@ demo: images lab
 test: qemu test-fast test-vm
 
 test-fast: images strace lab
-	cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
+	@mkdir -p target; rm -f target/skipped
+	VARVE_SKIPPED=$(CURDIR)/target/skipped \
+		cargo test --workspace --exclude varve-tests --features varve-lab/lab-tests
+	@echo "skipped tests: $$(cat target/skipped 2>/dev/null | wc -l)"; cat target/skipped 2>/dev/null || true
 
 test-vm: images clients strace lab
 	cargo build -p varve-vmm -p varve-jailer -p varve-benches

@@ -19,7 +19,7 @@ const ROUNDS: usize = 5;
 ///
 /// # Errors
 ///
-/// If there is no memory to measure on.
+/// If memory for the measurement cannot be reserved.
 pub fn measure() -> io::Result<Costs> {
     let mut best = costs_of(&Mechanisms::measure(SHAPE)?);
     for _ in 1..ROUNDS {

@@ -161,7 +161,7 @@ mod tests {
         strace.arg(std::env::current_exe().unwrap());
         strace.args(["aside::tests::commit_replaces_what_was_there", "--exact"]);
         let Ok(output) = strace.output() else {
-            return println!("skipped: strace is missing (apt-get install strace)");
+            return varve_skip::skip!("strace", "apt-get install strace");
         };
         assert!(output.status.success(), "{output:?}");
         let log = fs::read_to_string(log.path()).unwrap();

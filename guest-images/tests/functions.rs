@@ -9,7 +9,7 @@ fn sample_functions() {
     let run = Command::new("python3").args(["-B", "-m", "unittest"]).current_dir(folder).output();
     let output = match run {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: no python3");
+            varve_skip::skip!("python3", "apt-get install python3");
             return;
         }
         run => run.expect("python3 can be started"),

@@ -102,12 +102,6 @@ pub enum TierError {
         /// Its words.
         said: String,
     },
-    /// No thread for answering faults or populating.
-    #[error("cannot start a thread")]
-    Thread(#[source] io::Error),
-    /// The kernel does not say what is in memory.
-    #[error("cannot read the state of guest memory")]
-    Census(#[source] io::Error),
     /// The kernel does not say which pages of this file are in memory to this user.
     #[error(
         "recording by mincore: the kernel does not tell user {1} which pages of {0:?} are in memory, since \

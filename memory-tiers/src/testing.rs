@@ -17,7 +17,7 @@ pub(crate) fn has_uffd() -> bool {
     match sys::uffd::Uffd::open(sys::uffd::Watch::MissingAndWrites) {
         Ok(_) => true,
         Err(e) => {
-            println!("skipped: {e}");
+            varve_skip::skip!("uffd", e);
             false
         }
     }

@@ -171,7 +171,7 @@ fn record(function: &Function) -> Option<Trace> {
         RecorderHooks { on_fatal: Box::new(|e| panic!("{e}")), is_monitor: Box::new(|_| false) };
     let recorder = match Recorder::start(ram.clone(), layout, sources, hooks) {
         Err(TierError::Uffd(e)) => {
-            println!("skipped: {e}");
+            varve_skip::skip!("uffd", e);
             return None;
         }
         started => started.unwrap(),
@@ -242,7 +242,7 @@ fn check(function: &Function, snapshot: &Path, policy: &Policy) -> Option<(Count
     let ram = Arc::new(GuestRam::with_pages(&memory(), true, policy.huge_pages).unwrap());
     let restore = match Restore::start(ram.clone(), plan, sources, hooks()) {
         Err(TierError::Uffd(e)) => {
-            println!("skipped: {e}");
+            varve_skip::skip!("uffd", e);
             return None;
         }
         started => started.unwrap(),
@@ -319,7 +319,7 @@ fn auto_looks_whether_the_memory_file_is_in_memory() {
     let file = File::open(&function.memory).unwrap();
     file.sync_all().unwrap();
     if rustix::fs::fstatfs(&file).unwrap().f_type == libc::TMPFS_MAGIC {
-        return println!("skipped: /var/tmp is memory");
+        return varve_skip::skip!("disk", "/var/tmp is memory");
     }
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     assert_eq!(chosen(), Strategy::Tiered);
@@ -418,7 +418,7 @@ fn a_damaged_image_stops_the_machine_when_the_page_is_fetched() {
     let ram = Arc::new(GuestRam::new(&memory(), false).unwrap());
     let restore = Restore::start(ram.clone(), plan, sources, Hooks { stage2: None, on_fatal });
     let restore = match restore {
-        Err(TierError::Uffd(e)) => return println!("skipped: {e}"),
+        Err(TierError::Uffd(e)) => return varve_skip::skip!("uffd", e),
         started => started.unwrap(),
     };
     let (tell, read) = std::sync::mpsc::channel();
@@ -432,12 +432,4 @@ fn a_damaged_image_stops_the_machine_when_the_page_is_fetched() {
     assert!(cause.contains("chunk"), "{cause}");
     assert!(read.recv_timeout(std::time::Duration::from_millis(100)).is_err(), "nothing was read");
     drop(restore);
-}
-
-#[test]
-fn userfaultfd_is_there_where_it_is_required() {
-    let required = std::env::var("VARVE_REQUIRE").unwrap_or_default();
-    if required.split(',').any(|need| need.trim() == "uffd") {
-        can_watch().expect("VARVE_REQUIRE names uffd");
-    }
 }

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn a_file_in_a_folder_of_another_user_is_written() {
         if !rustix::process::geteuid().is_root() {
-            return println!("skipped: only root can become another user");
+            return varve_skip::skip!("root", "only root can become another user");
         }
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

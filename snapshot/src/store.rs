@@ -376,7 +376,7 @@ pub fn open_beside(path: &Path) -> Result<File, SnapshotError> {
         opened => opened.map_err(SnapshotError::io("open", path))?,
     };
     let meta = file.metadata().map_err(SnapshotError::io("look at", path))?;
-    if meta.is_file() { Ok(file) } else { Err(wrong("no regular file")) }
+    if meta.is_file() { Ok(file) } else { Err(wrong("not a regular file")) }
 }
 
 /// Refuses a name in a manifest that leads out of the manifest's folder: whoever made the manifest may

@@ -45,7 +45,9 @@ impl Target {
         match found.as_ref().map(Metadata::file_type) {
             Some(kind) if kind.is_dir() => return wrong("a folder: name a file in it"),
             Some(kind) if !kind.is_file() => {
-                return wrong("no regular file, and a snapshot is written to regular files only");
+                return wrong(
+                    "not a regular file, and a snapshot is written to regular files only",
+                );
             }
             _ => {}
         }

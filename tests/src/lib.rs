@@ -15,7 +15,6 @@ pub mod metrics_shape;
 pub mod network;
 pub mod process;
 pub mod services;
-pub mod skip;
 pub mod snapshots;
 pub mod terminal;
 pub mod threads;

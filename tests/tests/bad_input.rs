@@ -214,7 +214,7 @@ fn no_kvm() {
 #[test]
 fn no_right_to_kvm() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can become a user who may not open /dev/kvm");
+        varve_skip::skip!("root", "only root can become a user who may not open /dev/kvm");
         return;
     }
     // The build folder may be closed to others, a copy is not.

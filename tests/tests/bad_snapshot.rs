@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
+use varve_skip::skipped;
 use varve_snapshot::{LocalFiles, MANIFEST_FILE, STATE_FILE, StateFile};
 use varve_tests::disk::Disk;
 use varve_tests::images::varve;
-use varve_tests::skip::skipped;
 use varve_tests::snapshots::{snapshot, tier};
 use varve_tests::{Ended, Restoring, Vm, command};
 

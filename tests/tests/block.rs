@@ -11,8 +11,8 @@ use serde_json::json;
 use varve_agent::client::Error;
 use varve_agent::pattern;
 use varve_agent::protocol::{Block, BlockDevice, Direction, How, Request, Transfer};
+use varve_skip::skipped;
 use varve_tests::disk::FailingDisk;
-use varve_tests::skip::skipped;
 use varve_tests::{Ended, Vm};
 
 const MIB: u64 = 1 << 20;

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use varve_skip::skipped;
 use varve_snapshot::{STATE_FILE, StateFile};
-use varve_tests::skip::skipped;
 use varve_tests::snapshots::tier;
 use varve_tests::{Restoring, Vm};
 

@@ -6,7 +6,7 @@
 use std::fs;
 
 use varve_agent::protocol::Action;
-use varve_tests::skip::skipped;
+use varve_skip::skipped;
 use varve_tests::snapshots::tier;
 use varve_tests::{Restoring, Vm};
 

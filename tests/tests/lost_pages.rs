@@ -15,8 +15,8 @@ use serde_json::Value;
 use varve_agent::client::{Client, connect_vsock};
 use varve_agent::pattern::word;
 use varve_agent::protocol::{Action, Memory, MemoryReply, Request};
+use varve_skip::skipped;
 use varve_tests::disk::{Disk, FailingDisk};
-use varve_tests::skip::skipped;
 use varve_tests::snapshots::tier;
 use varve_tests::{Restoring, Vm};
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use varve_agent::protocol::{Direction, How, Request, Rng, RngReply};
+use varve_skip::skipped;
 use varve_snapshot::{MEMORY_FILE, STATE_FILE};
 use varve_tests::images::image;
 use varve_tests::network::{enter_private, ip, ping};
-use varve_tests::skip::skipped;
 use varve_tests::{Restoring, Vm, command, metrics_shape};
 
 const HOST: &str = "172.31.5.1";

@@ -7,9 +7,9 @@ use std::fs;
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
+use varve_skip::skipped;
 use varve_tests::images::image;
 use varve_tests::network::{enter_private, ip, ping};
-use varve_tests::skip::skipped;
 use varve_tests::vm::CMDLINE;
 use varve_tests::{Restoring, Vm, command};
 

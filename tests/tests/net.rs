@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use varve_agent::pattern;
 use varve_agent::protocol::{How, Interface};
+use varve_skip::skipped;
 use varve_tests::network::{enter_private, ip, ping};
-use varve_tests::skip::skipped;
 use varve_tests::{Restoring, Vm};
 
 const HOST: &str = "172.31.0.1";

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 use varve_agent::protocol::Action;
+use varve_skip::skipped;
 use varve_snapshot::{Access, Mechanism, STATE_FILE, StateFile, Trace};
 use varve_tests::disk::{Disk, drop_cache};
-use varve_tests::skip::skipped;
 use varve_tests::{Restoring, Vm, command};
 
 const PAGES_PER_MIB: u64 = 256;

@@ -207,7 +207,7 @@ mod tests {
             };
             let ran = match once(&conditions) {
                 Err(e) if strategy == "reap" && format!("{e:#}").contains("userfaultfd") => {
-                    println!("skipped: {e:#}");
+                    varve_skip::skip!("uffd", format!("{e:#}"));
                     continue;
                 }
                 ran => ran.unwrap(),

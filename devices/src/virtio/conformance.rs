@@ -64,7 +64,7 @@ pub(crate) use device_conformance;
 fn made(make: Make) -> Option<Box<dyn VirtioDevice>> {
     let device = make();
     if device.is_none() {
-        eprintln!("skipped: this machine cannot make the device");
+        varve_skip::skip!("net", "the device cannot be made");
     }
     device
 }

@@ -88,7 +88,7 @@ impl Keys {
         let open = open.map_err(PoolError::io("open", path))?;
         let metadata = open.metadata().map_err(PoolError::io("look at", path))?;
         if !metadata.is_file() {
-            return Err(file("it is no regular file; write the keys into one"));
+            return Err(file("not a regular file; write the keys into one"));
         }
         if metadata.mode() & 0o077 != 0 {
             let problem =
@@ -220,6 +220,6 @@ mod tests {
         let of_owner = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, of_owner, 0)
             .unwrap();
-        assert!(Keys::read(&pipe).unwrap_err().to_string().contains("no regular file"));
+        assert!(Keys::read(&pipe).unwrap_err().to_string().contains("not a regular file"));
     }
 }

@@ -6,8 +6,7 @@
 //!    └────> source ────┘
 //! ```
 //!
-//! `store` is for what is of one machine only: pages that are given away while it runs, and held by
-//! nodes for as long as its connections live.
+//! `backing_store` keeps the evicted pages of one machine, which nodes hold while its connections live.
 //!
 //! An image is cut into *shards*; each is an *object* that is named by its content and kept by as
 //! many nodes as there are copies. A *publication* names the objects of one image: what no

@@ -19,6 +19,7 @@ use varve_snapshot::{FlatOrder, PAGE_SIZE, PageRange};
 
 use crate::error::TierError;
 use crate::fault::watched::Watched;
+use crate::ram::error::RamError;
 use crate::ram::guest_ram::GuestRam;
 use crate::ram::kind::{HUGE_PAGE, HugePages};
 use crate::ram::sys::peer::peer_process;
@@ -106,7 +107,7 @@ impl ExternalHandler {
         send(&stream, &text, &watched.uffd).map_err(failed)?;
 
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| TierError::Thread(e.into()))?;
+            .map_err(|e| RamError::Thread(e.into()))?;
         let stop = Arc::new(stop);
         let (of_thread, socket) = (stop.clone(), socket.to_owned());
         let run = move || {

@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use crate::error::TierError;
 use crate::fault::answer::{FaultContext, FaultHandler};
 use crate::fault::watchdog::{Pending, lock, watch_deadlines};
+use crate::ram::error::RamError;
 use crate::ram::sys::uffd::Fault;
 use crate::ram::threads::spawn;
 
@@ -30,7 +31,7 @@ impl FaultThreads {
     /// Starts answering, by so many threads.
     pub fn start(context: FaultContext, threads: usize) -> Result<FaultThreads, TierError> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| TierError::Thread(e.into()))?;
+            .map_err(|e| RamError::Thread(e.into()))?;
         let stop = Arc::new(stop);
         let context = Arc::new(context);
         let work = Arc::new(Work::new(threads));

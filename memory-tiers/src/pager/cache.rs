@@ -273,12 +273,12 @@ mod tests {
     fn what_was_not_used_for_longest_goes_first() {
         let cache = ChunkCache::new(250);
         let get = |n: u64, fetched: bool| {
-            let mut context = false;
+            let mut asked = false;
             let data = cache.get((1, n), || {
-                context = true;
+                asked = true;
                 Ok(chunk(n as u8))
             });
-            assert_eq!((data.unwrap()[0], context), (n as u8, fetched), "{n}");
+            assert_eq!((data.unwrap()[0], asked), (n as u8, fetched), "{n}");
         };
         get(1, true);
         get(2, true);

@@ -33,6 +33,7 @@ pub use served::Served;
 use crate::error::TierError;
 use crate::fault::stats::{ByAccess, SourceCount};
 use crate::fault::watchdog::lock;
+use crate::ram::error::RamError;
 use machine::End;
 
 /// Settings of the pager.
@@ -117,7 +118,7 @@ impl Pager {
     /// One that listens nowhere yet. `cache` is what its snapshots use.
     pub fn new(settings: Settings, cache: Arc<ChunkCache>) -> Result<Pager, TierError> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| TierError::Thread(e.into()))?;
+            .map_err(|e| RamError::Thread(e.into()))?;
         let shared = Shared {
             settings,
             cache,
@@ -140,8 +141,7 @@ impl Pager {
         lock(&self.shared.snapshots).push(served.clone());
         let shared = self.shared.clone();
         let run = move || shared.listen(&listener, &served);
-        let thread =
-            Builder::new().name("listener".into()).spawn(run).map_err(TierError::Thread)?;
+        let thread = Builder::new().name("listener".into()).spawn(run).map_err(RamError::Thread)?;
         self.listeners.push(thread);
         Ok(())
     }

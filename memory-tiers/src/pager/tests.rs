@@ -334,8 +334,8 @@ fn large_pages_come_whole() {
     let served = Served::flat("file", file.path(), &memory).unwrap();
     let serving = Serving::by(Arc::new(ChunkCache::new(0)), served, 2);
     let (ram, ..) = match machine(&serving.socket(), &memory, HugePages::Pool) {
-        Err(TierError::Ram(e @ crate::RamError::HugePages { .. })) => {
-            return println!("skipped: {e}");
+        Err(TierError::Ram(e @ RamError::HugePages { .. })) => {
+            return varve_skip::skip!("hugetlb", e);
         }
         made => made.unwrap(),
     };

@@ -145,12 +145,12 @@ proptest! {
         prop_assert!(close(cost.total(), plan.cost().total()), "it costs the same in order");
         // Against a model that knows no ranges: page by page, the last operation wins.
         for page in memory.iter().flat_map(|m| (m.start()..m.end()).step_by(4096)) {
-            let mut context = false;
+            let mut watched = false;
             let mut shown = None;
             for op in plan.ops.iter().filter(|o| o.pages.contains(&range(page / 4096, 1))) {
                 let skip = (page - op.pages.start()) / 4096;
-                prop_assert!(op.action != Action::Install || context, "nothing to install into");
-                context = op.action == Action::Watch;
+                prop_assert!(op.action != Action::Install || watched, "nothing to install into");
+                watched = op.action == Action::Watch;
                 shown = op.from.map(|f| (f.image, f.page + skip));
             }
             let in_place = |image| (image, guest_index(page / 4096));
@@ -162,7 +162,7 @@ proptest! {
                 None => base_image.map(in_place),
             };
             let hole = want.is_none() && shown == Some(in_place(ImageId(2)));
-            prop_assert!(context || shown == want || hole, "page {page:#x}: {shown:?} for {want:?}");
+            prop_assert!(watched || shown == want || hole, "page {page:#x}: {shown:?} for {want:?}");
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn write_memory(
     sums: &mut Summing,
 ) -> io::Result<Saved> {
     let all: Vec<PageRange> = ram.regions().iter().map(|r| r.pages).collect();
-    write(ram, &all, out, false, sums)
+    write_pages(ram, &all, out, false, sums)
 }
 
 /// Writes `pages` of guest memory (each range inside a region) to where they stand in a raw memory
@@ -47,16 +47,6 @@ pub fn write_memory(
 ///
 /// A range is not guest memory, memory cannot be read, or the file not be written.
 pub fn write_pages(
-    ram: &GuestRam,
-    pages: &[PageRange],
-    out: &mut (impl Write + Seek),
-    zeros: bool,
-    sums: &mut Summing,
-) -> io::Result<Saved> {
-    write(ram, pages, out, zeros, sums)
-}
-
-fn write(
     ram: &GuestRam,
     pages: &[PageRange],
     out: &mut (impl Write + Seek),

@@ -76,7 +76,7 @@ impl Recorder {
         let state = Mutex::new(State { record, content: Verified::new(sources), sealed: false });
         let shared = Arc::new(Shared { ram, watched, layout, order, hooks, state });
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| TierError::Thread(e.into()))?;
+            .map_err(|e| RamError::Thread(e.into()))?;
         let stop = Arc::new(stop);
         let (of_thread, stop_of_thread) = (shared.clone(), stop.clone());
         let run = move || {

@@ -38,7 +38,7 @@ impl ScanBy {
             ScanBy::Mincore => {
                 let opened =
                     File::open(file).map_err(SnapshotError::io("open memory file", file))?;
-                match residency::mincore_tells(&opened).map_err(TierError::Census)? {
+                match residency::mincore_tells(&opened).map_err(SnapshotError::io("map", file))? {
                     true => Ok(()),
                     false => Err(TierError::Foreign(file.to_owned(), geteuid().as_raw())),
                 }

@@ -217,7 +217,7 @@ fn page_tables_tell_the_same_writes_and_the_page_cache_no_fewer_pages() {
             seen.contains(&true)
         };
         if by == ScanBy::Mincore && ram.regions().iter().any(cached) {
-            println!("skipped: this file system keeps its files in memory");
+            varve_skip::skip!("disk", "the file system keeps its files in memory");
             continue;
         }
         let scanner = Scanner::start(ram.clone(), by, std::time::Duration::from_millis(1)).unwrap();

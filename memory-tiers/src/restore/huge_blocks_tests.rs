@@ -175,7 +175,7 @@ fn a_block_is_one_page() {
     match HugeBlocks::suited(PrefaultBarrier::All) != HugeBlocks::Off && huge_pages_are_to_be_had()
     {
         true => assert!(huge >= 3 * HUGE_PAGE / 1024, "{huge} KiB"),
-        false => println!("skipped: this host makes no huge pages"),
+        false => varve_skip::skip!("huge-pages", "the host makes no huge pages"),
     }
 }
 

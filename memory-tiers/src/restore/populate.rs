@@ -27,7 +27,7 @@ pub(crate) fn ask(shared: &Arc<Shared>) {
     fetch(shared, &shared.plan.before);
 }
 
-/// Populates what the guest waits for and was [context for](ask).
+/// Populates the pages that the guest waits for; [`ask`] had the disk begin with them.
 pub(crate) fn before(shared: &Arc<Shared>, workers: &Workers) -> Result<(), TierError> {
     if shared.plan.before.is_empty() {
         return Ok(());

@@ -99,7 +99,7 @@ fn is_read_alone(ram: &GuestRam, page: u64) -> bool {
 fn cold_pages_are_read_alone_and_hot_ones_are_not() {
     let far = source::page_cache::reads_far(&tempfile::tempfile().unwrap());
     if !far {
-        println!("skipped: the disk of temporary files does not read far around a page");
+        varve_skip::skip!("read-ahead", "the disk does not read far around a page");
     }
     // Hot in an image of its own, or, as `template` has it, in the one that cold pages are in.
     let (own, whole) = (1, 8 + 1);
@@ -426,7 +426,7 @@ fn memory_from_the_pool_of_huge_pages_is_filled() {
     for strategy in [Strategy::Eager, Strategy::Tiered, Strategy::Auto] {
         let policy = Policy { huge_pages: HugePages::Pool, ..Policy::new(strategy) };
         match GuestRam::with_pages(&memory(), false, HugePages::Pool) {
-            Err(e @ RamError::HugePages { .. }) => return println!("skipped: {e}"),
+            Err(e @ RamError::HugePages { .. }) => return varve_skip::skip!("hugetlb", e),
             made => drop(made.unwrap()),
         }
         let sources = files(&layout, &images, &memory());

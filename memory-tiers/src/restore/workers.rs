@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::error::TierError;
+use crate::ram::error::RamError;
 use crate::ram::threads::spawn;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -49,7 +50,7 @@ impl Workers {
         let own = work();
         let others: Vec<Result<(), TierError>> = results.iter().collect();
         if others.len() < self.helpers.len() {
-            return Err(TierError::Thread(io::Error::other("a thread that helps panicked")));
+            return Err(RamError::Thread(io::Error::other("a thread that helps panicked")).into());
         }
         others.into_iter().fold(own, Result::and)
     }
@@ -112,7 +113,7 @@ mod tests {
             assert_eq!(std::thread::current().id(), main, "a panic that is wanted");
             Ok(())
         };
-        assert!(matches!(workers.share(panics), Err(TierError::Thread(_))));
-        assert!(matches!(workers.share(|| Ok(())), Err(TierError::Thread(_))));
+        assert!(matches!(workers.share(panics), Err(TierError::Ram(RamError::Thread(_)))));
+        assert!(matches!(workers.share(|| Ok(())), Err(TierError::Ram(RamError::Thread(_)))));
     }
 }

@@ -109,7 +109,7 @@ mod tests {
         assert!(in_memory(&file, &[5000]).unwrap());
         fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         if in_memory(&file, &pages).unwrap() {
-            return println!("skipped: a file system that keeps all in memory");
+            return varve_skip::skip!("disk", "the file system keeps its files in memory");
         }
         fetch((0..(4 << 20) / PIECE).map(|piece| (&file, piece)));
         // No more than the last ones are still under way.

@@ -125,7 +125,7 @@ mod tests {
         file.write_all(&[7; 2 * PAGE_SIZE as usize]).unwrap();
         match reads_at_once(&file, PAGE_SIZE) {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-                println!("skipped: a file system without RWF_NOWAIT");
+                varve_skip::skip!("nowait", "the file system has no RWF_NOWAIT");
             }
             told => assert!(told.unwrap()),
         }
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn another_users_file() {
         if !rustix::process::geteuid().is_root() {
-            return println!("skipped: only root can become another user");
+            return varve_skip::skip!("root", "only root can become another user");
         }
         let mut file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         file.write_all(&vec![7; (PAGES * PAGE_SIZE) as usize]).unwrap();
@@ -174,13 +174,13 @@ mod tests {
         file.as_file().set_permissions(mode).unwrap();
         let there = told(file.path());
         if there.contains("Unsupported") {
-            return println!("skipped: a file system without RWF_NOWAIT");
+            return varve_skip::skip!("nowait", "the file system has no RWF_NOWAIT");
         }
         assert!(there.contains("in memory: Ok(true)"), "{there}");
         fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         let pages: Vec<u64> = (0..PAGES).collect();
         if in_memory(file.as_file(), &pages).unwrap() {
-            return println!("skipped: a file system that keeps all in memory");
+            return varve_skip::skip!("disk", "the file system keeps its files in memory");
         }
         let gone = told(file.path());
         assert!(gone.contains("in memory: Ok(false)"), "{gone}");

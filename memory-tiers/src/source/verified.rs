@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use varve_snapshot::{ImageId, PAGE_SIZE, PageRange, Stored};
 
 use crate::error::TierError;
-use crate::source::page_source::Sources;
+use crate::source::page_source::{Sources, lost, source_of};
 
 /// Chunks that are remembered.
 const CHUNKS: usize = 64;
@@ -31,9 +31,7 @@ impl Verified {
         pages: PageRange,
         data: &mut [u8],
     ) -> Result<(), TierError> {
-        let source = self.sources.get(usize::from(from.image.0)).and_then(Option::as_deref);
-        let missing = || TierError::Plan(format!("image {} is not open", from.image.0));
-        let source = source.ok_or_else(missing)?;
+        let source = source_of(&self.sources, from.image)?;
         let info = source.info();
         let unit = info.chunk_pages.max(1);
         let first = from.page / unit * unit;
@@ -43,12 +41,7 @@ impl Verified {
             None => {
                 let pages_here = unit.min(info.pages.saturating_sub(first));
                 let mut chunk = vec![0; (pages_here * PAGE_SIZE) as usize];
-                source.read(first, &mut chunk).map_err(|source| TierError::Page {
-                    pages,
-                    image: info.name.clone(),
-                    tier: info.tier,
-                    source,
-                })?;
+                source.read(first, &mut chunk).map_err(|cause| lost(pages, source, cause))?;
                 self.chunks.truncate(CHUNKS - 1);
                 self.chunks.push_front((from.image, first, chunk));
                 0

@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn the_built_qemu_is_for_labs_that_need_it_once_it_is_there() {
         if std::env::var_os(QEMU_VARIABLE).is_some() {
-            return println!("skipped: {QEMU_VARIABLE} names one for all");
+            return varve_skip::skip!("qemu", format!("{QEMU_VARIABLE} names one for all"));
         }
         let dir = tempfile::tempdir().unwrap();
         let place = Place::at(dir.path());

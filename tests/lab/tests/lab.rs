@@ -172,7 +172,7 @@ fn instruction_counting_hides_the_string_instructions() {
 #[cfg_attr(not(feature = "lab-tests"), ignore = "skipped: needs the feature lab-tests")]
 fn cpus_that_count_instructions_run_beside_each_other() {
     if !Place::find().unwrap().built_qemu().exists() {
-        return println!("skipped: tests/lab/qemu/build has not been run");
+        return varve_skip::skip!("qemu", "tests/lab/qemu/build was not run");
     }
     let script = "work() { i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; }
         ms() { date +%s%3N; }

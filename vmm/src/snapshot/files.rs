@@ -19,7 +19,7 @@ use crate::machine::lineage::Lineage;
 const MOST_BASES: usize = 256;
 
 /// A snapshot of a machine that stands still until its files are written.
-pub struct Unwritten {
+pub struct PendingSnapshot {
     /// What the machine says of itself.
     pub file: StateFile,
     /// The pages of a diff; `None`: all.
@@ -36,14 +36,14 @@ pub struct Unwritten {
     pub memory_path: PathBuf,
 }
 
-impl Unwritten {
+impl PendingSnapshot {
     /// Writes both files; tells which snapshot the machine's last one is now.
     ///
     /// # Errors
     ///
     /// If a file cannot be written, or the machine's end is announced before all are.
     pub fn write(self) -> Result<Option<Lineage>, SnapshotError> {
-        let Unwritten { mut file, pages, last, ram, end, state_path, memory_path } = self;
+        let PendingSnapshot { mut file, pages, last, ram, end, state_path, memory_path } = self;
         let memory_path = memory_path.as_path();
         let mut writer = FlatWriter::at(&LocalFiles, &state_path, memory_path, ram.size())?;
         let order = FlatOrder::new(&file.memory);

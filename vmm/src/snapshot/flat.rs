@@ -11,7 +11,7 @@ use varve_devices::virtio::DeviceHandle;
 use varve_devices::virtio::block::Block;
 use varve_snapshot::{PageRange, SnapshotError, SnapshotId};
 
-use super::files::Unwritten;
+use super::files::PendingSnapshot;
 use super::saver::Saver;
 use super::state;
 use crate::config::VmConfig;
@@ -107,7 +107,7 @@ fn write(
     let mut file = state::store(config, &machine.save()?, ranges, host)?;
     let id = SnapshotId::random().map_err(SnapshotError::io("make an id for", state_path))?;
     file.id = Some(id);
-    let written = of.saver.write_snapshot(Unwritten {
+    let written = of.saver.write_snapshot(PendingSnapshot {
         file,
         pages,
         last: machine.lineage(),

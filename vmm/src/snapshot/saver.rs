@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The main thread waits for the answer: the machine stands still meanwhile. A signal ends the wait, because
-//! `Unwritten::write` then gives up, or the thread of signals ends the process.
+//! `PendingSnapshot::write` then gives up, or the thread of signals ends the process.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,14 +16,14 @@ use std::thread::Builder;
 
 use varve_snapshot::{SnapshotError, write_output};
 
-use super::files::Unwritten;
+use super::files::PendingSnapshot;
 use crate::error::VmmError;
 use crate::machine::lineage::Lineage;
 use crate::seccomp;
 
 /// What the thread can be asked for, and where the answer goes.
 enum Job {
-    Snapshot(Box<Unwritten>, Sender<Result<Option<Lineage>, SnapshotError>>),
+    Snapshot(Box<PendingSnapshot>, Sender<Result<Option<Lineage>, SnapshotError>>),
     Trace(PathBuf, Vec<u8>, Sender<Result<(), SnapshotError>>),
 }
 
@@ -47,12 +47,12 @@ impl Saver {
         Ok(Saver { jobs })
     }
 
-    /// Writes a snapshot's files; see `Unwritten::write`.
+    /// Writes a snapshot's files; see `PendingSnapshot::write`.
     ///
     /// # Errors
     ///
-    /// As of `Unwritten::write`.
-    pub fn write_snapshot(&self, snapshot: Unwritten) -> Result<Option<Lineage>, VmmError> {
+    /// As of `PendingSnapshot::write`.
+    pub fn write_snapshot(&self, snapshot: PendingSnapshot) -> Result<Option<Lineage>, VmmError> {
         self.ask(|answer| Job::Snapshot(Box::new(snapshot), answer))
     }
 
@@ -129,7 +129,7 @@ mod tests {
             let id = Some(SnapshotId::random().unwrap());
             let file = StateFile { memory: vec![range(0, 4)], id, ..StateFile::default() };
             let (state_path, memory_path) = (state.into(), memory.into());
-            let snapshot = Unwritten { file, pages, last, ram, end, state_path, memory_path };
+            let snapshot = PendingSnapshot { file, pages, last, ram, end, state_path, memory_path };
             saver.write_snapshot(snapshot)
         };
         // A whole one in a folder that is made, a diff over it and one of its own, a whole one in its place.

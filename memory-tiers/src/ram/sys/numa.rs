@@ -108,7 +108,9 @@ mod tests {
         let file = tempfile::tempfile_in("/dev/shm").unwrap();
         file.set_len(64 << 12).unwrap();
         match bind(&file, 0) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => return println!("skipped: {e}"),
+            Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+                return varve_skip::skip!("numa", e);
+            }
             done => done.unwrap(),
         }
         file.write_all_at(&[1; 8 << 12], 4 << 12).unwrap();

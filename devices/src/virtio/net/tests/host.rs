@@ -18,11 +18,11 @@ pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         // SAFETY: of what threads share, only the network namespace changes, and for this thread.
         if let Err(e) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
-            eprintln!("skipped: no network namespace of its own: {e}");
+            varve_skip::skip!("net", format!("no network namespace: {e}"));
             return;
         }
         if let Err(e) = std::fs::OpenOptions::new().write(true).read(true).open("/dev/net/tun") {
-            eprintln!("skipped: /dev/net/tun: {e}");
+            varve_skip::skip!("net", format!("/dev/net/tun: {e}"));
             return;
         }
         // Where there is IPv6, it would greet its neighbours in the midst of a test.
