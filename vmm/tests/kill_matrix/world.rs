@@ -97,7 +97,7 @@ impl World {
     }
 
     pub fn start_pager(&mut self) {
-        let more = ["--pool-keys", self.keys.to_str().unwrap(), "--tune", "pool_transport=tcp"];
+        let more = ["--pool-keys", self.keys.to_str().unwrap(), "--pool-transport", "tcp"];
         // A small cache, so that it is the pool that serves.
         let more = [&more[..], &["--cache", "1M"]].concat();
         self.pager = Some(Service::pager(&self.socket, &self.snapshot, &more));
