@@ -105,8 +105,8 @@ fn handled(world: &mut World, action: Action) -> &'static str {
     let mut is_refused = || {
         machine.tell(&format!("begin 1 0 8000 {to}"));
         machine.expect(
-            "refused: guest memory is in the care of another process, which brings its pages: only \
-             that can take them out again",
+            "refused: guest memory is served by another process (page fault handler), which alone \
+             can evict its pages",
         );
     };
     if action == Stop {
